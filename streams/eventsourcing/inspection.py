@@ -300,8 +300,8 @@ class AggregateInspector:
 
 
 def event_reader(app: Streams, topic: str) -> ReadEvent | None:
-    """The function with which an app's code reads the events of a topic; None: the topic belongs to no
-    aggregate of the app.
+    """The function with which an app's code reads the events of a topic; None: the topic belongs to
+    no aggregate of the app.
 
     :raises ConfigError: the aggregate's upcasts end at a type that is not an event.
     """

@@ -2,7 +2,7 @@
 
 :mod:`streams.parking.records` is the format of what is written and the state that follows from it;
 :mod:`streams.parking.key_parking` reads and writes it for a processor;
-:mod:`streams.parking.reading` reads it for anybody.
+:mod:`streams.parking.reading` reads it for everything else.
 """
 
 from streams.parking.key_parking import DurableKeyParking

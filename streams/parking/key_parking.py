@@ -1,32 +1,32 @@
 """Key parking for a processor: the owner of a source partition keeps its closed keys.
 
-The rules, and what a crash can do, are at the head of :mod:`streams.parking.records`. This is their
-I/O. For each source partition that is owned there is a :class:`PartitionParking`, which
+The rules, and the effects of a crash, are at the head of :mod:`streams.parking.records`. This is
+their I/O. For each source partition that is owned there is a :class:`PartitionParking`, which
 
 1. reads the partition's records from the *floor* on and opens its epoch, before any message of the
-   partition is handled; the floor is the position of a group without members, named as the topic;
+   partition is handled; the floor is the position of a group without members, named like the topic;
 2. decides for each message that is about to be handled whether its key is closed, and what to write
    in that case;
-3. reads back what was written before the source's position is committed: everything that was
-   confirmed since the last commit at once, and nothing where nothing was parked;
+3. reads back its records before the source's position is committed: all that were confirmed since
+   the last commit at once, and none if nothing was parked;
 4. reads on while keys are closed, fetches the messages that are to be handled again, and has the
    processor handle them before the other messages in their key queue;
 5. moves the floor.
 
-Where the log can (:attr:`~streams.log.protocol.Assignment.append_as_owners`), a record is written
-in one step with a check that the partition is still owned.
+If the log can do so (:attr:`~streams.log.protocol.Assignment.append_as_owners`), a record is
+written in one step with a check that the partition is still owned.
 
 An owner whose record is refused by that check, that reads that its epoch was replaced, or whose
-confirmed records are not in the log, does nothing more with the partition: the poller gives it up,
-and begins it again at the committed position, if it still owns it
+confirmed records are not in the log, stops working on the partition: the poller gives it up, and
+starts it again at the committed position, if it still owns it
 (:meth:`DurableKeyParking.replaced_epochs`).
 
-Memory holds keys, offsets and positions, never payloads, of :data:`PARKED_LIMIT` messages of a
-partition at most. At that limit, messages wait in their key queues instead of being parked.
-Payloads are fetched a few (:data:`FETCH_AHEAD`) of a key ahead.
+Memory holds keys, offsets and positions, never payloads, of at most :data:`PARKED_LIMIT` messages
+of a partition. At that limit, messages wait in their key queues instead of being parked. Payloads
+are fetched at most :data:`FETCH_AHEAD` messages ahead, per key.
 
-The poller's thread begins, reads and fetches; what the executor asks needs no I/O. A lock for each
-partition stands between them.
+The poller's thread starts partitions, reads and fetches; the calls of the executor need no I/O.
+Each partition has a lock that guards it against both.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ FETCH_AHEAD = 64
 """Messages of one key that are fetched ahead, at most."""
 
 FETCH_LIMIT = 1_000
-"""Messages of a partition that are fetched at once, at most."""
+"""Messages of a partition in one fetch, at most."""
 
 FETCH_BYTES = 4 << 20
-"""Their bytes, at most; a single larger one is fetched alone."""
+"""Bytes of one fetch, at most; a single larger message is fetched alone."""
 
 READ_INTERVAL = 0.25
 """Real seconds between two reads of new records, while keys are closed."""
@@ -88,21 +88,21 @@ LOST_AFTER = 10.0
 """Real seconds after which a confirmed record that cannot be read counts as lost."""
 
 RESTART_PAUSE = 1.0
-"""Real seconds before a partition is begun again whose epoch was replaced twice (times 2 each time
-after that, to 30); after the first time it is begun again at once."""
+"""Real seconds before a partition whose epoch was replaced twice is started again; doubled each
+time after that, up to 30. After the first replacement it is started again at once."""
 
 REPLACEMENT_MEMORY = 60.0
 """Real seconds without another replacement after which the next one counts as the first."""
 
 PARKED_RETENTION = Retention(messages=10_000)
-"""How the topic is kept on a log that trims: from the floor on, and some more."""
+"""Retention of the topic on a log that trims: everything from the floor on, and some more."""
 
 RETRY_PAUSE = 0.5
-"""Seconds until a partition is read again that could not be read."""
+"""Seconds until another try to read a partition that could not be read."""
 
 
 class ReturnedBatch(FetchedBatch):
-    """Parked messages that come back to the handler, as they stood in their source."""
+    """Parked messages that come back to the handler, as they were in their source."""
 
     __slots__ = ("generations",)
 
@@ -121,7 +121,7 @@ class DurableKeyParking:
         """The topic of closed keys, by source topic."""
         self._partitions: dict[tuple[str, int], PartitionParking] = {}
         self._replacements: dict[tuple[str, int], tuple[int, float]] = {}
-        """How often the epoch of a partition was replaced recently, and when last."""
+        """How often the epoch of a partition was replaced recently, and when it last was."""
         self.wake_poller: Callable[[], None] = lambda: None
 
     def prepare(self, log: Log) -> None:
@@ -150,13 +150,13 @@ class DurableKeyParking:
         return list(partition.state.source_offsets)
 
     def begin(self, assignment: Assignment, state: PartitionState) -> None:
-        """The partition's messages are handled from now on."""
+        """Note that the partition's messages are handled from now on."""
         partition = self._owned(assignment)
         if partition is not None:
             partition.partition_state = state
 
     def release(self, assignments: Sequence[Assignment]) -> None:
-        """These partitions are given up or lost."""
+        """Note that these partitions are given up or lost."""
         for each in assignments:
             if self._owned(each) is not None:
                 del self._partitions[each.topic, each.partition]
@@ -167,7 +167,7 @@ class DurableKeyParking:
 
     def take_returned(self) -> Sequence[FetchedBatch]:
         """Read new records, and fetch the messages that are to be handled. A partition that cannot
-        be read now holds up no other, and nothing that was fetched of another is lost."""
+        be read now holds up no other, and messages that were fetched of others are not lost."""
         now = time.monotonic()
         found: list[FetchedBatch] = []
         for partition in list(self._partitions.values()):
@@ -183,7 +183,7 @@ class DurableKeyParking:
         return found
 
     def is_confirmed(self, assignment: Assignment) -> bool:
-        """All that was parked of a partition was read back, so that it may be committed."""
+        """Whether all parked records of a partition were read back, so that it may be committed."""
         partition = self._owned(assignment)
         try:
             return partition is None or partition.is_confirmed()
@@ -193,13 +193,13 @@ class DurableKeyParking:
             return False
 
     def replaced_epochs(self) -> Sequence[tuple[Assignment, float]]:
-        """Assignments that must be begun again, and after how many seconds."""
+        """Assignments that must be started again, and after how many seconds."""
         found: list[tuple[Assignment, float]] = []
         now = time.monotonic()
         for partition, parking in list(self._partitions.items()):
             if not parking.ended_reason:
                 continue
-            if parking.is_fenced:  # an ordinary loss: nobody wrote beside the owner
+            if parking.is_fenced:  # an ordinary loss: no second owner wrote
                 logger.warning("%s/%d: %s", parking.name, parking.partition, parking.ended_reason)
                 found.append((parking.assignment, 0.0))
                 continue
@@ -222,13 +222,13 @@ class DurableKeyParking:
         return sum(last > since for _, last in list(self._replacements.values()))
 
     def closed_keys(self) -> tuple[int, int]:
-        """How many keys are closed, and how many messages wait behind those that close them."""
+        """How many keys are closed, and how many messages wait behind their heads."""
         states = [each.state for each in list(self._partitions.values())]
         keys = sum(len(each.keys) for each in states)
         return keys, max(0, sum(each.parked_messages for each in states) - keys)
 
     def unfinished(self) -> str:
-        """Why it is not idle, in words (any thread)."""
+        """Why parking is not idle, in words (any thread)."""
         for partition in list(self._partitions.values()):
             if partition.has_returning:
                 return "parked messages are coming back"
@@ -248,7 +248,8 @@ class DurableKeyParking:
         return None
 
     def is_closed(self, delivery: Delivery) -> bool:
-        """The message's key is closed, or it has come back; or its partition was released."""
+        """Whether the message's key is closed, the message has come back, or its partition was
+        released."""
         partition = self._partition_of(delivery)
         if partition is None:
             return self._was_released(delivery)
@@ -256,12 +257,12 @@ class DurableKeyParking:
         return key is not None and key in partition.state.keys
 
     def _was_released(self, delivery: Delivery) -> bool:
-        """The message's partition was, and the executor has not been told yet: what is closed is
-        not known any more, and whoever begins the partition next handles the message."""
+        """Whether the message's partition was released, and the executor has not been told yet: its
+        closed keys are no longer known, and the partition's next owner handles the message."""
         return delivery.fetched.batch.topic in self._topics
 
     def no_key_closed(self, fetched: FetchedBatch) -> bool:
-        """No key of the partition is closed."""
+        """Whether no key of the partition is closed."""
         batch = fetched.batch
         if batch.topic not in self._topics:
             return True
@@ -273,11 +274,12 @@ class DurableKeyParking:
         )
 
     def has_returned(self, delivery: Delivery) -> bool:
-        """The message has come back by :meth:`take_returned`."""
+        """Whether the message came back through :meth:`take_returned`."""
         return type(delivery.fetched) is ReturnedBatch
 
     def close_key(self, delivery: Delivery, dead_letter: Outgoing) -> Outgoing:
-        """A dead message closes its key; one without a key goes to the dead letters."""
+        """The record by which a dead message closes its key; a message without a key goes to the
+        dead letters."""
         partition = self._partition_of(delivery)
         if partition is not None:
             return partition.close_key(delivery, dead_letter)
@@ -286,7 +288,7 @@ class DurableKeyParking:
         return dead_letter
 
     def handled(self, delivery: Delivery) -> Outgoing:
-        """The record that says that a message that has come back was handled."""
+        """The done record of a message that had come back and was handled."""
         fetched, index = delivery.fetched, delivery.index
         partition, key = self._partition_of(delivery), fetched.keys[index]
         if partition is None or key is None:
@@ -297,7 +299,8 @@ class DurableKeyParking:
         )
 
     def write_confirmed(self, delivery: Delivery) -> bool:
-        """The record of this message is confirmed."""
+        """Note that the record of this message is confirmed. False: the record is void, as the
+        partition is no longer owned."""
         fetched, index = delivery.fetched, delivery.index
         if fetched.batch.topic not in self._topics or fetched.keys[index] is None:
             return True  # an ordinary dead letter
@@ -311,14 +314,15 @@ class DurableKeyParking:
         return True
 
     def write_refused(self, delivery: Delivery) -> None:
-        """The log refused the record of this message."""
+        """Note that the log refused the record of this message."""
         partition = self._partition_of(delivery)
         if partition is not None and type(delivery.fetched) is not ReturnedBatch:
             partition.write_refused(delivery)
 
     def write_fenced(self, delivery: Delivery) -> None:
-        """The log refused the record of this message, as the partition is not owned any more."""
-        delivery.fetched.state.assignment.valid_until = float("-inf")  # nothing more is started
+        """Note that the log refused the record of this message, as the partition is no longer
+        owned."""
+        delivery.fetched.state.assignment.valid_until = float("-inf")  # start no further handler
         partition = self._partition_of(delivery)
         if partition is not None:
             partition.fenced()
@@ -358,11 +362,11 @@ class PartitionParking:
         self.name = name
         self.partition = assignment.partition
         self.epoch = ""
-        """The epoch of this owner, once it is open."""
+        """The epoch of this owner, once it is open; empty before."""
         self.ended_reason = ""
         """Why the partition is to be given up; empty while it is not."""
         self.is_fenced = False
-        """That is because the log refused to write for this owner."""
+        """Whether the reason is that the log refused a write of this owner."""
         self.state = ParkingState()
         self.partition_state: PartitionState | None = None
         self._lock = threading.Lock()
@@ -370,16 +374,16 @@ class PartitionParking:
         """Everything below this position was read."""
         self._fetcher = RecordFetcher(log, name, assignment.partition)
         self._limit_reported = False
-        """It was logged that the limit is reached."""
+        """Whether it was logged that the limit is reached."""
         self._next_read = 0.0
         self._read_soon = False
         self._not_before = float("-inf")
-        """When it may be read again that could not be read."""
+        """When the partition may be read again after a failed read (monotonic)."""
         self._is_unreadable = False
         self._committed_floor = -1
         self._next_floor_commit = time.monotonic() + FLOOR_INTERVAL
         self._floor_read_end = -1
-        """How far reading had come when the floor reached it."""
+        """The read end at which the floor last caught up with it."""
         self._unconfirmed: set[int] = set()
         """Source offsets whose records are being written."""
         self._confirmed_unread: set[int] = set()
@@ -416,8 +420,8 @@ class PartitionParking:
         self.epoch = records.epoch_name(answer.offset, owner)
         self._read_to(answer.offset + 1, keep_alive)
         if self.state.epoch != self.epoch:
-            # The other one owns the partition now, or is replaced at the next try. The log tells
-            # which when it is asked for the partition again.
+            # Either the other owner has the partition now, or its epoch is replaced at the next
+            # try. The log tells which when the partition is requested again.
             raise Unavailable(
                 f"{self}: another owner record was written between looking and writing"
             )
@@ -425,7 +429,7 @@ class PartitionParking:
             logger.info("%s: %d keys are closed", self, len(self.state.keys))
 
     def _read_to(self, end: int, keep_alive: Callable[[], None] = lambda: None) -> None:
-        """Read up to a position."""
+        """Read and apply the records up to a position."""
         if self._read_end >= end:
             return
         state, refused = self.state, self.state.refused_owners
@@ -447,10 +451,10 @@ class PartitionParking:
             self.ended_reason = "another owner record has replaced this owner's"
 
     def is_confirmed(self) -> bool:
-        """Whether everything parked so far was read back, so that positions above it may be
-        committed; reads on.
+        """Whether every parked record so far was read back, so that later positions may be
+        committed; reads new records.
 
-        :raises LogError: it cannot be read now.
+        :raises LogError: the partition cannot be read now.
         """
         with self._lock:
             wanted = set(self._confirmed_unread)
@@ -473,16 +477,16 @@ class PartitionParking:
         return False
 
     def read_failed(self, error: LogError) -> None:
-        """It cannot be read now, and is read again in a moment; said once."""
+        """Note that the partition cannot be read now, and retry in a moment; logged once."""
         self._not_before = time.monotonic() + RETRY_PAUSE
         if not self._is_unreadable:
             logger.warning("%s: messages of closed keys wait for the log: %s", self, error)
         self._is_unreadable = True
 
     def take_returned(self, now: float) -> FetchedBatch | None:
-        """Read new records if it is time to; the messages to be handled next.
+        """Read new records if it is time to; returns the messages to be handled next.
 
-        :raises LogError: they cannot be read now.
+        :raises LogError: the partition cannot be read now.
         """
         if self.ended_reason or now < self._not_before:
             return None
@@ -504,13 +508,13 @@ class PartitionParking:
 
     @property
     def has_returning(self) -> bool:
-        """Messages of some key are to be handled, and were not handed out yet."""
+        """Whether messages of some key are to be handled, and were not handed out yet."""
         with self._lock:
             return any(not queue.handed_out for queue in self.state.returning.values())
 
     @property
     def has_unread(self) -> bool:
-        """Keys are closed, and there are records that were not read."""
+        """Whether keys are closed, and there are records that were not read."""
         return bool(self.state.keys) and self._read_end < self._log_end()
 
     def _log_end(self) -> int:
@@ -521,7 +525,7 @@ class PartitionParking:
         with self._lock:
             for key, queue in self.state.returning.items():
                 if queue.handed_out:
-                    continue  # more of it would come first in its key queue
+                    continue  # further messages would precede these in the key queue
                 for index in range(min(len(queue), FETCH_AHEAD)):
                     position = queue.position_of(index)
                     if position < 0:
@@ -533,7 +537,7 @@ class PartitionParking:
         return candidates
 
     def _fetch_returned(self) -> FetchedBatch | None:
-        """The messages that are to be handled next, those of a key in order."""
+        """Fetch the messages that are to be handled next, those of a key in order."""
         partition_state, candidates = self.partition_state, self._return_candidates()
         if partition_state is None or not candidates:
             return None
@@ -590,7 +594,7 @@ class PartitionParking:
         return ReturnedBatch(partition_state, batch, [each.generation for each, _ in chosen])
 
     def _commit_floor(self) -> None:
-        """Commit from where on the next owner has to read; never back."""
+        """Commit the floor, from which the next owner has to read; it never moves back."""
         if self._now() >= self.assignment.valid_until or self._read_end == self._floor_read_end:
             return
         log, name, topic = self._log, self.name, self.assignment.topic
@@ -624,8 +628,8 @@ class PartitionParking:
         with self._lock:
             queue = self.state.keys.get(key)
             if queue is None or offset < queue.source_offsets[0]:
-                # Messages before the head were handled before it failed. They come again because
-                # their position was not committed, or the group was reset.
+                # Messages before the head were handled before the head failed. They come again
+                # because their position was not committed, or the group was reset.
                 return None
             if offset in queue or offset in self.state.source_offsets:
                 return ParkDecision(None)  # its record is in the log already
@@ -638,7 +642,7 @@ class PartitionParking:
         return ParkDecision(self._parked("waits", batch, index, message))
 
     def _check_order(self, key: bytes, fetched: ReturnedBatch, index: int) -> ParkDecision | None:
-        """None if a message that has come back is still the next one of its key."""
+        """None: a message that has come back is still the next one of its key."""
         with self._lock:
             queue = self.state.keys.get(key)
             if (
@@ -661,7 +665,7 @@ class PartitionParking:
             with self._lock:
                 queue = self.state.keys.get(key)
                 if queue is not None and offset < queue.source_offsets[0]:
-                    return dead_letter  # handled again, and before all that is parked
+                    return dead_letter  # handled again, and before every parked message
                 self._check_limit(queue)
                 self.state.expect_record(key, offset, dead=True)
                 self._unconfirmed.add(offset)
@@ -673,10 +677,10 @@ class PartitionParking:
         return self.name, record
 
     def _check_limit(self, queue: ParkedQueue | None) -> None:
-        """A message whose key is coming back is parked beyond the limit, too: those that return
-        make room, and they cannot while it holds the key.
+        """Check the limit of parked messages. A message whose key is coming back is parked even
+        beyond it: the returning messages make room, and cannot while this one blocks the key.
 
-        :raises Unavailable: no more is parked for now.
+        :raises Unavailable: no more messages are parked for now.
         """
         if self.state.parked_messages < PARKED_LIMIT or (queue is not None and not queue.is_dead):
             self._limit_reported = False
@@ -691,8 +695,8 @@ class PartitionParking:
         raise Unavailable(complaint)
 
     def handled_confirmed(self, delivery: Delivery) -> bool:
-        """A message that came back was handled, and its record is confirmed. True: more of its
-        key are to be fetched."""
+        """Note that the done record of a message that came back is confirmed. True: more messages
+        of its key are to be fetched."""
         fetched, index = delivery.fetched, delivery.index
         key = fetched.keys[index]
         if key is None:
@@ -706,20 +710,21 @@ class PartitionParking:
             return True
 
     def write_confirmed(self, offset: int) -> None:
-        """The record of a dead or parked message is written. It counts once it was read back."""
+        """Note that the record of a dead or parked message is written. It counts once it was read
+        back."""
         with self._lock:
             if offset in self._unconfirmed:
                 self._unconfirmed.discard(offset)
                 self._confirmed_unread.add(offset)
 
     def fenced(self) -> None:
-        """The log refused to write for this owner."""
+        """Note that the log refused a write of this owner."""
         if not self.ended_reason:
             self.is_fenced = True
             self.ended_reason = "a record was refused, as the partition is not owned any more"
 
     def write_refused(self, delivery: Delivery) -> None:
-        """The record of a dead or parked message is not written."""
+        """Note that the record of a dead or parked message was not written."""
         fetched, index = delivery.fetched, delivery.index
         key, offset = fetched.keys[index], fetched.batch.offsets[index]
         if key is not None:
@@ -729,9 +734,9 @@ class PartitionParking:
 
 
 def ensure_parked_topic(log: Log, name: str, partitions: int, source: str) -> None:
-    """Create a topic of closed keys, or find it; blocks.
+    """Create a topic of closed keys if it is missing; blocks.
 
-    :raises TopicMismatch: it has not as many partitions as its source.
+    :raises TopicMismatch: it does not have as many partitions as its source.
     """
     info = ensure_topic(log, name, partitions, config=log.capabilities.dead_letter_config)
     if info.partitions != partitions:
@@ -743,9 +748,9 @@ def ensure_parked_topic(log: Log, name: str, partitions: int, source: str) -> No
 
 
 def _unreadable_reasons(rows: Sequence[FetchedRow]) -> dict[int, str]:
-    """Why headers could not be read in the source, of messages that no handler has seen.
+    """Why the headers of messages that no handler has seen could not be read in the source.
 
-    A message that is dead for this reason and comes back is handled: somebody decided so.
+    A message that is dead for this reason and comes back is handled: an operator decided so.
     """
     found: dict[int, str] = {}
     for index, row in enumerate(rows):

@@ -1,7 +1,7 @@
-"""Reading the records of closed keys, from the floor on; blocks.
+"""Reads the records of closed keys, from the floor on; blocks.
 
-The floor is the position of a group without members that has the name of the topic, with the epoch
-in force there (:mod:`streams.parking.records`).
+The floor is the position of a group without members that is named like the topic, stored with the
+epoch in force there (:mod:`streams.parking.records`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ logger = get_logger("streams.dead")
 
 
 def is_parking_record(headers: Headers) -> bool:
-    """Whether a record is one of those that keep a key closed."""
+    """Whether a record is one that keeps a key closed."""
     return any(name.startswith(PREFIX) for name, _ in headers)
 
 
 def read_state(
     log: Log, name: str, partition: int, on_ignored: Callable[[int, int], None] | None = None
 ) -> ParkingState:
-    """What follows from a partition's records, from the floor to the end.
+    """The state that follows from a partition's records, from the floor to the end.
 
-    :param on_ignored: called with partition and offset of each record that says nothing that can
-        be.
+    :param on_ignored: called with partition and offset of each record that is not valid.
     """
     start, end, epoch = read_floor(log, name, partition)
     state = ParkingState(epoch)
@@ -43,10 +42,10 @@ def read_state(
 
 
 def read_floor(log: Log, name: str, partition: int) -> tuple[int, int, str]:
-    """Where reading begins, where the log ends, and the epoch in force at the beginning.
+    """The position where reading begins, the log's end, and the epoch in force where it begins.
 
-    The epoch is empty where it is not known. A floor that something else wrote is ignored:
-    everything there is gets read.
+    The epoch is empty if it is not known. A floor that another program wrote is ignored: then the
+    whole partition is read.
     """
     first, end = log.watermarks(name, partition)
     committed = log.committed(name, name).get(partition)

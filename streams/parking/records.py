@@ -2,76 +2,78 @@
 
 ``DeadLetters(sequenced=True)``: once a message of a key is dead, later messages of that key are
 *parked* behind it until it is retried, edited or dropped; then they are handled in their original
-order, and the key opens again. Everything about the keys of partition p of ``orders`` stands in
-partition p of ``orders.billing.parked``. The state is what follows from reading that in order:
+order, and the key opens again. All records about the keys of partition p of ``orders`` are in
+partition p of ``orders.billing.parked``. The state follows from reading them in order:
 :class:`ParkingState` does this and nothing else, so all readers of the same records get the same
 state.
 
 Rules
 -----
 
-1. **Records.** An *owner* record opens the ownership epoch of whoever owns the source partition. A
-   *dead* record is a message that could not be handled, a *waits* record one that is parked: both
-   hold its bytes, headers and source offset. A *done* record says that the message of a source
-   offset was handled. *retry*, *edit* and *drop* are commands; anybody may write them.
+1. **Records.** An *owner* record opens the epoch of the source partition's owner. A *dead* record
+   is a message that could not be handled, a *waits* record one that is parked: both hold its
+   bytes, headers and source offset. A *done* record says that the message of a source offset was
+   handled. *retry*, *edit* and *drop* are commands; any program may write them.
 2. **The chain of owners.** An owner record names the epoch that it replaces, and counts only if
-   that epoch is in force where the record stands. A process that stood still between reading and
+   that epoch is in force at the record's position. A process that was paused between reading and
    writing names an epoch that another one has replaced meanwhile, so its record is ignored. An
-   epoch is called ``position/name`` after the position of its owner record, so no two epochs ever
-   have the same name, whatever anybody writes. Where nothing is known of what came before (the
-   topic is new, or was trimmed above the floor), the first owner record counts whatever it names.
+   epoch is named ``position/name`` after the position of its owner record, so no two epochs ever
+   have the same name, whatever is written. If the earlier epochs are unknown (the topic is new, or
+   was trimmed above the floor), the first owner record counts, whatever epoch it names.
 3. **The fence.** Dead, waits and done records carry their writer's epoch, and count only while it
-   is in force. The next owner reads to the end, writes its owner record, and reads up to it: what
-   a former owner still writes stands behind it and is always ignored. Logs that can (memory,
-   SQLite, Redis on one server) do not even write it: there each of these records, and the owner
-   record, is written in one step with a check that its writer owns the source partition. No rule
-   depends on that; Kafka and Redis Cluster have the other rules alone.
+   is in force. The next owner reads to the end, writes its owner record, and reads up to it:
+   records that a former owner still writes come after it and are always ignored. Some logs
+   (memory, SQLite, Redis on one server) do not even write them: there each of these records, and
+   the owner record, is written in one step with a check that its writer owns the source
+   partition. No rule depends on that; Kafka and Redis Cluster have the other rules alone.
 4. **Read back.** A source position is committed only after the parked records below it were read
    back from the log and count, as they do for every reader. Confirmed writes are not enough: the
    epoch may have been replaced before they arrived. An owner that reads that its epoch was replaced
-   gives the partition up with everything that was not committed, and begins it again at the
-   committed position, if it still owns it. So does one whose record the log refuses.
+   gives the partition up with everything that was not committed, and starts it again at the
+   committed position, if it still owns it. So does an owner whose record the log refuses.
 5. **A key** has a queue of source offsets, ascending; it is *closed* while the queue is not empty.
    Only the head can be dead. A waits record is inserted by its offset, which is at the end as long
    as only the owner writes. A record of a queued offset is the same message written again, and
-   changes nothing, except that a dead record of the head's offset says that the head failed. A
+   changes nothing, except that a dead record of the head's offset means that the head failed. A
    record of an offset before the head's changes nothing.
 6. **Commands** name the head's record by its position, so that a command that was meant for an
    earlier state does nothing. They act on a dead head only: retry lets it be handled again, edit
    replaces its bytes and does the same, drop removes it.
-7. **Who acts.** A command is a record that changes the state, and nothing else. The owner reads the
-   records as they come, and hands out the head of every queue that is not dead.
+7. **Actions.** A command is a record that changes the state, and nothing else. The owner reads the
+   records as they arrive, and hands out every head that is not dead.
 8. **Older records.** Releases before the chain wrote owner records that name no other epoch, and
-   used their name alone as the epoch. Such a record always counts until the first record of the
-   chain counts, and never after that.
+   used the owner's name alone as the epoch. Such a record always counts until the first record of
+   the chain counts, and never after that.
 
-What a crash can do
--------------------
+Effects of a crash
+------------------
 
 Each step is one record, so it is there or it is not.
 
 * Before the dead record: the source is not settled; the message is handled again.
 * After it, before the source's position is committed: the source offset counts as settled, because
-  it stands here (:attr:`ParkingState.source_offsets`). The same for a parked message.
-* A message that came back was handled, and its done record was not written: it is handled again, as
-  any message whose position was not committed (at-least-once). The done record is confirmed before
-  the next message of the key begins, so that is one message a key. What its handler returned
-  (``to=``) is written before that, under IDs derived from the message. Where the done records of an
-  owner are ignored, because its epoch was replaced, the messages since then are handled again.
+  it is recorded here (:attr:`ParkingState.source_offsets`). The same holds for a parked message.
+* A message that came back was handled, and its done record was not written: it is handled again,
+  like any message whose position was not committed (at-least-once). The done record is confirmed
+  before the next message of the key begins, so this affects one message per key. The messages that
+  its handler returned (``to=``) are written before that, under IDs derived from the message. If the
+  done records of an owner are ignored, because its epoch was replaced, the messages since then are
+  handled again.
 * It failed again, and its dead record was not written: it is handled again.
-* A reset of the group makes messages come again that are done here: an owner record that is *fresh*
-  (the group stands where it was started or reset to) makes readers forget all that is done. What
-  waits goes on waiting. A message before the head of its closed key is handled when it comes.
+* A reset of the group redelivers messages that are done here: an owner record that is *fresh* (the
+  group's position is where it was started or reset to) makes readers forget all done messages.
+  Parked messages go on waiting. A message before the head of its closed key is handled when it
+  comes.
 
 As everywhere, an owner that was frozen may finish its handlers while its successor's run.
 
-What anybody can write
-----------------------
+Records of other writers
+------------------------
 
-Whoever may write to the topic can do what an operator can: drop, edit and retry. Whoever also reads
-it can do what the owner can, in its name. An owner record of a stranger, whatever it names, loses
-no message: the owner's records after it do not count, so nothing that depends on them is committed,
-and the owner begins again. Other records are skipped.
+A client that may write to the topic can do what an operator can: drop, edit and retry. A client
+that also reads it can do what the owner can, in the owner's name. A foreign owner record, whatever
+epoch it names, loses no message: the owner's records after it do not count, so nothing that depends
+on them is committed, and the owner starts again. Other records are skipped.
 """
 
 from __future__ import annotations
@@ -107,13 +109,13 @@ _KINDS: tuple[str, ...] = get_args(RecordKind)
 _READ_HEADERS = frozenset({KIND, OWNER, REPLACES, OFFSET, TARGET, AFTER_RESET})
 
 NO_EPOCH = "-"
-"""What an owner record replaces where no epoch is in force."""
+"""The epoch that an owner record names as replaced if none is in force."""
 
 MAX_EPOCH = 128
 """Characters of an epoch, at most."""
 
 MAX_OWNER_NAME = 64
-"""Characters of an owner's name, at most: an epoch has a position before it."""
+"""Characters of an owner's name, at most: an epoch has a position in front of it."""
 
 OFFSET_DIGITS = 40
 """Digits of an offset, at most: on Redis it has 128 bits."""
@@ -125,22 +127,22 @@ def parked_topic(topic: str, group: str) -> str:
 
 
 class ParkingRecord(NamedTuple):
-    """What one record says."""
+    """The content of one record, without the message."""
 
     kind: str
     writer: str
-    """The name in an owner record, the epoch in what an owner wrote."""
+    """The owner's name in an owner record, its epoch in a dead, waits or done record."""
     offset: int
-    """In the source."""
+    """The offset of the message in the source."""
     target: int
-    """The record that a command is about."""
+    """The position of the record that a command is about."""
     after_reset: bool
     replaces: str | None = None
     """The epoch that an owner record replaces, empty for none; None: an older release wrote it."""
 
 
 def parse_record(headers: Headers) -> ParkingRecord | None:
-    """What a record says; None where it is not ours, or cannot be valid."""
+    """The content of a record; None: it is not a parking record, or cannot be valid."""
     found = {name: value for name, value in headers if name in _READ_HEADERS and value is not None}
     kind = _parse_token(found.get(KIND))
     if kind not in _KINDS:
@@ -177,7 +179,7 @@ def parse_record(headers: Headers) -> ParkingRecord | None:
 
 
 def parse_batch(batch: Batch) -> list[tuple[int, bytes | None, ParkingRecord]]:
-    """What the records of a batch say: the position and the key of each, and what it is."""
+    """The valid records of a batch: the position, key and content of each."""
     parsed = []
     for index, position in enumerate(batch.offsets):
         record = parse_record(batch.headers(index))
@@ -187,7 +189,7 @@ def parse_batch(batch: Batch) -> list[tuple[int, bytes | None, ParkingRecord]]:
 
 
 def _parse_token(value: bytes | None) -> str:
-    """A name that we may have written; empty where it is none."""
+    """A name in the form that this module writes; empty if it has another form."""
     if not value or len(value) > MAX_EPOCH or not value.isascii():
         return ""
     word = value.decode()
@@ -197,7 +199,7 @@ def _parse_token(value: bytes | None) -> str:
 def epoch_name(position: int, name: str) -> str:
     """The epoch that an owner record opens.
 
-    :param position: where the record stands.
+    :param position: the position of the record.
     """
     return f"{position}/{name}"
 
@@ -225,10 +227,10 @@ def _header(name: str, value: object) -> tuple[str, bytes | None]:
 
 
 def owner_record(name: str, replaces: str, partition: int, *, after_reset: bool) -> Record:
-    """Opens an epoch.
+    """The record that opens an epoch.
 
-    :param name: of the owner, never used before.
-    :param replaces: the epoch in force; empty where there is none.
+    :param name: the owner's name, never used before.
+    :param replaces: the epoch in force; empty if there is none.
     """
     headers = [
         _header(KIND, "owner"),
@@ -242,7 +244,7 @@ def owner_record(name: str, replaces: str, partition: int, *, after_reset: bool)
 def parked_record(
     kind: MessageKind, epoch_id: str, partition: int, offset: int, message: Record, timestamp: float
 ) -> Record:
-    """A message that is dead, or waits behind one that is."""
+    """The record of a message that is dead, or waits behind a dead one."""
     redrive = header_text(message.headers, REDRIVE) or "0"
     headers = [
         *message_headers(message.headers),
@@ -252,13 +254,13 @@ def parked_record(
         _header(TIME, timestamp),
         _header(MESSAGE_ID, message.id),
     ]
-    # Under an ID of its own: a log may keep one record of each ID.
+    # A unique ID: a log may keep only one record of each ID.
     id = f"{epoch_id}/{offset}/{kind}/{redrive}"
     return Record(message.value, message.key, id, headers, partition)
 
 
 def done_record(epoch_id: str, partition: int, offset: int, key: bytes) -> Record:
-    """The message of that source offset was handled."""
+    """The record that says that the message of that source offset was handled."""
     headers = [_header(KIND, "done"), _header(OWNER, epoch_id), _header(OFFSET, offset)]
     return Record(None, key, f"{epoch_id}/{offset}/done", headers, partition)
 
@@ -266,10 +268,10 @@ def done_record(epoch_id: str, partition: int, offset: int, key: bytes) -> Recor
 def command_record(
     command: Command, target: int, partition: int, key: bytes, id: str, edited: Record | None = None
 ) -> Record:
-    """Decides what happens to the dead message of a key.
+    """The record of a command on the dead message of a key.
 
-    :param target: the position of its record.
-    :param edited: it, with other bytes, for ``edit``.
+    :param target: the position of the message's record.
+    :param edited: the message with its new bytes, for ``edit``.
     """
     given = () if edited is None else edited.headers
     headers = headers_without(given, (ID, KIND, OWNER, TARGET))
@@ -279,26 +281,26 @@ def command_record(
 
 
 def message_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
-    """A message's own headers: without ours, and without its ID."""
+    """A message's own headers, without those of parking and without its ID."""
     return copied_headers(headers_without(headers, (ID,), PREFIX))
 
 
 class OriginalMessage(NamedTuple):
-    """The message in a record, as it stood in its source."""
+    """The message in a record, as it was in its source."""
 
     id: str | None
-    """None where the record does not say."""
+    """None: the record does not say."""
     offset: int
     time: float
     headers: list[tuple[str, bytes | None]]
-    """As its handler sees them, the ID first."""
+    """The headers as the handler sees them, the ID first."""
 
 
 def read_original(headers: Headers, *, as_redriven: bool = True) -> OriginalMessage:
     """The message in a dead, waits or edit record.
 
-    :param as_redriven: as its handler is to get it: if it was dead, counted as put back, without
-        its error.
+    :param as_redriven: return it as its handler is to get it: a dead message with its redrive count
+        raised, and without its error.
     """
     own = message_headers(headers)
     if as_redriven and header_text(headers, KIND) != "waits":
@@ -317,7 +319,7 @@ def read_original(headers: Headers, *, as_redriven: bool = True) -> OriginalMess
 
 
 class ParkedQueue:
-    """What waits of one closed key."""
+    """The queue of one closed key."""
 
     __slots__ = (
         "generation",
@@ -332,16 +334,16 @@ class ParkedQueue:
         self.source_offsets: deque[int] = deque()
         """Source offsets, ascending."""
         self.record_positions: deque[int] = deque()
-        """Positions of their first records; -1 for one that was written and not read yet."""
+        """Positions of their first records; -1: the record was written and not read yet."""
         self.is_dead = False
-        """The head waits for a command."""
+        """Whether the head is dead and waits for a command."""
         self.head_position = -1
         """The position of the record with the head's current bytes, if it failed again or was
         edited. Its first record is still needed: later records refer to it."""
         self.generation = generation
         """Changes when messages that were handed out are recalled."""
         self.handed_out = 0
-        """How many messages, from the head on, are handed out."""
+        """How many messages, from the head on, were handed out to be handled."""
 
     def __len__(self) -> int:
         return len(self.source_offsets)
@@ -351,18 +353,18 @@ class ParkedQueue:
         return index > 0 and self.source_offsets[index - 1] == offset
 
     def position_of(self, index: int) -> int:
-        """The position of the record with a message's bytes; -1 where it is not known yet."""
+        """The position of the record with a message's bytes; -1: not known yet."""
         replaced = index == 0 and self.head_position >= 0
         return self.head_position if replaced else self.record_positions[index]
 
     @property
     def lowest_position(self) -> int:
-        """The lowest position that it needs; -1 where it is not known."""
+        """The lowest position that the queue needs; -1: not known."""
         return self.record_positions[0]
 
     def _insertion_index(self, offset: int) -> int:
-        """How many messages have an offset up to this one. Searched from the end, where it nearly
-        always is."""
+        """How many messages have an offset up to this one. Searched from the end, where the result
+        nearly always is."""
         sources, index = self.source_offsets, len(self.source_offsets)
         while index and sources[index - 1] > offset:
             index -= 1
@@ -385,7 +387,7 @@ class ParkedQueue:
         return index
 
     def remove_unwritten(self, offset: int) -> bool:
-        """Remove a message whose record was not written; whether it was there."""
+        """Remove a message whose record was not written; returns whether it was there."""
         index = self._insertion_index(offset) - 1
         if index < 0 or self.source_offsets[index] != offset or self.record_positions[index] >= 0:
             return False
@@ -396,8 +398,8 @@ class ParkedQueue:
 class ParkingState:
     """The closed keys of one partition, as they follow from the records that were read.
 
-    :param in_force: the epoch in force where reading begins; empty where that is not known.
-    :param keep_from: source offsets from there on are kept in :attr:`source_offsets`.
+    :param in_force: the epoch in force where reading begins; empty: not known.
+    :param keep_from: source offsets from this one on are kept in :attr:`source_offsets`.
     """
 
     def __init__(self, in_force: str = "", keep_from: int | None = None) -> None:
@@ -408,23 +410,23 @@ class ParkingState:
         """Messages in all queues."""
         self.source_offsets: dict[int, int] = {}
         """Source offsets from ``keep_from`` on of messages that were dead or parked, and not
-        forgotten since, with the position of their first record that counted."""
+        forgotten since; with the position of the first record of each that counted."""
         self.returning: dict[bytes, ParkedQueue] = {}
-        """Those of :attr:`keys` whose head is not dead, and is to be handled."""
+        """The queues in :attr:`keys` whose head is not dead, and is to be handled."""
         self.epochs: list[tuple[int, str]] = []
-        """Where epochs began, ascending."""
+        """The position of each owner record that counted, and the epoch it opened; ascending."""
         self.refused_owners = 0
         """Owner records that were ignored."""
         self._keep_from = keep_from
         self._done_unread: dict[int, int] = {}
         """Source offsets whose done record was written and not read yet, with the position of the
-        message: it is still needed, in case that record is ignored."""
+        message's record: it is still needed, in case the done record is ignored."""
         self._generation = 0
 
     # -- reading
 
     def apply(self, position: int, key: bytes | None, record: ParkingRecord) -> None:
-        """The next record."""
+        """Apply the next record."""
         kind = record.kind
         if kind == "owner":
             self._apply_owner(position, record)
@@ -455,9 +457,9 @@ class ParkingState:
     def _continues_chain(self, record: ParkingRecord) -> bool:
         """Whether an owner record counts (rules 2 and 8)."""
         if not self.epoch:
-            return True  # nothing is known of what came before
+            return True  # the earlier epochs are unknown
         if record.replaces is None:
-            return "/" not in self.epoch  # an older release, and nobody has begun the chain
+            return "/" not in self.epoch  # of an older release: counts until the chain begins
         return record.replaces == self.epoch
 
     def _apply_message(self, position: int, key: bytes, record: ParkingRecord) -> None:
@@ -489,10 +491,11 @@ class ParkingState:
         if record.kind == "edit":
             queue.head_position = position
 
-    # -- what the owner knows before it reads its records
+    # -- the owner's changes, before it reads its records back
 
     def expect_record(self, key: bytes, offset: int, *, dead: bool) -> None:
-        """The owner is about to write this. For a head that came back, nothing changes yet."""
+        """Enqueue a message whose record the owner is about to write. For a head that came back,
+        nothing changes yet."""
         queue = self.keys.get(key)
         if queue is None:
             queue = self._close_key(key)
@@ -502,7 +505,7 @@ class ParkingState:
             self._mark_dead(key, queue)
 
     def cancel_expected(self, key: bytes, offset: int) -> None:
-        """The record was refused, and is not in the log."""
+        """Undo :meth:`expect_record`: the record was refused, and is not in the log."""
         queue = self.keys.get(key)
         if queue is None or not queue.remove_unwritten(offset):
             return
@@ -512,9 +515,9 @@ class ParkingState:
             self.returning.pop(key, None)
 
     def remove_handled(self, key: bytes, offset: int, *, unread: bool = False) -> None:
-        """The message of that offset was handled, or its record was deleted.
+        """Remove the head if it has that offset: it was handled, or its record was deleted.
 
-        :param unread: its done record is written, and not read yet.
+        :param unread: its done record was written, and not read yet.
         """
         queue = self.keys.get(key)
         if queue is not None and queue.source_offsets[0] == offset:
@@ -524,11 +527,11 @@ class ParkingState:
 
     @property
     def has_unread(self) -> bool:
-        """There may be records to read."""
+        """Whether there may be records to read."""
         return bool(self.keys or self._done_unread)
 
     def recall_queue(self, queue: ParkedQueue) -> None:
-        """Messages of a queue that were handed out must not be handled."""
+        """Recall the messages of a queue that were handed out: they must not be handled."""
         self._generation += 1
         queue.generation = self._generation
         queue.handed_out = 0
@@ -568,9 +571,9 @@ class ParkingState:
     # -- the floor
 
     def floor(self, read_end: int, settled: int) -> tuple[int, str]:
-        """From where on the next owner has to read, and which epoch is in force there.
+        """The position from which the next owner has to read, and the epoch in force there.
 
-        :param read_end: everything below was read.
+        :param read_end: everything below this position was read.
         :param settled: the source's committed position: no message below it comes again.
         """
         for offset in [each for each in self.source_offsets if each < settled]:

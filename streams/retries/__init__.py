@@ -1,11 +1,12 @@
 """Durable retries: attempts that are counted in the log, and messages that wait there.
 
 :mod:`streams.retries.attempt_log` counts for ``Retry(durable=True)`` and ``Retry(in_order=False)``.
-:mod:`streams.retries.scheduler` delivers from a topic of delayed messages what is due.
-:mod:`streams.retries.due_index` says what is due next in a partition of it, and
-:mod:`streams.retries.pending` what waits in one; :mod:`streams.retries.checkpoints` keep that
-there, so that whoever takes it over reads little, and :mod:`streams.retries.checkpoint_writer` says
-when. :mod:`streams.retries.records` are its records.
+:mod:`streams.retries.scheduler` delivers the due messages of a delay topic.
+:mod:`streams.retries.due_index` orders the pending messages of one of its partitions by due time,
+and :mod:`streams.retries.pending` lists those of a topic without a scheduler.
+:mod:`streams.retries.checkpoints` store the index in the partition, so that its next owner reads
+little, and :mod:`streams.retries.checkpoint_writer` decides when.
+:mod:`streams.retries.records` defines the records of a delay topic.
 """
 
 from streams.engine.retry import retry_delay

@@ -3,23 +3,24 @@
 A message that need not keep its order (it has no key, or ``in_order`` is False) waits in the
 group's delay topic, ``{topic}.{group}.delay``, and comes back through ``{topic}.{group}.retry``,
 which its processor reads anyway, with the number of its attempts in a header. Meanwhile it blocks
-no other message and takes no memory. It is settled where it failed: its redrive count is part of
-its identity (:func:`streams.message.identity`), so deduplication takes each attempt for a message
-of its own.
+no other message and takes no memory. At the position where it failed it is settled: its redrive
+count is part of its identity (:func:`streams.message.identity`), so deduplication treats each
+attempt as a separate message.
 
 A message that keeps its order stays in its key queue.
 
-Both are noted in ``{topic}.{group}.attempts``, in the partition of the same number, before the
-message is settled or tried again. (With ``exactly_once=True`` the copy that waits is stored
-together with the progress, and needs no note.) The partition's next owner reads the notes that are
-younger than the oldest unsettled message: it continues the count, and skips messages that wait
-elsewhere. That a message waits elsewhere is noted once its copy is in the log, with the copy's
-position, and believed only if the copy is found there.
+In both cases a note is written to ``{topic}.{group}.attempts``, in the partition of the same
+number, before the message is settled or tried again. (With ``exactly_once=True`` the delayed copy
+is stored together with the progress, and needs no note.) The partition's next owner reads the notes
+that are younger than the oldest unsettled message: it continues the count, and skips messages that
+wait in the delay topic. The note of a delayed message is written once its copy is in the log, with
+the copy's position, and counts only if the copy is found there.
 
-A note counts until the group is reset: it names the reset that the group went on from. An owner
+A note counts until the group is reset: it holds the generation of the group's last reset. An owner
 that finds no progress of a former one (the group is new, or was deleted, another tool has set its
-position, or the log has lost its end) writes that the group starts over in that topic, and notes
-before that do not count. So what is handled again on purpose begins with its first attempt.
+position, or the log has lost its end) writes a record to that topic that the group starts over, and
+notes before it do not count. So messages that are handled again on purpose begin with their first
+attempt.
 
 Notes are kept for :data:`ATTEMPTS_RETENTION` seconds; older ones are ignored.
 """
@@ -60,7 +61,7 @@ from streams.text import count_with_noun, get_logger
 logger = get_logger("streams.delay")
 
 PENDING_LIMIT = 200_000
-"""Messages of a partition whose due times are held in memory at once."""
+"""Messages of a partition whose due times are held in memory, at most."""
 
 ATTEMPTS_RETENTION = 7 * 86_400.0
 """Seconds for which a note is kept."""
@@ -69,38 +70,37 @@ CLOCK_SKEW = 3600.0
 """Seconds by which the clocks of publishers may differ."""
 
 DELAYED = 1 << 30
-"""The count of a message that waits elsewhere: more attempts than there can be."""
+"""The count in the note of a delayed message: more attempts than there can be."""
 
 COPY = "streams_delayed_copy"
-"""Header of a note: where the message stands that waits elsewhere."""
+"""Header of a note: the position of the message's copy in the delay topic."""
 
 STARTS_OVER = b"starts-over"
-"""The key of a record that makes the notes before it void, about messages of the topic that is its
-value."""
+"""The key of a record that voids all earlier notes on messages of one topic: its value."""
 
 _READ_ATTEMPTS = 5
 
 _COPIES_AT_ONCE = 1_000
-"""Copies that are looked up between two signs of life, at most."""
+"""Copies that are looked up between two calls of ``keep_alive``, at most."""
 
 _COPY_BYTES = 16 << 20
-"""Their bytes, about."""
+"""The total size of these copies in bytes, approximately."""
 
 
 def delay_topic(topic: str, group: str) -> str:
-    """Where messages of ``topic`` wait that ``group`` handles later."""
+    """The topic in which messages of ``topic`` wait until ``group`` handles them."""
     return f"{topic}.{group}.delay"
 
 
 class _Topics(NamedTuple):
-    """What belongs to a topic that is read."""
+    """The topics that belong to one source topic."""
 
     delay: str
-    """Where its messages wait."""
+    """The topic in which its messages wait."""
     retry: str
-    """Where they come back."""
+    """The topic through which they come back."""
     attempts: str
-    """Where their attempts are noted."""
+    """The topic of the notes on their attempts."""
 
 
 class DurableAttemptLog:
@@ -116,12 +116,12 @@ class DurableAttemptLog:
         self._unordered = not options.retry.in_order
         self._sources = processor.topics
         self._topics: dict[str, _Topics] = {}
-        """By the topic read."""
+        """By source topic."""
         self._restored_attempts: dict[Position, int] = {}
-        """Attempts that former owners noted, of messages that were not taken up yet."""
+        """Attempts that former owners noted, for messages that were not delivered here yet."""
         self._restored_copies: dict[Position, bytes] = {}
-        """The keys of entries that are in the delay topic, for the messages which former owners
-        noted that these stand for."""
+        """The keys of entries that were found in the delay topic, by the position of the message
+        that a former owner delayed."""
         for source in self._sources:
             topics = _Topics(
                 check_topic(delay_topic(source, group)),
@@ -135,8 +135,8 @@ class DurableAttemptLog:
             processor.helpers.append(scheduler)
 
     def prepare(self, log: Log) -> None:
-        """Create the topics of notes, and those through which messages come back, each with as
-        many partitions as its source: as many members can share the work; blocks."""
+        """Create the attempts and retry topics, each with as many partitions as its source, so that
+        as many members can share the work; blocks."""
         for source in self._sources:
             count, topics = log.topic(source).partitions, self._topics[source]
             ensure_topic(log, topics.attempts, count, Retention(seconds=ATTEMPTS_RETENTION))
@@ -145,7 +145,7 @@ class DurableAttemptLog:
     # -- called by the executor
 
     def failed_attempts(self, batch: Batch, index: int) -> int:
-        """How often a message that was just taken up failed before."""
+        """How often a message that was just fetched failed before."""
         if self._restored_attempts:
             restored = self._restored_attempts.get(_position(batch, index))
             if restored is not None:
@@ -153,7 +153,7 @@ class DurableAttemptLog:
         return 0 if batch.topic in self._sources else attempts_of(batch.headers(index))
 
     def record_failure(self, delivery: Delivery, attempt: int, delay: float) -> FailureRecord:
-        """The message as it is to come back, if it waits in the delay topic; else a note."""
+        """The entry for the delay topic, if the message is to wait there; else a note."""
         batch, index = delivery.fetched.batch, delivery.index
         if self._unordered or batch.keys[index] is None:
             return FailureRecord(self._delayed_copy(delivery, attempt, delay), is_delayed=True)
@@ -163,18 +163,18 @@ class DurableAttemptLog:
         return FailureRecord(self._note(delivery, attempt, []), is_delayed=False)
 
     def delayed_note(self, delivery: Delivery, copy: Position) -> Outgoing:
-        """A note that the message waits in the delay topic."""
+        """A note that the message waits in the delay topic, at this position."""
         return self._note(delivery, DELAYED, [(COPY, str(copy).encode())])
 
     def is_delayed(self, batch: Batch, index: int) -> bool:
-        """The message waits in the delay topic, or has come back from it."""
+        """Whether the message waits in the delay topic, or has come back from it."""
         if not self._restored_copies:
             return False
         key = self._restored_copies.get(_position(batch, index))
         return key is not None and key == entry_key(self._entry_id(batch, index))
 
     def nothing_recorded(self, batch: Batch) -> bool:
-        """Nothing was restored, and the headers of these messages hold no count."""
+        """Whether no note was restored, and the headers of these messages hold no count."""
         return (
             not self._restored_attempts
             and not self._restored_copies
@@ -194,8 +194,8 @@ class DurableAttemptLog:
         generation = reset_generation(delivery.fetched.state.assignment)
         if generation:
             headers.append((GENERATION, str(generation).encode()))
-        # Under an ID of its own: a log may keep one record of each, and perhaps the one that stands
-        # before the group started over.
+        # A unique ID: a log may keep only one record of each ID, and perhaps the one from before
+        # the group started over.
         record = Record(count, name.encode(), uuid4().hex, headers, batch.partition)
         return self._topics[batch.topic].attempts, record
 
@@ -239,24 +239,24 @@ class DurableAttemptLog:
                         time.sleep(0.1 * tries)
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
-        """Forget the notes about these."""
+        """Forget the notes on messages of these partitions."""
         self._forget(assignments)
 
     def _forget(self, assignments: Sequence[Assignment]) -> None:
         revoked = {(each.topic, each.partition) for each in assignments}
         restored: tuple[dict[Position, Any], ...] = self._restored_attempts, self._restored_copies
         for noted in restored:
-            # In place: the executor writes there meanwhile.
+            # Change it in place: the executor writes to it meanwhile.
             for position in list(noted):
                 if position[:2] in revoked:
                     noted.pop(position, None)
 
     def unfinished(self) -> str:
-        """It does nothing by itself."""
+        """Nothing: it does no work of its own."""
         return ""
 
     def next_due(self) -> None:
-        """Delayed messages are in the delay topic, whose own processor says when they are due."""
+        """None: the processor of the delay topic says when delayed messages are due."""
 
     def _restore(self, assignment: Assignment, keep_alive: Callable[[], None]) -> None:
         log, topic, partition = self._app.log, assignment.topic, assignment.partition
@@ -282,7 +282,7 @@ class DurableAttemptLog:
         if oldest is None:
             return
         start, taken = first, oldest.time(0)
-        # On Kafka its publisher says when that was. A time to come says nothing.
+        # On Kafka the publisher sets the timestamp. One in the future is useless.
         if taken <= self._app.clock.time():
             since = log.offset_for_time(attempt_topic, partition, taken - CLOCK_SKEW)
             start = max(first, since)
@@ -299,7 +299,7 @@ class DurableAttemptLog:
                 position = note.position
                 if (
                     position[:2] != (topic, partition)
-                    # A note about a message that is yet to come is a stranger's.
+                    # A note on a message that does not exist yet was written by another program.
                     or not assignment.position <= position.offset < last
                     or is_within(position.offset, settled)
                 ):
@@ -314,9 +314,9 @@ class DurableAttemptLog:
     def _find_copies(
         self, topic: str, copies: Mapping[Position, Position], keep_alive: Callable[[], None]
     ) -> dict[Position, bytes]:
-        """The keys of those of these entries that are in the delay topic.
+        """The keys of those entries that are found in the delay topic, by the delayed message.
 
-        :param copies: where the entries are said to be, by the messages they stand for.
+        :param copies: the noted position of each entry, by the position of the delayed message.
         """
         if not copies:
             return {}
@@ -351,19 +351,19 @@ class DurableAttemptLog:
 
 
 class _Note(NamedTuple):
-    """What a record of the attempts topic says of a message."""
+    """The content of a record of the attempts topic."""
 
     position: Position
     attempts: int
-    """How often it failed, or :data:`DELAYED`."""
+    """How often the message failed, or :data:`DELAYED`."""
     generation: int
-    """The reset of its group that it was handled after."""
+    """The generation of its group (the last reset) when it failed."""
     copy: Position | None
-    """Where it waits, if it is delayed."""
+    """The position of its copy in the delay topic, if it is delayed."""
 
 
 def _parse_note(batch: Batch, index: int) -> _Note | None:
-    """The note in a record; None where there is none."""
+    """The note in a record; None: it is not a note."""
     position = wire.parse_position(batch.keys[index])
     attempts = wire.parse_int(batch.values[index])
     if position is None or attempts is None or attempts > DELAYED:

@@ -1,8 +1,8 @@
-"""When one partition of a delay topic is due for another checkpoint, and where its newest stands.
+"""Decides when a partition of a delay topic needs another checkpoint, and tracks the newest one.
 
-A checkpoint is written once more records stand behind the last one than twice what is pending, so
-what the next owner reads does not grow with what was delivered since the oldest pending entry. It
-counts once all of its parts were read back from the partition.
+A checkpoint is written once the records after the last one outnumber twice the pending entries, so
+the number of records that the next owner reads does not grow with the deliveries since the oldest
+pending entry. A checkpoint counts once all of its parts were read back from the partition.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ from streams.retries.checkpoints import (
 from streams.retries.due_index import DueIndex
 
 CHECKPOINT_RECORDS = 10_000
-"""Records behind a checkpoint before another one is written, at least."""
+"""Records after a checkpoint before another one is written, at least."""
 
 COUNT_STEP = 1_000
-"""Records that are counted together, about."""
+"""Records that are counted in one step, approximately."""
 
 WriteRecords = Callable[[Sequence[Record]], Awaitable[Sequence[BaseException | None]]]
-"""Writes records durably to the partition; for each None, or why it was refused."""
+"""Writes records durably to the partition; returns, for each, None or why it was refused."""
 
 
 class CheckpointWriter:
-    """The checkpoints of a partition that is owned. On the loop.
+    """The checkpoints of a partition that is owned. On the loop only.
 
     :param write: writes the parts of a checkpoint.
     """
 
     def __init__(self, partition: int, write: WriteRecords) -> None:
         self.newest: CheckpointPlace | None = None
-        """The newest one that is whole."""
+        """The newest complete checkpoint."""
         self.tried = 0
-        """The position of the last one that was begun, whether it is whole or not."""
+        """The position of the last checkpoint that was started, complete or not."""
         self._partition = partition
         self._write = write
         self._writing: _PartsToRead | None = None
         self._counts = RecordCounts()
 
     def begin_scan(self, found: CheckpointPlace | None) -> None:
-        """The partition is about to be read.
+        """Reset for a scan of the partition.
 
-        :param found: where the checkpoint stands that it is read from; None: there is none.
+        :param found: the place of the checkpoint that the scan starts from; None: there is none.
         """
         self.newest, self._writing = found, None
         self.tried = 0 if found is None else found.position
         self._counts = RecordCounts()
 
     def count(self, last: int, count: int = 1) -> None:
-        """So many more records were read, the last one at this position."""
+        """Note that ``count`` more records were read, the last one at this position."""
         self._counts.add(last, count)
 
     def behind(self, floor: int) -> int:
-        """How many records stand behind the floor and the last checkpoint."""
+        """How many records follow both the floor and the last checkpoint."""
         return self._counts.behind(max(floor, self.tried))
 
     async def write_if_due(
@@ -70,7 +70,8 @@ class CheckpointWriter:
         """Write a checkpoint, if the next owner would have to read much without it.
 
         :param position: every record before it was applied to the index.
-        :returns: why it could not be written; the next one is as far away as if it had been.
+        :returns: why it could not be written; None: it was, or none is due. A failed checkpoint
+            postpones the next one as a written one does.
         """
         if self.behind(floor) <= 2 * len(index) + CHECKPOINT_RECORDS:
             return None
@@ -83,8 +84,8 @@ class CheckpointWriter:
         return refused
 
     def read_part(self, position: int, key: bytes, headers: Headers) -> bool:
-        """A record was read that is no entry and no mark: a part of a checkpoint, if it is
-        anything. Whether a checkpoint is whole by it."""
+        """Note a record that is neither an entry nor a mark, and may be a part of a checkpoint.
+        Returns whether it completes the checkpoint that is being written."""
         part = read_part_header(key, headers)
         place = None
         if part is not None and self._writing is not None:
@@ -96,14 +97,14 @@ class CheckpointWriter:
 
 
 class _PartsToRead:
-    """A checkpoint that was written, until all its parts were read back."""
+    """A checkpoint that was written, and not all of whose parts were read back yet."""
 
     def __init__(self, parts: Sequence[Record]) -> None:
         self._missing = {read_part_header(each.key, each.headers) for each in parts}
         self._positions: list[int] = []
 
     def add(self, part: PartHeader, position: int) -> CheckpointPlace | None:
-        """A part stands at this position; where the checkpoint stands once all of its parts do."""
+        """Note a part at this position; returns the checkpoint's place once all parts were read."""
         if part not in self._missing:
             return None  # another owner's
         self._missing.remove(part)
@@ -114,21 +115,22 @@ class _PartsToRead:
 
 
 class RecordCounts:
-    """How many records stand behind a position, to the nearest :data:`COUNT_STEP` above."""
+    """Counts the records after a position, rounded up to a :data:`COUNT_STEP`."""
 
     def __init__(self) -> None:
         self._total = 0
         self._steps: list[tuple[int, int]] = []
-        """Positions, and how many records stand before each."""
+        """Positions, and how many records precede each."""
 
     def add(self, last: int, count: int) -> None:
-        """So many more records, the last one at this position."""
+        """Add ``count`` records, the last one at this position."""
         self._total += count
         if self._total - (self._steps[-1][1] if self._steps else 0) >= COUNT_STEP:
             self._steps.append((last + 1, self._total))
 
     def behind(self, position: int) -> int:
-        """How many stand at this position and behind it. No lower one is asked for afterwards."""
+        """How many records are at this position or after it. Later calls must not pass a lower
+        position."""
         at = bisect_right(self._steps, position, key=itemgetter(0))
         del self._steps[: max(0, at - 1)]
         return self._total - (self._steps[0][1] if at else 0)

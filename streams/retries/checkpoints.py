@@ -1,15 +1,15 @@
-"""Checkpoints of what is pending in one partition of a delay topic, kept in that partition.
+"""Checkpoints of the pending entries in one partition of a delay topic, stored in that partition.
 
-A checkpoint is what a :class:`~streams.retries.due_index.DueIndex` holds once every record before a
-position was applied. Whoever takes the partition over begins with it and reads on from that
-position, instead of reading everything since the oldest pending entry.
+A checkpoint is the content of a :class:`~streams.retries.due_index.DueIndex` to which every record
+before a position was applied. The next owner of the partition begins with it and reads on from
+that position, instead of reading everything since the oldest pending entry.
 
-It follows from the records before its position alone, so it is true whoever wrote it and when, and
-it is only a cache: one that is not whole is passed over, and the partition is read from its floor
-on. Where it stands is committed together with the floor.
+It follows from the records before its position alone, so it is valid whoever wrote it and when. It
+is only a cache: an incomplete one is ignored, and the partition is read from its floor on. Its
+place is committed together with the floor.
 
-It has parts of :data:`PART_ENTRIES` entries, each a record with a key that no entry has. Each says
-the digest of the whole, so that parts of two checkpoints are never taken for one.
+It has parts of :data:`PART_ENTRIES` entries, each a record with a key that no entry has. Each part
+holds the digest of the whole, so that parts of two checkpoints are never mixed.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from streams.retries.records import CHECKPOINT, CHECKPOINT_KEY
 from streams.wire import parse_int
 
 PART_ENTRIES = 4_000
-"""Entries of one part, at most."""
+"""Entries in one part, at most."""
 
 MAX_PARTS = 10_000
 
 _ID_BYTES, _ENTRY_BYTES = 15, 24
 _ROW_BYTES = _ID_BYTES + _ENTRY_BYTES
 _DIGITS = 60
-"""Of a position (32 on Redis) or of an entry (57)."""
+"""Digits of a position (32 on Redis) or of an entry (57), at most."""
 
 
 class CheckpointPlace(NamedTuple):
-    """Where a checkpoint stands.
+    """The place of a checkpoint in the log.
 
-    :param position: everything before it is in the checkpoint.
-    :param first: the position of the first of its parts in the log.
-    :param last: of the last.
+    :param position: every record before it is covered by the checkpoint.
+    :param first: the position of the checkpoint's first part in the log.
+    :param last: the position of its last part.
     """
 
     position: int
@@ -55,7 +55,7 @@ class CheckpointPlace(NamedTuple):
 
 
 def parse_place(written: str) -> CheckpointPlace | None:
-    """The place that was written so, if it is one."""
+    """The place written as this text; None: the text is not one."""
     numbers = [parse_int(each, _DIGITS) for each in written.split("/", 3)]
     if len(numbers) != 3 or None in numbers:
         return None
@@ -64,13 +64,13 @@ def parse_place(written: str) -> CheckpointPlace | None:
 
 
 class PartHeader(NamedTuple):
-    """What a part says of itself, with slashes between.
+    """The fields in the header of a part, separated by slashes.
 
-    :param position: of the checkpoint.
-    :param number: of the part, from 0.
-    :param parts: how many the checkpoint has.
-    :param horizon: as :class:`IndexState` has it, and ``lowest_dropped``.
-    :param digest: of the position and the whole state.
+    :param position: the checkpoint's position.
+    :param number: the number of the part, from 0.
+    :param parts: how many parts the checkpoint has.
+    :param horizon: see :class:`IndexState`; likewise ``lowest_dropped``.
+    :param digest: the digest of the position and the whole state.
     """
 
     position: int
@@ -82,7 +82,7 @@ class PartHeader(NamedTuple):
 
 
 def read_part_header(key: bytes | None, headers: Headers) -> PartHeader | None:
-    """What a record says as a part of a checkpoint; None: it is none."""
+    """The header of a record that is a part of a checkpoint; None: it is not one."""
     for name, value in headers:
         if name == CHECKPOINT and value is not None:
             part = _parse_header(value)
@@ -117,7 +117,7 @@ def _digest(
 def checkpoint_records(state: IndexState, position: int, partition: int) -> list[Record]:
     """The parts of a checkpoint.
 
-    :param position: everything before it is in the state.
+    :param position: every record before it was applied to the state.
     """
     entries = iter(state.entries.items())
     parts: list[bytes] = []
@@ -145,11 +145,11 @@ def _encode_row(id_digest: int, entry: DueEntry) -> bytes:
 def find_checkpoint(
     log: Log, topic: str, partition: int, floor: Committed | None, start: int, end: int
 ) -> tuple[CheckpointPlace, IndexState] | None:
-    """The last checkpoint of a partition, and where it stands; None: there is none that is whole
-    and says more than the records from ``start`` on. Blocks.
+    """The last checkpoint of a partition, and its place; None: there is no complete one that saves
+    reading records from ``start`` on. Blocks.
 
-    :param floor: as it is committed.
-    :param end: where the partition ends.
+    :param floor: the committed floor.
+    :param end: the end of the partition.
     """
     place = None if floor is None else parse_place(floor.progress)
     if place is None or place.position <= start:
@@ -161,9 +161,9 @@ def find_checkpoint(
 def read_checkpoint(
     log: Log, topic: str, partition: int, place: CheckpointPlace, end: int
 ) -> IndexState | None:
-    """The checkpoint that stands there; None: it is not whole. Blocks.
+    """The checkpoint at a place; None: it is not complete. Blocks.
 
-    :param end: where the partition ends.
+    :param end: the end of the partition.
     """
     if place.last >= end:
         return None  # of another log, or forged
@@ -180,9 +180,10 @@ def read_checkpoint(
 def join_parts(
     position: int, found: Iterable[tuple[bytes | None, Headers, bytes | None]]
 ) -> IndexState | None:
-    """The checkpoint of a position, from its parts; None: it is not whole.
+    """The checkpoint of a position, from its parts; None: it is not complete.
 
-    :param found: keys, headers and values of records, the first of its parts before any other's.
+    :param found: keys, headers and values of records; the first part of this position decides which
+        checkpoint is meant.
     """
     parts: dict[int, bytes] = {}
     first: PartHeader | None = None

@@ -1,12 +1,12 @@
-"""What is pending in one partition of a delay topic: due times and positions, in due order; pure.
+"""The pending entries of one partition of a delay topic: due times and positions, in due order.
 
 An entry takes one integer, ``due << 128 | position`` (a position on Redis has 105 bits), which a
-heap orders by due time and then by position, and one more integer that stands for its ID.
-Payloads stay in the log.
+heap orders by due time and then by position, and one more integer, the digest of its ID. Payloads
+stay in the log. This module does no I/O.
 
-Memory is bounded by forgetting: past ``limit`` entries those that are due last are dropped, and
-the earliest of them is the *horizon*. What is due before the horizon is all here. What is due
-from then on is found again by reading the log, once everything before it is gone.
+Memory is bounded: beyond ``limit`` entries, those that are due last are dropped, and the earliest
+of them is the *horizon*. The index holds every entry that is due before the horizon. Later ones are
+found again by reading the log, once all entries before the horizon are gone.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def due_entry(due: int, position: int) -> DueEntry:
 
 
 def due_time(entry: DueEntry) -> int:
-    """When it is due, in milliseconds."""
+    """The due time of an entry, in milliseconds."""
     return entry >> _SHIFT
 
 
 def log_position(entry: DueEntry) -> int:
-    """Where it stands."""
+    """The position of an entry in the log."""
     return entry & _POSITION
 
 
 class IndexState(NamedTuple):
-    """What an index holds, to be kept and restored.
+    """The content of an index, to be stored and restored.
 
-    :param entries: those that are pending, by what stands for their IDs, in the order of positions.
+    :param entries: the pending entries by ID digest, in the order of positions.
     :param horizon: the earliest entry that was dropped; None: none was.
-    :param lowest_dropped: the lowest position of those that were dropped.
+    :param lowest_dropped: the lowest position of the dropped entries.
     """
 
     entries: Mapping[int, DueEntry]
@@ -51,9 +51,9 @@ class IndexState(NamedTuple):
 
 
 class DueIndex:
-    """The pending entries of one partition, the nearest ``limit`` of them.
+    """The ``limit`` pending entries of one partition that are due first.
 
-    Entries are added in the order of their positions, and go in any order.
+    Entries are added in the order of their positions, and removed in any order.
     """
 
     def __init__(self, limit: int) -> None:
@@ -63,36 +63,36 @@ class DueIndex:
     def reset(self, resume_after: DueEntry | None = None, resume_below: int = 0) -> None:
         """Forget everything, to be filled again from the log.
 
-        :param resume_after: the horizon of an index that was :attr:`is_exhausted`. What is due
-            before it and stands before ``resume_below`` was delivered, and is not added again.
+        :param resume_after: the horizon of an index that was :attr:`is_exhausted`. Entries that are
+            due before it and are below ``resume_below`` were delivered, and are not added again.
         """
         self._by_id: dict[int, DueEntry] = {}
-        """By what stands for the ID, in the order of positions."""
+        """Pending entries by ID digest, in the order of positions."""
         self._heap: list[DueEntry] = []
         self._discarded: set[DueEntry] = set()
-        """Not pending any more, and still in the heap or given out."""
+        """Entries that are no longer pending, and still in the heap or given out."""
         self._taken: set[DueEntry] = set()
-        """Given out by :meth:`take_due`."""
+        """Entries that :meth:`take_due` gave out."""
         self.horizon: DueEntry | None = None
         """The earliest entry that was dropped."""
         self._lowest_dropped: int | None = None
-        """The lowest position of those that were dropped."""
+        """The lowest position of the dropped entries."""
         self._resume_after, self._resume_below = resume_after or 0, resume_below
-        """What stands before this position and is due before that entry is delivered already."""
+        """Entries below this position that are due before that entry were delivered already."""
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def state(self) -> IndexState:
-        """What it holds now; a copy."""
+        """The current content; a copy."""
         return IndexState(dict(self._by_id), self.horizon, self._lowest_dropped)
 
     def restore(self, state: IndexState) -> None:
-        """Hold what another index held, and nothing else."""
+        """Replace the content with that of another index."""
         self.reset()
         self._by_id = dict(state.entries)
         self.horizon, self._lowest_dropped = state.horizon, state.lowest_dropped
-        if self.horizon is not None:  # one that was given out may be due behind it
+        if self.horizon is not None:  # an entry that was given out may be due after it
             horizon = self.horizon
             self._drop_entries({each for each in self._by_id.values() if each >= horizon})
         self._heap = list(self._by_id.values())
@@ -102,8 +102,8 @@ class DueIndex:
     # -- records of the log
 
     def add(self, id_digest: int, due: int, position: int) -> None:
-        """Add an entry; it replaces an earlier one of that ID. What is due behind the horizon is
-        left to the log: the entry is pending, and not known here by its ID.
+        """Add an entry; it replaces an earlier one of that ID. An entry that is due after the
+        horizon is not added: it is pending in the log, but not known here by its ID.
         """
         replaced = self._by_id.get(id_digest)
         if replaced is not None:
@@ -114,14 +114,14 @@ class DueIndex:
         if position < self._resume_below and entry < self._resume_after:
             return
         if self.horizon is not None and entry >= self.horizon:
-            return  # it is due behind the horizon
+            return  # it is due after the horizon
         self._by_id[id_digest] = entry
         heappush(self._heap, entry)
         self._enforce_limit()
 
     def remove(self, id_digest: int, position: int) -> bool:
-        """A mark of that ID stands at ``position``; whether an entry before it was pending here.
-        One that was due behind the horizon is ended by the mark as well, when the log is read.
+        """Apply the mark of an ID at ``position``; returns whether an entry before it was pending
+        here. The mark also ends an entry that is due after the horizon, when the log is read.
         """
         found = self._by_id.get(id_digest)
         if found is None or log_position(found) >= position:
@@ -130,7 +130,7 @@ class DueIndex:
         return True
 
     def put_back(self, id_digest: int, entry: DueEntry) -> None:
-        """An entry that was removed is pending after all. No record was added meanwhile."""
+        """Undo the removal of an entry that is pending after all. No record was added meanwhile."""
         if self.horizon is not None and entry >= self.horizon:
             self._drop_entries({entry})
             return
@@ -143,7 +143,7 @@ class DueIndex:
         self._enforce_limit()
 
     def nearest(self, count: int) -> list[DueEntry]:
-        """The entries that are due first, in that order; those that were given out are left out."""
+        """The entries that are due first, in due order, without those that were given out."""
         return nsmallest(count, (each for each in self._heap if each not in self._discarded))
 
     def find(self, id_digest: int) -> DueEntry | None:
@@ -154,14 +154,14 @@ class DueIndex:
 
     @property
     def next_due(self) -> int | None:
-        """When the next entry that was not given out is due, in milliseconds; None: there is
+        """The due time of the next entry that was not given out, in milliseconds; None: there is
         none before the horizon."""
         self._pop_discarded()
         return due_time(self._heap[0]) if self._heap else None
 
     @property
     def is_exhausted(self) -> bool:
-        """No entry is here, but more are pending in the log."""
+        """Whether no entry is left here, but more are pending in the log."""
         self._pop_discarded()
         return not self._heap and not self._taken and self.horizon is not None
 
@@ -177,14 +177,14 @@ class DueIndex:
         return taken
 
     def is_taken(self, entry: DueEntry) -> bool:
-        """It was given out, and not given back or removed since."""
+        """Whether an entry was given out, and not given back or removed since."""
         return entry in self._taken
 
     def give_back(self, entries: Iterable[DueEntry]) -> None:
         """Take entries back that were given out and not delivered."""
         returned = [each for each in entries if each in self._taken]
         self._taken.difference_update(returned)
-        # Entries that were dropped meanwhile may be due before these, and have to go first.
+        # Entries that were dropped meanwhile may be due before these, and must be delivered first.
         horizon = self.horizon
         beyond_horizon = {each for each in returned if horizon is not None and each >= horizon}
         for each in returned:
@@ -196,15 +196,15 @@ class DueIndex:
         self._enforce_limit()
 
     def remove_delivered(self, id_digest: int, entry: DueEntry) -> None:
-        """An entry that was given out is delivered."""
+        """Remove an entry that was given out and is delivered."""
         self._taken.discard(entry)
         self._discarded.discard(entry)
         if self._by_id.get(id_digest) == entry:
             del self._by_id[id_digest]
 
     def remove_missing(self, entries: Iterable[DueEntry]) -> None:
-        """Entries that were given out are not in the log any more: their IDs have newer records,
-        and the log was compacted since."""
+        """Remove entries that were given out and are no longer in the log: their IDs have newer
+        records, and the log was compacted since."""
         missing = set(entries)
         self._taken -= missing
         self._discarded -= missing
@@ -242,7 +242,7 @@ class DueIndex:
             self._drop_latest()
 
     def _drop_entries(self, dropped: Collection[DueEntry]) -> None:
-        """Forget pending entries, which will be read again from the log."""
+        """Drop pending entries; they will be read again from the log."""
         if not dropped:
             return
         lowest = min(map(log_position, dropped))
@@ -251,7 +251,7 @@ class DueIndex:
         self._by_id = {id: each for id, each in self._by_id.items() if each not in dropped}
 
     def _drop_latest(self) -> None:
-        """Drop those that are due last."""
+        """Drop the entries that are due last."""
         remaining = sorted(each for each in self._heap if each not in self._discarded)
         self._discarded &= self._taken
         dropped = remaining[self._limit :]

@@ -1,7 +1,7 @@
-"""What is pending in a delay topic, by the log alone: no scheduler runs, and nothing is written.
+"""Reads the pending entries of a delay topic from the log alone, without a scheduler or writes.
 
-Blocks. As much as was asked for is read, from the newest records on, and no payload is kept that
-was not asked for.
+Blocks. The newest records are read, as many as the caller asked for, and only the payloads that the
+caller wants are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PendingEntry(NamedTuple, Generic[T]):
     """A message that waits.
 
     :param due: when it is due, in milliseconds since the epoch.
-    :param value: what the caller made of it.
+    :param value: the caller's result for it.
     """
 
     partition: int
@@ -31,9 +31,9 @@ class PendingEntry(NamedTuple, Generic[T]):
 
 
 class PendingEntries(NamedTuple, Generic[T]):
-    """What waits in a delay topic, what is due first at the beginning.
+    """The pending messages of a delay topic, by due time.
 
-    :param is_complete: everything that waits was looked at.
+    :param is_complete: every pending message was read.
     """
 
     entries: list[PendingEntry[T]]
@@ -43,13 +43,13 @@ class PendingEntries(NamedTuple, Generic[T]):
 def read_pending(
     log: Log, topic: str, read: Callable[[str, Record], T | None], newest: int | None
 ) -> PendingEntries[T]:
-    """What waits. A request to cancel counts as done: it will be, by whoever delivers.
+    """The pending messages. A requested cancellation counts as done: the scheduler will do it.
 
-    :param read: makes something of an entry, from the topic it goes to and what is written there;
-        None: it is none of the caller's, and not counted.
-    :param newest: look at so many of the newest records of each partition at most; None: at all.
+    :param read: returns the caller's result for an entry, given its target topic and the record to
+        be written there; None: the entry is not the caller's, and is left out.
+    :param newest: read this many of the newest records of each partition, at most; None: all.
     :raises NotFound: there is no such topic.
-    :raises LogError: it cannot be read.
+    :raises LogError: the topic cannot be read.
     """
     found: list[PendingEntry[T]] = []
     is_complete = True

@@ -1,18 +1,18 @@
-"""The records of a delay topic: entries, marks, requests; pure.
+"""The records of a delay topic: entries, marks, requests. This module does no I/O.
 
 Everything is keyed by the message's ID, so that compaction keeps only the last record about a
 message:
 
 * an *entry*: the message's bytes, with headers that say when it is due, where it goes, and the
   key it has there. A later entry of the same ID replaces the earlier one;
-* a *mark*: a null value (a tombstone to compaction) that says what became of the entry:
+* a *mark*: a null value (a tombstone to compaction) that says how the entry ended:
   ``delivered``, ``cancelled``, or ``dead`` (it could not be delivered). It ends every entry of its
-  ID that stands before it;
+  ID before it;
 * a *request* to cancel, answered by a mark that names it: ``cancelled``, or ``delivered`` where it
   was too late, or ``unknown``.
 
-Parts of checkpoints (:mod:`streams.retries.checkpoints`) stand among them, with keys that no entry
-has (:func:`entry_key`).
+The topic also holds parts of checkpoints (:mod:`streams.retries.checkpoints`), with keys that no
+entry has (:func:`entry_key`).
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from streams.wire import parse_int
 DUE = "streams_delay_due"
 """When an entry is due: milliseconds since the epoch, in decimal."""
 TOPIC = "streams_delay_to"
-"""The topic it goes to."""
+"""The topic that the message is delivered to."""
 KEY = "streams_delay_key"
-"""The message's own key; absent for a keyless one."""
+"""The message's own key; absent for a message without a key."""
 NULL = "streams_delay_null"
 """The message's value is null (which in a compacted topic would end the entry)."""
 MESSAGE = "streams_delay_id"
-"""The message's own ID, where the entry's key says more than that."""
+"""The message's own ID, if the entry's key holds more than that."""
 MARK = "streams_delay"
-"""What a record without :data:`DUE` is: a request (:data:`CANCEL`), or a mark's outcome."""
+"""The type of a record without :data:`DUE`: a request (:data:`CANCEL`), or a mark's outcome."""
 REQUEST = "streams_delay_of"
 """The request that a mark answers."""
 
 CHECKPOINT = "streams_delay_checkpoint"
-"""What a part of a checkpoint says of itself."""
+"""The header of a part of a checkpoint."""
 CHECKPOINT_KEY = b"\xffcheckpoint/"
-"""What the key of such a part begins with."""
+"""The prefix of the key of such a part."""
 
 RETRY_KEY = b"\xffretry/"
-"""What the key of an entry begins with that is a message's next attempt."""
+"""The prefix of the key of an entry that is a message's next attempt."""
 
 CANCEL = "cancel"
 
@@ -60,20 +60,20 @@ LATEST_DUE = 1 << 60
 
 
 class DelayEntry(NamedTuple):
-    """A message to be delivered, as it stands in the delay topic."""
+    """A message to be delivered, as stored in the delay topic."""
 
     key: bytes
     """Identifies the entry."""
     topic: str
     due: int
     record: Record
-    """What is written to ``topic``."""
+    """The record that is written to ``topic``."""
 
 
 def entry_record(
     record: Record, topic: str, due: int, *, entry_id: str | None = None, id: str | None = None
 ) -> Record:
-    """The entry of a message.
+    """The record of a message's entry.
 
     :param record: the message, as it will be written to ``topic``.
     :param entry_id: identifies the entry; the message's ID if not given.
@@ -92,14 +92,14 @@ def entry_record(
 
 
 def entry_key(entry_id: str) -> bytes:
-    """The key of the entry that this identifies. One that would be the key of a part of a
-    checkpoint has another byte before it; it stays the same if it is made a key again."""
+    """The key of the entry with this ID. A key that would be that of a part of a checkpoint is
+    prefixed with another byte; applying this to a prefixed key leaves it unchanged."""
     key = _bytes(entry_id)
     return b"\xff" + key if key.startswith(CHECKPOINT_KEY) else key
 
 
 def parse_entry(key: bytes | None, value: bytes | None, headers: Headers) -> DelayEntry | None:
-    """The entry in a record; None where there is none, or it cannot be read."""
+    """The entry in a record; None: it is not an entry, or cannot be read."""
     found = {name: data for name, data in headers if name in _OWN_HEADERS}
     due, topic = read_due(headers), found.get(TOPIC)
     if key is None or value is None or due is None or topic is None:
@@ -111,7 +111,7 @@ def parse_entry(key: bytes | None, value: bytes | None, headers: Headers) -> Del
 
 
 def read_due(headers: Headers) -> int | None:
-    """When an entry is due; None: this is no entry."""
+    """The due time of an entry; None: this is not an entry."""
     for name, value in headers:
         if name == DUE and value is not None:
             return parse_int(value)
@@ -119,7 +119,7 @@ def read_due(headers: Headers) -> int | None:
 
 
 def mark_record(key: bytes, outcome: Outcome, id: str, request_id: str | None = None) -> Record:
-    """Ends the entries of an ID that stand before it."""
+    """A mark, which ends the entries of an ID before it."""
     headers: list[tuple[str, bytes | None]] = [(MARK, outcome.encode())]
     if request_id is not None:
         headers.append((REQUEST, _bytes(request_id)))
@@ -127,12 +127,12 @@ def mark_record(key: bytes, outcome: Outcome, id: str, request_id: str | None = 
 
 
 def cancel_record(message_id: str, id: str) -> Record:
-    """Requests that a message is not delivered."""
+    """A request not to deliver a message."""
     return Record(b"", entry_key(message_id), id, [(MARK, CANCEL.encode())])
 
 
 def read_mark(headers: Headers) -> tuple[str | None, str | None]:
-    """What a record that is no entry says, and which request it answers."""
+    """The type of a record that is not an entry (see :data:`MARK`), and the request it answers."""
     mark_text = request_id = None
     for name, value in headers:
         if value is not None and name == MARK:
@@ -143,47 +143,49 @@ def read_mark(headers: Headers) -> tuple[str | None, str | None]:
 
 
 class ScannedRecord(NamedTuple):
-    """What one record of a delay topic says."""
+    """The content of one record of a delay topic, without its payload."""
 
     position: int
     id_digest: int
-    """Stands for its ID."""
+    """The digest of its ID."""
     due: int | None
-    """Of an entry; None for a mark or a request."""
+    """The due time of an entry; None for a mark or a request."""
     mark: str | None
-    """A mark's outcome (``unknown`` where it says something that no mark of ours says), or
+    """A mark's outcome (``unknown`` if it is not one of this toolkit's outcomes), or
     :data:`CANCEL`."""
 
 
 def scan_record(
     position: int, key: bytes, value: bytes | None, headers: Headers
 ) -> ScannedRecord | None:
-    """What a record says; None: nothing."""
+    """Scan one record; None: it is not an entry, mark or request."""
     due = None if value is None else read_due(headers)
     mark = read_mark(headers)[0] if due is None else None
     if due is None and mark is None:
         return None
     if mark is not None and mark != CANCEL:
-        mark = parse_outcome(mark) or "unknown"  # outcomes are remembered: no text of a stranger's
+        mark = parse_outcome(mark) or "unknown"  # outcomes are cached: no foreign text
     return ScannedRecord(position, id_digest(key), due, mark)
 
 
 def parse_outcome(mark_text: str | None) -> Outcome | None:
-    """The outcome of that name, if there is one."""
+    """The outcome of that name; None: there is none."""
     return next((each for each in _OUTCOMES if each == mark_text), None)
 
 
 def id_digest(key: bytes) -> int:
-    """Stands for an ID, in as little memory as a position. 120 bits: the chance that any two of a
-    billion IDs have the same one is below 10**-18."""
+    """The digest of an ID, which takes as little memory as a position. 120 bits: the chance that
+    any two of a billion IDs collide is below 10**-18."""
     return int.from_bytes(blake2b(key, digest_size=15).digest())
 
 
 def retry_entry_id(first_position: str, redrive: int) -> str:
-    """Identifies the entry of a message's next attempt, unlike any message's ID. Not by the reset
-    that it was handled after: what fails again then replaces what still waits.
+    """The ID of the entry of a message's next attempt; it differs from any message's ID. The
+    group's generation is not part of it: after a reset, a new attempt replaces one that still
+    waits.
 
-    :param first_position: where it stood first (:func:`streams.derived_records.first_position`).
+    :param first_position: the message's first position
+        (:func:`streams.derived_records.first_position`).
     """
     return text(RETRY_KEY) + f"{first_position}/{redrive}"
 

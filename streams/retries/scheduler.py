@@ -1,13 +1,14 @@
-"""The processor of a delay topic: the owners of its partitions deliver what is due.
+"""The processor of a delay topic: the owners of its partitions deliver the due messages.
 
 The processor reads every record of the topic (entries, marks, requests to cancel) and settles it at
-once: the topic itself is the store. Each partition that is owned has a *partition scheduler*, which
+once: the topic itself is the store. Each owned partition has a *partition scheduler*, which
 
 1. reads the last *checkpoint* and the partition from there on, or without one from the *floor* on
-   (nothing below it is pending), and so knows the due time and position of everything that is
-   pending, and no payload;
-2. writes what is due to its topic, in due order, under the message's own ID, and a *mark* after
-   that is confirmed. A crash in between writes the message again under the same ID;
+   (nothing below it is pending), and so knows the due time and position of every pending message,
+   without its payload;
+2. writes each due message to its topic, in due order, under the message's own ID, and a *mark* once
+   the write is confirmed. After a crash in between, the message is written again under the same
+   ID;
 3. moves the floor, which is the position of a group without members (``{topic}.floor``): nothing
    above it is trimmed, and on a log without compaction everything below it is;
 4. writes a checkpoint (:mod:`streams.retries.checkpoint_writer`) when the next owner would have to
@@ -56,66 +57,66 @@ T = TypeVar("T")
 logger = get_logger("streams.delay")
 
 READ_BATCH = 1_000
-"""Records of the delay topic handled at once, at most."""
+"""Records of the delay topic that are handled in one batch, at most."""
 
 DELIVERY_BATCH = 4_000
-"""Messages delivered at once, at most: the more, the closer together they stand in the log."""
+"""Messages delivered in one batch, at most: the more, the closer together they are in the log."""
 
 DELIVERY_BYTES = 4 << 20
-"""Their bytes, at most; a single larger one goes alone."""
+"""Bytes of one batch of deliveries, at most; a single larger message goes alone."""
 
 RECENT_OUTCOMES = 10_000
 """Messages whose outcome is remembered, at least."""
 
 SCAN_BACKLOG = 100_000
-"""Records that arrive while a partition is scanned and have to wait, at most."""
+"""Records that arrive and wait while a partition is scanned, at most."""
 
 FLOOR_INTERVAL = 5.0
 """Real seconds between two moves of the floor, at least."""
 
 DELAY_RETENTION = Retention(messages=RECENT_OUTCOMES)
-"""How a delay topic is kept on a log that trims: from the floor on, and some more."""
+"""Retention of a delay topic on a log that trims: everything from the floor on, and some more."""
 
 OWNERSHIP_RECHECK = 0.05
 """Real seconds between checks whether ownership was confirmed again."""
 
 LONGEST_SLEEP = 1.0
-"""Real seconds of one sleep, at most. The monotonic clock measures it. Due times are those of the
-other clock, which can be set forward, and goes on while the machine is suspended: then they come
-sooner than was slept for."""
+"""Real seconds of one sleep, at most. A sleep is measured by the monotonic clock. Due times are in
+wall-clock time, which can be set forward, and goes on while the machine is suspended: then a
+message is due before a longer sleep would end."""
 
 FLOOR_RENEWAL = 86_400.0
-"""Real seconds after which a floor that stands still is committed again: Kafka forgets the
+"""Real seconds after which an unchanged floor is committed again: Kafka forgets the
 positions of a group without members (``offsets.retention.minutes``, a week unless set)."""
 
 DEAD_LETTER_PAUSE = 1.0
-"""Seconds before dead letters that were refused are written again (times 2 each time, to
-:data:`LONGEST_DEAD_LETTER_PAUSE`)."""
+"""Seconds before refused dead letters are written again; doubled each time, up to
+:data:`LONGEST_DEAD_LETTER_PAUSE`."""
 
 LONGEST_DEAD_LETTER_PAUSE = 60.0
 
 STOP_TIMEOUT = 5.0
-"""Real seconds for which partitions that are given up are waited for, all together."""
+"""Real seconds to wait for the partitions that are given up, in total."""
 
 _PENDING = "pending"
-"""Nothing became of an entry yet."""
+"""The outcome of an entry that is still pending."""
 
 
 class _DelayDeadLetters(DeadLetters):
-    """Dead letters of a delay topic. They are entries, so they are put back into the delay topic
-    itself, which is where they are delivered from. There is no topic for retries beside it."""
+    """Dead letters of a delay topic. They are entries, so a redrive puts them back into the delay
+    topic itself, and they are delivered from there. It has no retry topic."""
 
     RETRY: ClassVar[str] = "{topic}"
 
 
 def ensure_delay_topic(log: Log, name: str, partitions: int) -> TopicInfo:
-    """Create a delay topic, or find it; blocks."""
+    """Create a delay topic if it is missing; blocks."""
     group = floor_group(name)
     return ensure_topic_with_floor(log, name, partitions, group, DELAY_RETENTION, compacted=True)
 
 
 class DeclaringConnection(Connection, Protocol):
-    """An app as a scheduler needs it: to read, to write, and to declare its processor."""
+    """The part of an app that a scheduler needs: to read, write, and declare its processor."""
 
     def declare(
         self,
@@ -134,11 +135,11 @@ def declare_scheduler(
     is_allowed: Callable[[str], bool],
     pending: int,
 ) -> DelayScheduler:
-    """Declare the processor that keeps the delay topic ``name``.
+    """Declare the processor of the delay topic ``name``.
 
-    :param partition_count: how many the topic has, if it must be made.
-    :param is_allowed: whether messages may go to a topic: no header alone says where to.
-    :param pending: messages of a partition that are known at once.
+    :param partition_count: the number of partitions, if the topic must be created.
+    :param is_allowed: whether messages may be delivered to a topic: a header alone is not trusted.
+    :param pending: pending messages of a partition that are held in memory, at most.
     """
 
     async def receive(values: list[bytes | None], messages: list[Message[Any]]) -> None:
@@ -150,7 +151,7 @@ def declare_scheduler(
         (source,),
         name,
         batch=READ_BATCH,
-        # Entries are known by position, and a later entry of the same ID replaces the earlier one.
+        # Entries are identified by position, and a later one of the same ID replaces the earlier.
         dedup=Dedup(window=0),
         retry=Retry(),
         dead_letters=_DelayDeadLetters(topic="{topic}.dead"),
@@ -162,22 +163,22 @@ def declare_scheduler(
 
 @dataclass(slots=True)
 class DelayStats:
-    """Figures of a delay topic in this process."""
+    """Statistics of a delay topic in this process."""
 
     pending: int = 0
-    """Messages known to be pending: those that are due next."""
+    """Pending messages that are held in memory: those that are due next."""
     delivered: int = 0
     cancelled: int = 0
     dead: int = 0
     """Messages that could not be delivered."""
     scans: int = 0
-    """How often a partition was read from its floor on."""
+    """How often a partition was scanned, from a checkpoint or from its floor on."""
     overdue: float = 0.0
-    """Seconds since the first of those that are pending was due; 0.0: none is."""
+    """Seconds since the first pending message was due; 0.0: none is due."""
 
 
 class DelayScheduler(Processor[..., Any]):
-    """The processor that keeps a delay topic, with a scheduler for each partition that it owns."""
+    """The processor of a delay topic, with a scheduler for each partition that it owns."""
 
     shares_group = True
     has_own_options = False
@@ -239,13 +240,13 @@ class DelayScheduler(Processor[..., Any]):
                 logger.warning("%s: has not ended yet; a delivery may be under way", partition)
 
     def call_on_loop(self, action: Callable[[], None]) -> None:
-        """Run this on the app's event loop, soon. Any thread."""
+        """Schedule this on the app's event loop. Any thread."""
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(action)
 
     def unfinished(self) -> str:
-        """What is due, or not known yet, in words (any thread)."""
+        """What is overdue, or not scanned yet, in words (any thread)."""
         now = self.app.clock.time() * 1000
         for partition in list(self._by_partition.values()):
             if not partition.is_idle:
@@ -255,7 +256,7 @@ class DelayScheduler(Processor[..., Any]):
         return ""
 
     def next_due(self) -> tuple[float, str] | None:
-        """When the next delayed message is due (any thread)."""
+        """The due time of the next delayed message (any thread)."""
         idle_until = [each.idle_until for each in list(self._by_partition.values())]
         moments = [moment for moment in idle_until if moment is not None]
         if not moments:
@@ -265,7 +266,7 @@ class DelayScheduler(Processor[..., Any]):
         return max(0.0, min(moments) / 1000 - self.app.clock.time()), what
 
     def delay_stats(self) -> DelayStats:
-        """Figures of this moment (any thread)."""
+        """Current statistics (any thread)."""
         partitions = list(self._by_partition.values())
         pending = sum(len(partition.index) for partition in partitions)
         due = [each.idle_until for each in partitions if each.idle_until is not None]
@@ -275,22 +276,22 @@ class DelayScheduler(Processor[..., Any]):
     # -- on the loop
 
     async def receive(self, messages: Sequence[Message[Any]]) -> None:
-        """Records of the topic, in order."""
+        """Receive records of the topic, in order."""
         for message in messages:
             partition = self._by_partition.get(message.partition)
-            if partition is not None:  # else another member owns it by now
+            if partition is not None:  # else another member owns the partition by now
                 await partition.receive(message, messages)
 
     def fail(self, error: BaseException) -> None:
-        """End the processor: a partition cannot go on."""
+        """End the processor with the error of a partition that cannot go on."""
         if self.executor is not None:
             self.executor.fail(error)
 
 
 class _ScanPlan(NamedTuple):
-    """What a scan reads.
+    """The range that a scan reads.
 
-    :param place: where the checkpoint stands that it begins with, and what is in it.
+    :param place: the place of the checkpoint that it begins with; ``state`` is its content.
     """
 
     start: int
@@ -300,10 +301,10 @@ class _ScanPlan(NamedTuple):
 
 
 class _ScannedBatch(NamedTuple):
-    """Records that were read.
+    """A batch of records that a scan has read.
 
-    :param last: the position of the last of them.
-    :param size: how many they are.
+    :param last: the position of the last record.
+    :param size: the number of records.
     :param records: the entries and marks among them.
     """
 
@@ -313,23 +314,23 @@ class _ScannedBatch(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-    """What became of an entry that was due."""
+    """The outcome of an entry that was due."""
 
     entry: DueEntry
     key: bytes
     error: BaseException | None
-    """Why it cannot be delivered; None: it was."""
+    """Why it cannot be delivered; None: it was delivered."""
 
 
 class PartitionScheduler:
-    """What is pending in one partition that is owned, and its delivery. On the loop.
+    """The pending entries of one owned partition, and their delivery. On the loop only.
 
-    One class, because scans, what is received meanwhile and deliveries change one index in turns,
-    and each has to know how far the others are.
+    One class, because scans, records that arrive meanwhile and deliveries take turns to change one
+    index, and each has to know how far the others are.
 
-    A scan is *bounded* once its end is known: records behind that end are received from then on. It
-    is *complete* once everything up to there was applied, and then those that were received
-    meanwhile. Then what is due is delivered in batches. When no known entry is left and more are
+    A scan is *bounded* once its end is known: records after that end are received from then on. It
+    is *complete* once everything up to its end was applied, and then the records that were received
+    meanwhile. Then due entries are delivered in batches. When no known entry is left and more are
     pending in the log, the next scan begins.
     """
 
@@ -338,12 +339,12 @@ class PartitionScheduler:
         self.index = DueIndex(scheduler.pending_limit)
         self.stopped = False
         self.ended = threading.Event()
-        """Nothing of it runs any more."""
+        """Set once no task of this scheduler runs any more."""
         self.is_idle = False
-        """There is nothing to do before :attr:`idle_until`."""
+        """Whether there is nothing to do before :attr:`idle_until`."""
         self.idle_until: int | None = None
-        """When the first entry that is not delivered is due, in milliseconds; None: none is known
-        to be pending."""
+        """The due time of the first undelivered entry, in milliseconds; None: none is known to be
+        pending."""
         self._scheduler = scheduler
         self._app = scheduler.app
         self._log = scheduler.app.log
@@ -353,30 +354,30 @@ class PartitionScheduler:
         self._fetcher = RecordFetcher(self._log, self._topic, self._partition)
         self._recent_outcomes = OutcomeCache(RECENT_OUTCOMES)
         self._scan_number = 0
-        """How many scans were begun."""
+        """The number of scans that were started."""
         self._scan_bounded = asyncio.Event()
-        """The end of the scan is known; what is behind it is received."""
+        """Set once the end of the scan is known; records after it are received."""
         self._scan_complete = asyncio.Event()
-        """All that is pending is known."""
+        """Set once the scan is complete: every entry before the horizon is in the index."""
         self._batch_delivered = asyncio.Event()
-        """The batch under way has been delivered (set and replaced each time)."""
+        """Set (and replaced) each time the current batch has been delivered."""
         self._wake = asyncio.Event()
         self._scanned_end = 0
         """The scan covers everything below this position."""
         self._known_end = 0
-        """Below this position everything is known."""
+        """Every record below this position was applied to the index."""
         self._received_meanwhile: list[ScannedRecord] = []
         """Records that were received while a scan runs."""
         self._resume_after: DueEntry | None = None
-        """What was due before this is over."""
+        """Entries that are due before this one were delivered or ended ..."""
         self._resume_below = 0
-        """... if it stands below this position: what is behind was not known."""
+        """... if they are below this position; later records were not known then."""
         self._batch_size = DELIVERY_BATCH
         self._committed = Committed(-1, "")
-        """The floor, and where the checkpoint stands, as they were committed here last."""
+        """The floor and the checkpoint's place, as this scheduler last committed them."""
         self._floor_committed_at = float("-inf")
         self._renew_floor_at = float("-inf")
-        """When they are committed again, although they are the same (the loop's time)."""
+        """When they are committed again although unchanged (the loop's time)."""
         self._checkpoints = CheckpointWriter(
             self._partition,
             lambda parts: self._write([(self._topic, part) for part in parts]),
@@ -384,19 +385,20 @@ class PartitionScheduler:
         self._uncounted = 0
         """Records that were received while a scan runs."""
         self._at_hand: Sequence[Message[Any]] = ()
-        """The records that are being received."""
+        """The batch of records that is being received."""
         self._outcome_at: dict[int, str | None] = {}
-        """What the log says to requests to cancel that are at hand, by their positions."""
+        """The outcomes that the log gives for the requests to cancel in that batch, by the
+        positions of the requests."""
         self._cancelling: dict[int, asyncio.Task[None]] = {}
         """Answers to requests to cancel that are not known to be written, by the positions of the
-        requests. What the index lacks may not be marked in the log yet: there is no scan, no other
-        floor and no checkpoint."""
+        requests. Meanwhile an entry that left the index may not be marked in the log yet, so no
+        scan begins, the floor does not move, and no checkpoint is written."""
         self._set_aside: set[DueEntry] = set()
-        """Entries whose dead letters were refused. The index has given them out."""
+        """Entries whose dead letters were refused. In the index they count as given out."""
         self._set_aside_until = 0.0
-        """When they are tried again (monotonic)."""
+        """When their dead letters are tried again (monotonic)."""
         self._refusals = 0
-        """How often in a row dead letters were refused."""
+        """How many times in a row dead letters were refused."""
         self._unwatch: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
@@ -417,7 +419,7 @@ class PartitionScheduler:
         self._task.add_done_callback(self._on_end)
 
     def stop(self) -> None:
-        """End; what was handed to the publisher is still written."""
+        """Stop; records that were handed to the publisher are still written."""
         for answering in self._cancelling.values():
             answering.cancel()
         if self._task is None:
@@ -426,7 +428,7 @@ class PartitionScheduler:
             self._task.cancel()
 
     def _on_end(self, _: asyncio.Task[None]) -> None:
-        # Not in the task: one that is cancelled before its first step does nothing.
+        # Not in the task: a task that is cancelled before its first step runs no code.
         self._unwatch()
         self.ended.set()
 
@@ -443,7 +445,7 @@ class PartitionScheduler:
             self._scheduler.fail(error)
 
     async def _retry_outages(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run this until the log answers."""
+        """Run an operation, again after each outage, until the log answers."""
         pause = 0.1
         while True:
             try:
@@ -455,7 +457,7 @@ class PartitionScheduler:
             await asyncio.sleep(pause)
             pause = min(5.0, pause * 2)
 
-    # -- knowing what is pending
+    # -- finding the pending entries
 
     async def _scan(self) -> None:
         """Read the partition, from a checkpoint or from its floor on."""
@@ -489,11 +491,11 @@ class PartitionScheduler:
         self._scan_complete.set()
 
     def _plan_scan(self) -> _ScanPlan:
-        """Where a scan begins, and the current end of the partition; blocks."""
+        """The start of a scan, and the current end of the partition; blocks."""
         log, topic, partition = self._log, self._topic, self._partition
         start, end, floor = self._read_floor()
         place = state = None
-        if self._resume_after is None:  # a checkpoint has nothing of what the index has dropped
+        if self._resume_after is None:  # a checkpoint lacks the entries that the index has dropped
             found = find_checkpoint(log, topic, partition, floor, start, end)
             if found is not None:
                 place, state = found
@@ -502,8 +504,8 @@ class PartitionScheduler:
         return _ScanPlan(start, end, place, state)
 
     def _read_floor(self) -> tuple[int, int, Committed | None]:
-        """From where on something may be pending, the current end of the partition, and the floor
-        as it is committed; blocks."""
+        """The first position that may be pending, the current end of the partition, and the
+        committed floor; blocks."""
         log, topic, partition = self._log, self._topic, self._partition
         first, end = log.watermarks(topic, partition)
         floor = log.committed(floor_group(topic), topic).get(partition)
@@ -528,7 +530,7 @@ class PartitionScheduler:
             self.index.remove(record.id_digest, record.position)
 
     def _note_outcome(self, record: ScannedRecord) -> bool:
-        """Remember what a mark says; False: it is an entry that has ended."""
+        """Remember the outcome in a mark; False: the record is an entry that has ended."""
         if record.due is not None:
             return self._recent_outcomes.begin(record.id_digest, record.position)
         if record.mark is not None:
@@ -536,9 +538,9 @@ class PartitionScheduler:
         return True
 
     async def receive(self, message: Message[Any], at_hand: Sequence[Message[Any]]) -> None:
-        """The next record that the processor read.
+        """Receive the next record that the processor read.
 
-        :param at_hand: what it read together with it.
+        :param at_hand: the batch that the record was read in.
         """
         await self._scan_bounded.wait()
         key, value, headers = message.raw
@@ -575,20 +577,20 @@ class PartitionScheduler:
 
     @property
     def _is_owned(self) -> bool:
-        """Ownership is certain."""
+        """Whether the partition is certainly owned."""
         return self._clock.monotonic() < self.assignment.valid_until
 
     async def _answer_cancel(self, key: bytes, request: str, position: int) -> None:
-        """Cancel what is pending, and answer the request with what happened."""
+        """Cancel the entry if it is pending, and answer the request with the outcome."""
         before = self._cancelling.get(position)
         if before is not None:
-            # It was received before, and whoever waited for the answer to be written was cancelled.
+            # It was received before, but the handler that awaited the answer was cancelled.
             await asyncio.shield(before)
         id_digest = records.id_digest(key)
         outcome = await self._find_outcome(id_digest, position)
         is_given_up = self.assignment.valid_until == float("-inf")
-        # A partition that is given up is ours until this has ended. One that is in doubt may have
-        # another owner, who delivers.
+        # A partition that is given up is owned until this handler has ended. If ownership is in
+        # doubt, another owner may be delivering.
         while not is_given_up and not self._is_owned:
             await asyncio.sleep(OWNERSHIP_RECHECK)
             outcome = await self._find_outcome(id_digest, position)
@@ -596,11 +598,11 @@ class PartitionScheduler:
         entry = None
         if outcome == _PENDING:
             answer = records.mark_record(key, "cancelled", id, request)
-            entry = self.index.find(id_digest)  # None: it is due behind the horizon
+            entry = self.index.find(id_digest)  # None: it is due after the horizon
             self.index.remove(id_digest, position)
             self._recent_outcomes.add(id_digest, "cancelled", position)
         else:
-            # Not a mark of that ID: a newer entry of it may stand in the log meanwhile.
+            # Not a mark of that ID: it would end a newer entry that may be in the log meanwhile.
             known = records.parse_outcome(outcome) or "unknown"
             answer = records.mark_record(request.encode(), known, id, request)
         answer.partition = self._partition
@@ -609,8 +611,8 @@ class PartitionScheduler:
         )
         self._cancelling[position] = answering
         answering.add_done_callback(lambda _: self._on_answered(position))
-        # The executor cancels a handler that has records of a partition which was lost, be they of
-        # this one or not. What was handed over is written all the same, and has to be known.
+        # The executor cancels a handler that has records of any partition that was lost. An answer
+        # that was handed to the publisher is still written, and its outcome must be tracked.
         await asyncio.shield(answering)
 
     async def _write_answer(
@@ -618,7 +620,7 @@ class PartitionScheduler:
     ) -> None:
         """Write the answer to a request.
 
-        :param entry: what it cancels, as the index had it.
+        :param entry: the entry that it cancels, if the index had it.
         """
         (refused,) = await self._write([(self._topic, answer)], self.assignment)
         if refused is not None:
@@ -637,8 +639,8 @@ class PartitionScheduler:
         self._wake.set()
 
     async def _find_outcome(self, id_digest: int, position: int) -> str | None:
-        """What became of an entry that was pending when a request to cancel was written, or
-        :data:`_PENDING`; None: nothing is known of one."""
+        """The outcome of the entry that was pending when a request to cancel was written, or
+        :data:`_PENDING`; None: no such entry is known."""
         while True:
             await self._scan_complete.wait()
             entry = self.index.find(id_digest)
@@ -655,11 +657,11 @@ class PartitionScheduler:
             outcome = await self._find_outcome_in_log(id_digest, position)
             if scan == self._scan_number:
                 return outcome
-            self._outcome_at.clear()  # what was due behind the horizon may be delivered meanwhile
+            self._outcome_at.clear()  # entries beyond the horizon may be delivered meanwhile
 
     async def _find_outcome_in_log(self, id_digest: int, position: int) -> str | None:
-        """The same of an entry that is due behind the horizon, if there is one. The log is read
-        once for all requests that came together."""
+        """Like :meth:`_find_outcome`, for an entry that is due after the horizon. The log is read
+        once for all requests of a batch."""
         if position not in self._outcome_at:
             requests = {position: id_digest}
             for message in self._at_hand:
@@ -674,10 +676,10 @@ class PartitionScheduler:
         return self._outcome_at[position]
 
     def _look_up(self, requests: Mapping[int, int]) -> dict[int, str | None]:
-        """What became of entries, by the positions of the requests that ask for them, as far as the
-        log is known; blocks.
+        """The outcomes of entries, by the positions of the requests to cancel them, as far as the
+        log was read; blocks.
 
-        :param requests: what stands for their IDs.
+        :param requests: the ID digests of the entries, by the positions of the requests.
         """
         found: dict[int, str | None] = dict.fromkeys(requests)
         positions: dict[int, list[int]] = {}
@@ -696,7 +698,7 @@ class PartitionScheduler:
     # -- delivering
 
     async def _deliver_due(self) -> None:
-        """Deliver what is due, until a scan is needed."""
+        """Deliver due entries, until a scan is needed."""
         while not self._is_scan_needed:
             if self._set_aside and self._clock.monotonic() >= self._set_aside_until:
                 self.index.give_back(self._set_aside)
@@ -712,7 +714,7 @@ class PartitionScheduler:
                 if is_owned:
                     await self._retry_outages(partial(self._deliver_batch, entries))
             finally:
-                # Those that were not delivered.
+                # The entries that were not delivered.
                 self.index.give_back([each for each in entries if each not in self._set_aside])
                 delivered, self._batch_delivered = self._batch_delivered, asyncio.Event()
                 delivered.set()
@@ -726,7 +728,7 @@ class PartitionScheduler:
         return self.index.is_exhausted and not self._cancelling
 
     async def _wait_until_due(self) -> None:
-        """Wait until something is due, or a record was received."""
+        """Wait until an entry is due, or a record was received."""
         self._wake.clear()
         due = self.index.next_due
         seconds = LONGEST_SLEEP if due is None else due / 1000 - self._clock.time()
@@ -741,7 +743,7 @@ class PartitionScheduler:
             return
 
     async def _deliver_batch(self, entries: list[DueEntry]) -> None:
-        """Write these to their topics, and mark them."""
+        """Write these entries' messages to their topics, and mark them."""
         positions = sorted(map(log_position, entries))
         rows, is_complete = await run_in_thread(self._fetcher.fetch, positions, DELIVERY_BYTES)
         limit = self._batch_size * 2 if is_complete else len(entries) // 2
@@ -750,7 +752,7 @@ class PartitionScheduler:
         sent: list[tuple[DueEntry, bytes]] = []
         undeliverable: list[_Outcome] = []
         missing: list[DueEntry] = []
-        # Up to the first whose payload is missing: what is due later must not go first.
+        # Up to the first whose payload was not fetched: later ones must not overtake it.
         for entry in takewhile(lambda each: log_position(each) in rows, entries):
             row = rows[log_position(entry)]
             if row is None or row.key is None:
@@ -767,7 +769,7 @@ class PartitionScheduler:
         answers = await self._write(outgoing)
         outcomes = [_Outcome(*each, answer) for each, answer in zip(sent, answers, strict=True)]
         refused = [each for each in outcomes if each.error is not None]
-        # First of all: whatever becomes of the others, these are delivered.
+        # Mark these first: they are delivered, whatever happens to the others.
         await self._write_marks([each for each in outcomes if each.error is None])
         if undeliverable or refused:
             await self._write_dead_letters(undeliverable + refused, rows)
@@ -794,8 +796,8 @@ class PartitionScheduler:
     async def _write_dead_letters(
         self, undeliverable: Sequence[_Outcome], rows: Mapping[int, FetchedRow | None]
     ) -> None:
-        """Write entries that cannot be delivered, as they stand in the log, as dead letters, and
-        mark them. Those whose dead letters are refused are set aside."""
+        """Write undeliverable entries, as they are in the log, as dead letters, and mark them.
+        Entries whose dead letters are refused are set aside."""
         dead: list[tuple[_Outcome, Outgoing]] = []
         for outcome in undeliverable:
             entry, key, error = outcome
@@ -825,7 +827,7 @@ class PartitionScheduler:
             self._refusals = 0
 
     def _set_refused_aside(self, refused: Mapping[DueEntry, BaseException]) -> None:
-        """Try these entries again after a pause. They are in nobody's way meanwhile."""
+        """Try these entries again after a pause. They hold up no other entry meanwhile."""
         now = self._clock.monotonic()
         if not self._set_aside:
             pause = DEAD_LETTER_PAUSE * 2.0 ** min(self._refusals, 10)
@@ -841,9 +843,9 @@ class PartitionScheduler:
     async def _write(
         self, outgoing: Sequence[Outgoing], owner: Assignment | None = None
     ) -> Sequence[BaseException | None]:
-        """Write these, waiting out outages; for each None, or why it was refused.
+        """Write these, waiting out outages; returns, for each, None or why it was refused.
 
-        :param owner: only as the owner of this, if the log can check that.
+        :param owner: write only while this assignment is owned, if the log can check that.
         """
         if not outgoing:
             return ()
@@ -854,7 +856,7 @@ class PartitionScheduler:
     # -- the floor, and checkpoints
 
     async def _commit_floor(self) -> None:
-        """Commit from where on something may be pending, every few seconds."""
+        """Commit the floor, below which nothing is pending, every few seconds."""
         now = asyncio.get_running_loop().time()
         if now < self._floor_committed_at + FLOOR_INTERVAL:
             return
@@ -869,7 +871,7 @@ class PartitionScheduler:
         if refused is not None:
             logger.info("%s: a checkpoint could not be written: %s", self, refused)
         checkpoint = self._checkpoints.newest
-        # One below the floor says no more than the floor does.
+        # A checkpoint below the floor saves nothing.
         is_needed = checkpoint is not None and checkpoint.position > floor
         committed = Committed(floor, str(checkpoint) if is_needed else "")
         if committed == self._committed and now < self._renew_floor_at:
@@ -890,16 +892,16 @@ def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
 
 
 class _Ending(NamedTuple):
-    """What became of entries of an ID: of all that stand before a position."""
+    """The outcome of all entries of an ID before a position."""
 
     outcome: str
     end: int
 
 
 class OutcomeCache:
-    """Outcomes of the last IDs, of at least ``size`` of them.
+    """The outcomes of the most recent IDs, at least ``size`` of them.
 
-    An ID whose last entry is pending has no outcome, whatever became of the entries before it.
+    An ID whose last entry is pending has no outcome, however its earlier entries ended.
     """
 
     def __init__(self, size: int) -> None:
@@ -910,15 +912,15 @@ class OutcomeCache:
     def add(self, id_digest: int, outcome: str, end: int) -> None:
         """Remember an outcome.
 
-        :param end: the entries of that ID before this position have it.
+        :param end: all entries of that ID before this position have this outcome.
         """
         self._new[id_digest] = _Ending(outcome, end)
         if len(self._new) >= self._size:
             self._new, self._old = {}, self._new
 
     def begin(self, id_digest: int, position: int) -> bool:
-        """An entry of that ID stands at this position. Whether it is pending; else it has ended,
-        and was read once more."""
+        """Note an entry of that ID at this position; returns whether it is pending. False: it has
+        ended, and was read again."""
         known = self._find(id_digest)
         if known is not None and position < known.end:
             return False
@@ -926,12 +928,12 @@ class OutcomeCache:
         return True
 
     def forget(self, id_digest: int) -> None:
-        """There is no outcome of an ID any more."""
+        """Forget the outcome of an ID."""
         self._new.pop(id_digest, None)
         self._old.pop(id_digest, None)
 
     def get(self, id_digest: int) -> str | None:
-        """The outcome of an ID, if that is remembered."""
+        """The outcome of an ID; None: it is not remembered."""
         known = self._find(id_digest)
         return None if known is None else known.outcome
 
