@@ -1,6 +1,5 @@
-"""What people see of a log, and what they do to it: the parts that the command line and the
-dashboard have in common.
+"""Inspection and administration of a log: the parts that the command line and the dashboard share.
 
-Nothing here prints, and nothing here knows of a terminal or a browser: functions ask a log (and
-block), and return what they found.
+Nothing here prints or depends on a terminal or a browser: the functions query a log (and block),
+and return their findings.
 """

@@ -1,4 +1,4 @@
-"""Aggregates of a log: their event topics, and their keys in order."""
+"""The aggregates of a log: their event topics, and their keys in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streams.log.protocol import Log, TopicInfo
 T = TypeVar("T")
 
 SUFFIX = ".events"
-"""What follows an aggregate's name in the name of its event topic."""
+"""The suffix of an event topic's name, after the aggregate's name."""
 
 
 def event_topics(log: Log) -> list[TopicInfo]:
@@ -22,10 +22,10 @@ def event_topics(log: Log) -> list[TopicInfo]:
 
 
 class KeyProblems(Protocol):
-    """Receives what keeps keys from being listed; the other keys are listed."""
+    """Receives the problems of keys that cannot be listed; the other keys are listed."""
 
     def call(self, where: str, make: Callable[[], T]) -> T | None:
-        """What ``make`` returns; None if it raised, which is noted."""
+        """The result of ``make``; None if it raised, which is noted."""
         ...
 
     def odd_key(self, where: str, key: object) -> None:
@@ -41,11 +41,11 @@ def ordered_keys(
     size: int,
     problems: KeyProblems,
 ) -> Iterator[HistoryKey]:
-    """The keys of an event topic in the order of their bytes, with where their histories end.
+    """The keys of an event topic in the order of their bytes, with the heads of their histories.
 
-    :param prefix: only keys that begin so.
-    :param after: only keys behind this one.
-    :param size: how many of a partition are asked for at once.
+    :param prefix: only keys that begin with these bytes.
+    :param after: only keys greater than this one.
+    :param size: how many keys of a partition are requested at once.
     """
     parts = [
         _partition_keys(log, info, partition, prefix, after, size, problems)
@@ -63,7 +63,7 @@ def _partition_keys(
     size: int,
     problems: KeyProblems,
 ) -> Iterator[HistoryKey]:
-    """The keys of one partition; where they cannot be listed, that is said and they end."""
+    """The keys of one partition. If listing fails, the problem is noted and the keys end."""
     where = f"{info.name}/{partition}"
     if prefix and (after is None or after < prefix):
         request = [HistoryRequest(prefix, limit=1)]
@@ -76,7 +76,7 @@ def _partition_keys(
         before = after
         for each in page or ():
             key: Any = each.key
-            if not isinstance(key, bytes):  # somebody else's row
+            if not isinstance(key, bytes):  # a row of another program
                 problems.odd_key(where, key)
                 continue
             if after is not None and key <= after:
@@ -87,7 +87,7 @@ def _partition_keys(
             after = key
         if not page or len(page) < size:
             return
-        if after == before:  # nothing but such keys, which stand before all bytes
+        if after == before:  # only such keys, which sort before all bytes
             if after is not None:
                 return
             after = b""

@@ -1,8 +1,8 @@
-"""Work that is done in a thread while people wait for it, once at a time: whoever comes later waits
-for the run that goes on, and nobody longer than he likes.
+"""Runs work in a background thread, one run at a time: later callers wait for the current run, and
+each caller waits no longer than its own limit.
 
-What a run found may be from before something was changed. Whoever changes something calls
-:meth:`BackgroundRuns.expire`; from then on people wait for a run that began after it.
+The findings of a run may predate a change. After a change, call :meth:`BackgroundRuns.expire`; from
+then on callers wait for a run that began after it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from streams.text import get_logger
 logger = get_logger("streams")
 
 AFTER_CHANGE = 2.0
-"""Real seconds after which nobody waits any more only because something was changed: then people
-are shown what is known, as something that is not complete."""
+"""Real seconds after which callers no longer wait only because of a change: then they get what is
+known, marked as incomplete."""
 
 
 class BackgroundRuns:
-    """Calls a function in a thread of its own whenever somebody asks for it (any thread).
+    """Calls a function in a separate thread whenever a caller asks for it (any thread).
 
-    :param function: does the work, and returns whether it came to its end; it should look at
-        :attr:`is_to_stop` now and then, and return False where that is so. It is then called again,
+    :param function: does the work, and returns whether it finished; it should check
+        :attr:`is_to_stop` now and then, and return False if that is set. It is then called again,
         unless this was closed.
-    :param name: of the thread.
+    :param name: the name of the thread.
     """
 
     def __init__(self, function: Callable[[], bool], name: str) -> None:
@@ -36,27 +36,28 @@ class BackgroundRuns:
         self._state = threading.Condition()
         self._is_running = False
         self._begun = 0
-        """The number of the run that began last."""
+        """The number of the last run that was started."""
         self._ended = 0
-        """The number of the last run that came to its end, or failed."""
+        """The number of the last run that finished or failed."""
         self._wanted = 0
-        """Somebody waits, or waited, for the run of this number or a later one."""
+        """The highest number of a run that callers wait, or waited, for."""
         self._failure: StreamsError | None = None
-        """Of the run that ended last."""
+        """The failure of the last run that ended."""
         self._is_stale = False
-        """Something was changed since the last run began."""
+        """Whether something was changed since the last run began."""
         self._is_expired = False
-        """No run that began after the last change has ended."""
+        """Whether no run that began after the last change has ended yet."""
         self._patience_ends: float | None = None
-        """When nobody waits any more because of a change; None: nobody has asked since."""
+        """When callers stop waiting longer because of a change; None: none has waited since."""
         self._closed = False
 
     def wait(self, seconds: float, *, longer_after_change: bool = True) -> bool:
-        """Have it run, and wait for so many real seconds at most; after a change for up to
-        :data:`AFTER_CHANGE`, unless it is said that no longer is (blocks).
+        """Start a run if none is running, and wait for it for at most ``seconds`` real seconds;
+        after a change for up to :data:`AFTER_CHANGE` (blocks).
 
-        :returns: whether it ran to its end, and nothing was changed since that run began. False
-            also once it is closed.
+        :param longer_after_change: False: wait no longer after a change.
+        :returns: whether the run finished, and nothing was changed since it began. False also once
+            this is closed.
         :raises StreamsError: the run failed.
         """
         now = time.monotonic()
@@ -84,25 +85,25 @@ class BackgroundRuns:
             return True
 
     def expire(self) -> None:
-        """Something was changed: what a run that goes on finds may be from before."""
+        """Note a change: the findings of the current run may predate it."""
         with self._state:
             self._is_stale = self._is_expired = True
             self._patience_ends = None
 
     def close(self) -> None:
-        """End it, and let go of those who wait."""
+        """End the runs, and release the callers that wait."""
         with self._state:
             self._closed = True
             self._state.notify_all()
 
     @property
     def is_closed(self) -> bool:
-        """It runs no more."""
+        """Whether it was closed."""
         return self._closed
 
     @property
     def is_to_stop(self) -> bool:
-        """The run that goes on is of no use any more."""
+        """Whether the current run should stop, as its findings are useless."""
         return self._closed or self._is_stale
 
     def _begin(self) -> None:
@@ -112,7 +113,7 @@ class BackgroundRuns:
 
     def _run(self) -> None:
         with self._state:
-            pass  # until it has begun
+            pass  # wait() has started the run by then
         while True:
             failure: StreamsError | None = None
             is_over = True

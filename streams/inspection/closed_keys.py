@@ -1,9 +1,9 @@
-"""Closed keys and what is parked behind them (``DeadLetters(sequenced=True)``), for people who look
-at them now and then.
+"""Closed keys and the messages parked behind them (``DeadLetters(sequenced=True)``), for occasional
+inspection.
 
-The state follows from the records of a topic (:mod:`streams.parking`), so a reader of it goes on
-with what is new, as the partition's owner does. It takes the memory that the owners take, about 1.5
-KB a key, for as long as somebody looks.
+The state follows from the records of a topic (:mod:`streams.parking`), so a reader goes on with the
+new records, as the partition's owner does. It takes the memory that the owners take, about 1.5 KB
+per key, for as long as it is in use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from streams.log.protocol import Log
 
 SHOWN_BEHIND = 20
-"""Messages that are named of those that wait behind the first."""
+"""Messages behind the first of a key that are listed, at most."""
 
 
 class ParkedSource(NamedTuple):
@@ -36,7 +36,7 @@ class ParkedSource(NamedTuple):
 
 
 def parked_sources(topics: Collection[str], groups: Collection[str]) -> list[ParkedSource]:
-    """The topics of closed keys, by name, as far as their names say whose they are.
+    """The topics of closed keys, by name, as far as their names tell their topic and group.
 
     :param topics: the names of all topics.
     :param groups: the names of all groups.
@@ -59,11 +59,10 @@ def parked_sources(topics: Collection[str], groups: Collection[str]) -> list[Par
 class KeyCounts(NamedTuple):
     """How many keys are closed.
 
-    :param keys: closed in all.
-    :param dead: of these, those that wait for a decision; the messages of the others are coming
-        back.
+    :param keys: closed keys in total.
+    :param dead: closed keys that wait for a decision; the messages of the others are coming back.
     :param parked: messages that wait behind the first of their key.
-    :param is_complete: everything was read.
+    :param is_complete: every record was read.
     """
 
     keys: int
@@ -73,7 +72,7 @@ class KeyCounts(NamedTuple):
 
 
 def count_closed_keys(log: Log, name: str, seconds: float) -> KeyCounts | None:
-    """What is counted in a topic of closed keys, as far as it can be read in so many real seconds
+    """The counts of a topic of closed keys, as far as it can be read in this many real seconds
     (blocks); None: there is no such topic.
 
     :raises LogError: the log cannot be read.
@@ -84,7 +83,7 @@ def count_closed_keys(log: Log, name: str, seconds: float) -> KeyCounts | None:
 class ClosedKeyRow(NamedTuple):
     """A closed key, without its message.
 
-    :param position: of the record of its first message; -1 where it is not known yet.
+    :param position: the position of its first message's record; -1: not known yet.
     """
 
     key: bytes
@@ -96,14 +95,14 @@ class ClosedKeyRow(NamedTuple):
 
     @property
     def target(self) -> CommandTarget:
-        """What a command about it names."""
+        """The target of a command on this key."""
         return CommandTarget(self.key, self.partition, self.position)
 
 
 class BehindKey(NamedTuple):
-    """What waits behind the first message of a key.
+    """The messages that wait behind the first message of a key.
 
-    :param offsets: in the source topic, of the next ones.
+    :param offsets: the offsets, in the source topic, of the next ones.
     """
 
     partition: int
@@ -124,7 +123,7 @@ class ClosedKeyIndex(CountingReader[KeyCounts]):
         for partition in range(log.topic(self.name).partitions):
             first, end = log.watermarks(self.name, partition)
             start = self._next.get(partition)
-            if start is None or start < first:  # what is new was trimmed: begin at the floor
+            if start is None or start < first:  # new records were trimmed: begin at the floor
                 start, end, epoch = read_floor(log, self.name, partition)
                 with self._lock:
                     self._states[partition] = ParkingState(epoch)
@@ -160,9 +159,9 @@ class ClosedKeyIndex(CountingReader[KeyCounts]):
     ) -> list[ClosedKeyRow]:
         """Closed keys, in each partition in the order in which they were closed.
 
-        :param start: so many are left out at the beginning.
-        :param matches: whether a key is meant.
-        :param most_parked: those with the most messages behind them first.
+        :param start: how many keys to skip at the beginning.
+        :param matches: selects keys.
+        :param most_parked: sort by the number of messages behind the key, descending.
         """
         with self._lock:
             found = self._keys()
@@ -173,13 +172,14 @@ class ClosedKeyIndex(CountingReader[KeyCounts]):
             return [_row(*each) for each in islice(found, start, start + count)]
 
     def dead(self) -> list[CommandTarget]:
-        """All that wait for a decision."""
+        """All closed keys that wait for a decision."""
         with self._lock:
             rows = (_row(*each) for each in self._keys() if each[2].is_dead)
             return [row.target for row in rows if row.position >= 0]
 
     def find(self, partition: int, position: int) -> ClosedKeyRow | None:
-        """The closed key whose first message has its record there; None: there is none now."""
+        """The closed key whose first message has its record at this position; None: there is none
+        now."""
         with self._lock:
             state = self._states.get(partition)
             for key, queue in () if state is None else state.keys.items():
@@ -188,7 +188,7 @@ class ClosedKeyIndex(CountingReader[KeyCounts]):
         return None
 
     def behind(self, row: ClosedKeyRow) -> BehindKey:
-        """What waits behind the first message of a key."""
+        """The messages that wait behind the first message of a key."""
         with self._lock:
             offsets = list(islice(row.queue.source_offsets, 1, 1 + SHOWN_BEHIND))
             return BehindKey(row.partition, offsets, max(0, len(row.queue) - 1))
@@ -207,10 +207,10 @@ def _row(partition: int, key: bytes, queue: ParkedQueue) -> ClosedKeyRow:
 def closed_key_heads(
     log: Log, group: str, topic: str, rows: Collection[ClosedKeyRow]
 ) -> dict[tuple[int, int], ClosedKeyHead]:
-    """The first messages of closed keys, by partition and position; blocks. Those whose records are
-    not there any more are left out.
+    """The first messages of closed keys, by partition and position; blocks. Keys whose records are
+    gone are left out.
 
-    :raises NotFound: no key was ever closed there.
+    :raises NotFound: no key of this group and topic was ever closed.
     """
     reader = ClosedKeyReader(log, group, topic)
     found: dict[tuple[int, int], ClosedKeyHead] = {}

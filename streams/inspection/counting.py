@@ -1,4 +1,4 @@
-"""How many messages: in topics, behind groups, among dead letters. Unknown is None, never 0."""
+"""Counts messages: in topics, behind groups, among dead letters. Unknown is None, never 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def count_waiting(log: Log, name: str, partition: int, resolved: ResolvedOffsets) -> int:
-    """Dead letters of a partition that nobody has dealt with, as far as the log can count."""
+    """Unresolved dead letters of a partition, as far as the log can count."""
     from streams.replay.result import count_messages
 
     first, _ = log.watermarks(name, partition)
@@ -22,8 +22,8 @@ def count_waiting(log: Log, name: str, partition: int, resolved: ResolvedOffsets
 
 
 def count_dead_letters(log: Log, name: str) -> int:
-    """Dead letters in a topic that nobody has dealt with, as far as the log can count; 0 where
-    there is no such topic yet."""
+    """Unresolved dead letters in a topic, as far as the log can count; 0 if there is no such topic
+    yet."""
     from streams.errors import NotFound
     from streams.patterns.deadletters import resolved_offsets
 
@@ -35,7 +35,7 @@ def count_dead_letters(log: Log, name: str) -> int:
 
 
 def sum_known(counts: Iterable[int | None]) -> int | None:
-    """The sum; None: one of them is not known."""
+    """The sum of the counts; None: one of them is not known."""
     total = 0
     for count in counts:
         if count is None:
@@ -45,7 +45,7 @@ def sum_known(counts: Iterable[int | None]) -> int | None:
 
 
 def count_all(log: Log, topic: str, partitions: int) -> int | None:
-    """The messages of a topic, if the log can count them."""
+    """The number of messages in a topic; None: the log cannot count them."""
     return sum_known(
         log.lag(topic, partition, log.watermarks(topic, partition)[0])
         for partition in range(partitions)

@@ -1,4 +1,4 @@
-"""How the command line is called for the dead letters of a group and topic."""
+"""The command line arguments for the dead letters of a group and topic."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from streams.config import DeadLetters
 
 
 def dead_ls_arguments(group: str, topic: str, name: str) -> str:
-    """What ``streams dead ls`` and the like are called with for these letters."""
+    """The arguments of ``streams dead ls`` and its sibling commands for these letters."""
     default_name = DeadLetters().name(topic, group)
     return f"{group} {topic}" + ("" if name == default_name else f" --name {name}")

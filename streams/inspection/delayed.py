@@ -1,9 +1,8 @@
-"""Messages that wait until they are due, for people who look at them now and then; and cancelling
-some of them.
+"""Delayed messages, for occasional inspection, and for cancelling some of them.
 
-A delay topic (:mod:`streams.retries`) is known by the group that keeps its floor. What waits in it
-is read from its records, as its scheduler does, and the nearest :data:`MAX_PENDING` of a partition
-are kept, without their payloads.
+A delay topic (:mod:`streams.retries`) is recognized by the group that stores its floor. Its pending
+messages are read from its records, as its scheduler does, and the first :data:`MAX_PENDING` of a
+partition by due time are kept, without their payloads.
 """
 
 from __future__ import annotations
@@ -42,17 +41,18 @@ if TYPE_CHECKING:
     from streams.log.protocol import Log
 
 MAX_PENDING = 20_000
-"""Messages of a partition that are kept: those that are due first, with about 200 bytes each."""
+"""Messages of a partition that are kept, at most: those that are due first, about 200 bytes
+each."""
 
 READ_BYTES = 16 << 20
-"""Bytes of messages that are read for one page, about."""
+"""Bytes of messages that are read for one page, approximately."""
 
 PAUSE = 0.05
-"""Real seconds between two looks for an answer."""
+"""Real seconds between two polls for an answer."""
 
 
 def delay_topics(topics: Collection[str], groups: Collection[str]) -> list[str]:
-    """The delay topics among these, by name.
+    """The delay topics among these topics, by name.
 
     :param groups: the names of all groups.
     """
@@ -61,12 +61,12 @@ def delay_topics(topics: Collection[str], groups: Collection[str]) -> list[str]:
 
 
 class PendingCounts(NamedTuple):
-    """What waits in a delay topic.
+    """The counts of a delay topic.
 
-    :param number: messages that are known to wait.
-    :param has_more: others are due behind these.
-    :param next_due: when the first of them is due, in seconds since the epoch; None: none waits.
-    :param is_complete: everything was read.
+    :param number: messages that are known to be pending.
+    :param has_more: further messages are due after these.
+    :param next_due: when the first of them is due, in seconds since the epoch; None: there is none.
+    :param is_complete: every record was read.
     """
 
     number: int
@@ -76,9 +76,9 @@ class PendingCounts(NamedTuple):
 
 
 class PendingPlace(NamedTuple):
-    """A message that waits, without its payload.
+    """A pending message, without its payload.
 
-    :param due: in seconds since the epoch.
+    :param due: the due time, in seconds since the epoch.
     """
 
     due: float
@@ -87,7 +87,7 @@ class PendingPlace(NamedTuple):
 
 
 class DelayIndex(CountingReader[PendingCounts]):
-    """What waits in a delay topic, as far as it was read (any thread)."""
+    """The pending messages of a delay topic, as far as it was read (any thread)."""
 
     @override
     def _forget(self) -> None:
@@ -105,7 +105,7 @@ class DelayIndex(CountingReader[PendingCounts]):
             if pending is None or start < first or pending.is_exhausted:
                 is_exhausted = pending is not None and pending.is_exhausted
                 pending, start = DueIndex(MAX_PENDING), begin
-                if not is_exhausted:  # a checkpoint has nothing of what was dropped from the index
+                if not is_exhausted:  # a checkpoint lacks the entries that the index dropped
                     checkpoint = find_checkpoint(log, self.name, partition, floor, begin, end)
                     if checkpoint is not None:
                         place, state = checkpoint
@@ -159,9 +159,9 @@ class DelayIndex(CountingReader[PendingCounts]):
         )
 
     def places(self, start: int, count: int) -> list[PendingPlace]:
-        """What waits, what is due first at the beginning.
+        """The pending messages, by due time.
 
-        :param start: so many are left out at the beginning.
+        :param start: how many to skip at the beginning.
         """
         with self._lock:
             nearest = [
@@ -174,12 +174,12 @@ class DelayIndex(CountingReader[PendingCounts]):
         return list(islice(merge(*nearest), start, start + count))
 
     def may_hold(self, partition: int, position: int) -> bool:
-        """Whether that was read, so that something can stand there."""
+        """Whether this position was read, so that an entry may be known there."""
         with self._lock:
             return 0 <= position < self._next.get(partition, 0)
 
     def is_pending(self, partition: int, position: int, key: bytes) -> bool:
-        """Whether the entry that stands there still waits, as far as was read."""
+        """Whether the entry at this position is still pending, as far as the topic was read."""
         with self._lock:
             pending = self._pending.get(partition)
             found = None if pending is None else pending.find(id_digest(key))
@@ -189,8 +189,8 @@ class DelayIndex(CountingReader[PendingCounts]):
 def read_entries(
     log: Log, topic: str, places: Collection[tuple[int, int]]
 ) -> dict[tuple[int, int], DelayEntry]:
-    """The entries that stand at these partitions and positions; blocks. Those that are not there
-    any more, or too large to be read with the others, are left out."""
+    """The entries at these partitions and positions; blocks. Entries that are gone, or too large to
+    be read with the others, are left out."""
     found: dict[tuple[int, int], DelayEntry] = {}
     for partition in {each for each, _ in places}:
         positions = sorted(position for each, position in places if each == partition)
@@ -205,11 +205,11 @@ def read_entries(
 def cancel_entries(
     log: Log, topic: str, entries: Sequence[tuple[int, DelayEntry]], seconds: float
 ) -> list[Outcome | None]:
-    """Request that messages are not delivered; blocks.
+    """Request that messages not be delivered; blocks.
 
-    :param entries: each with the partition that it stands in.
-    :param seconds: real seconds to wait for the answers of whoever keeps the topic.
-    :returns: for each what became of it; None: nobody answered, and the request stands.
+    :param entries: each with its partition.
+    :param seconds: real seconds to wait for the answers of the topic's scheduler.
+    :returns: the outcome of each; None: no answer came, and the request stays in effect.
     :raises LogError: a request could not be written; others may have been.
     """
     requests = [str(uuid4()) for _ in entries]

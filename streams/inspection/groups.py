@@ -1,4 +1,4 @@
-"""Groups: how far they are in each partition, and which message holds them up."""
+"""Groups: their position and lag in each partition, and the message that holds them up."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 
 
 class GroupPosition(NamedTuple):
-    """Where a group is in one partition.
+    """The position and lag of a group in one partition.
 
-    :param position: what it has committed; None: nothing.
-    :param first: where the partition begins.
-    :param end: where the partition ends.
+    :param position: the committed position; None: there is none.
+    :param first: the first offset of the partition.
+    :param end: the end of the partition.
     :param lag: messages from the position on; None: the log cannot count them.
-    :param ahead: of these, those that are settled already; None: the same.
-    :param owner: the member that has the partition; None: none.
-    :param oldest: the oldest message that is not settled, in a batch of its own; None: there is
-        none.
+    :param ahead: messages of these that are settled already; None: likewise.
+    :param owner: the member that owns the partition; None: none does.
+    :param oldest: the oldest unsettled message, in a batch by itself; None: there is none.
     """
 
     topic: str
@@ -41,17 +40,18 @@ class GroupPosition(NamedTuple):
 
 
 def total_lag(log: Log, info: GroupInfo) -> int | None:
-    """The messages that a group has not settled, of all topics where it has positions and that are
-    still there; None: the log cannot count them. Blocks."""
+    """The total lag of a group: its unsettled messages in all topics where it has positions and
+    that still exist; None: the log cannot count them. Blocks."""
     lags: list[int | None] = []
     for (topic, partition), committed in info.positions.items():
-        with suppress(NotFound):  # the topic is gone, its positions are not
+        with suppress(NotFound):  # the topic was deleted, its positions were not
             lags.append(log.lag(topic, partition, committed.position))
     return sum_known(lags)
 
 
 def group_positions(log: Log, info: GroupInfo) -> list[GroupPosition]:
-    """Where a group is, in every partition where it has a position or a member; blocks.
+    """The position and lag of a group in every partition where it has a position or a member;
+    blocks.
 
     :raises NotFound: a topic is gone.
     """
@@ -63,7 +63,7 @@ def group_positions(log: Log, info: GroupInfo) -> list[GroupPosition]:
 def group_position(
     log: Log, info: GroupInfo, topic: str, partition: int, owner: str | None
 ) -> GroupPosition:
-    """Where a group is in one partition; blocks."""
+    """The position and lag of a group in one partition; blocks."""
     held = info.positions.get((topic, partition))
     first, end = log.watermarks(topic, partition)
     position = first if held is None else held.position

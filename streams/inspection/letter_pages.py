@@ -1,5 +1,5 @@
-"""Dead letters a page at a time, and so many of them for one step: both bounded by count and by
-time, as a topic may hold millions and only a few may be meant."""
+"""Reads dead letters page by page, and selects them for bulk steps: both bounded by count and by
+time, as a topic may hold millions of letters of which only a few match."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from streams.log.range_reader import LogRow
 
 LOOKS = 64
-"""Letters between two looks at the clock."""
+"""Letters between two checks of the clock."""
 
 READ_BYTES = 16 << 20
-"""Bytes of letters that are read at once, about."""
+"""Bytes of letters that are read at once, approximately."""
 
 Matches = Callable[["LogRow"], bool]
-"""Whether a letter is meant."""
+"""Whether a letter matches."""
 
 
 class LetterPage(NamedTuple):
     """Some letters, the oldest first.
 
-    :param rows: each with whether it waits.
-    :param looked_at: letters that were looked at for that.
-    :param next: by partition, where to go on; None: that was the end.
+    :param rows: the letters, each with whether it waits.
+    :param looked_at: letters that were read for this page.
+    :param next: by partition, the offset from which to go on; None: this was the last page.
     """
 
     rows: list[tuple[LogRow, bool]]
@@ -51,12 +51,13 @@ def read_letters(
     everything: bool = False,
     read_limit: int = 200,
 ) -> LetterPage:
-    """The next letters that are meant; blocks.
+    """The next letters that match; blocks.
 
-    :param start_offsets: by partition, where to begin; of others, at their beginning.
-    :param count: so many at most.
-    :param seconds: real seconds after which it ends with what it has.
-    :param everything: those too that were dealt with.
+    :param start_offsets: by partition, the offset to begin at; other partitions begin at their
+        start.
+    :param count: how many letters, at most.
+    :param seconds: real seconds after which the page ends with the letters found so far.
+    :param everything: include resolved letters.
     """
     deadline = time.monotonic() + seconds
     found: list[tuple[LogRow, bool]] = []
@@ -79,13 +80,13 @@ def read_letters(
 
 
 class BulkSelection(NamedTuple):
-    """Letters that wait and are meant, the oldest first.
+    """The waiting letters that match, the oldest first.
 
-    :param number: how many.
-    :param sources: how many come from where; None: they do not say, or say what cannot be.
-    :param end_offsets: by partition, the offset before which they stand; of a partition that is not
-        there, none is meant.
-    :param looked_at: letters that were looked at.
+    :param number: how many there are.
+    :param sources: their number by source; None: their headers name no valid source.
+    :param end_offsets: by partition, the offset before which they are; a partition without one has
+        no letter that matches.
+    :param looked_at: letters that were read.
     :param is_complete: there are no others.
     """
 
@@ -99,10 +100,10 @@ class BulkSelection(NamedTuple):
 def select_letters(
     topic: DeadLetterTopic, matches: Matches, *, most: int, seconds: float
 ) -> BulkSelection:
-    """Count the letters that wait and are meant; blocks.
+    """Count the waiting letters that match; blocks.
 
-    :param most: the oldest so many only.
-    :param seconds: real seconds after which it ends with what it has.
+    :param most: select only this many, the oldest.
+    :param seconds: real seconds after which it returns the letters found so far.
     """
     deadline = time.monotonic() + seconds
     by_headers: Counter[tuple[bytes | None, bytes | None]] = Counter()
@@ -129,9 +130,9 @@ def select_letters(
 
 
 def select_places(topic: DeadLetterTopic, places: Collection[tuple[int, int]]) -> BulkSelection:
-    """The letters that stand at these partitions and offsets, all of which must wait; blocks.
+    """The letters at these partitions and offsets, all of which must wait; blocks.
 
-    :raises NotFound: one of them is not there, or does not wait any more.
+    :raises NotFound: one of them does not exist, or no longer waits.
     """
     log, resolved = topic.log, topic.resolved()
     sources: Counter[LetterSource | None] = Counter()

@@ -1,12 +1,12 @@
-"""The dead letters of a topic by error, with counts: a survey that goes on reading in a thread.
+"""Surveys the dead letters of a topic by error, with counts, reading on in a thread.
 
 Letters are of the same *kind* if they come from the same topic and group, their errors are of the
-same type, and their texts differ in numbers, names in quotation marks and the like only. A survey
-keeps 18 bytes a letter that waits (where it stands, and its kind), so whoever looks again waits for
-nothing but what is new, and what was dealt with since is counted no more.
+same type, and their texts differ only in numbers, quoted names and the like. A survey keeps 18
+bytes per waiting letter (its offset and kind), so a later call reads only new letters, and letters
+that were resolved since are no longer counted.
 
-All it reads was written by whoever could write to the topic. A kind is for people: nothing is
-decided by it but which letters a person means.
+The letters may come from any client that can write to the topic. A kind is for people: it only
+decides which letters a person selects.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from streams.message import Batch, Headers
 
 MAX_LETTERS = 1_000_000
-"""Letters that wait and are surveyed, the oldest of each partition."""
+"""Waiting letters that are surveyed, at most; the oldest of each partition."""
 
 MAX_KINDS = 1_000
-"""Kinds that are told apart in one topic; what comes after them is of the last, all others."""
+"""Kinds that are distinguished in one topic; the last one takes all further letters."""
 
 ERROR_LENGTH = 300
-"""Characters of an error that are looked at."""
+"""Characters of an error that are considered."""
 
 _CACHE = 20_000
 
@@ -73,12 +73,12 @@ _LOW_HALF = (1 << 64) - 1
 class LetterKind(NamedTuple):
     """Letters that failed in the same way.
 
-    :param id: names the kind, in any process.
-    :param source: the topic and group that they are of; None: they do not say.
+    :param id: identifies the kind, in any process.
+    :param source: the topic and group that they come from; None: their headers do not say.
     :param error: the error of one of them: its type and text.
     :param waiting: how many wait.
-    :param last: when the last of those that were read failed, in seconds since the epoch; None: it
-        does not say.
+    :param last: when the last letter that was read failed, in seconds since the epoch; None: its
+        headers do not say.
     """
 
     id: str
@@ -89,12 +89,12 @@ class LetterKind(NamedTuple):
 
 
 class SurveyResult(NamedTuple):
-    """A survey, as far as it has come.
+    """The result of a survey so far.
 
-    :param kinds: those of which letters wait, the most frequent first.
-    :param waiting: letters that wait, as far as it has looked.
-    :param looked_at: letters that it has looked at, those included that were dealt with since.
-    :param is_complete: it has come to the end.
+    :param kinds: the kinds that have waiting letters, the most frequent first.
+    :param waiting: waiting letters, as far as the topic was read.
+    :param looked_at: letters that were read, including those that were resolved since.
+    :param is_complete: the topic was read to its end.
     :param is_truncated: there are more than :data:`MAX_LETTERS`.
     """
 
@@ -106,12 +106,12 @@ class SurveyResult(NamedTuple):
 
 
 class SurveySelection(NamedTuple):
-    """The letters that wait and are of some kinds.
+    """The waiting letters of some kinds.
 
-    :param number: how many.
-    :param sources: how many come from where; None: they do not say.
-    :param end_offsets: by partition, the offset before which they stand.
-    :param waiting: how many wait, of whatever kind.
+    :param number: how many there are.
+    :param sources: their number by source; None: their headers do not say.
+    :param end_offsets: by partition, the offset before which they are.
+    :param waiting: how many letters of any kind wait.
     """
 
     number: int
@@ -121,7 +121,7 @@ class SurveySelection(NamedTuple):
 
 
 class KindHeaders(NamedTuple):
-    """What of a letter's headers its kind follows from."""
+    """The headers of a letter that determine its kind."""
 
     exception: bytes
     message: bytes
@@ -130,7 +130,7 @@ class KindHeaders(NamedTuple):
 
     @classmethod
     def of(cls, headers: Headers) -> KindHeaders:
-        """Those of a letter. A record of parked keys is of no topic and group here, as for
+        """These headers of a letter. A record of parked keys has no topic and group here, as for
         :func:`~streams.inspection.letter_topics.letter_source`."""
         found = {name: value for name, value in headers if name in _READ and value is not None}
         if is_parking_record(headers):
@@ -143,19 +143,19 @@ class KindHeaders(NamedTuple):
         )
 
     def as_headers(self) -> list[tuple[str, bytes | None]]:
-        """The same as headers."""
+        """These as a list of headers."""
         return [
             (ERROR_EXCEPTION, self.exception), (ERROR_MESSAGE, self.message),
             (ERROR_TOPIC, self.topic), (ERROR_GROUP, self.group),
         ]  # fmt: skip
 
     def without_what_varies(self) -> KindHeaders:
-        """The same for all letters of its kind."""
+        """These without the parts that vary within a kind: equal for all letters of the kind."""
         message = self.message.decode("utf-8", "replace")[:ERROR_LENGTH]
         return self._replace(message=_VARIES.sub("#", message).encode("utf-8", "replace"))
 
     def kind_id(self) -> str:
-        """Names its kind."""
+        """The ID of the letter's kind."""
         same = self.without_what_varies()
         topic, group = source_of(same.as_headers())
         source = f"{topic}\0{group}".encode("utf-8", "surrogateescape")
@@ -165,12 +165,12 @@ class KindHeaders(NamedTuple):
 
 
 def kind_of(headers: Headers) -> str:
-    """Names the kind of a letter with these headers."""
+    """The ID of the kind of a letter with these headers."""
     return KindHeaders.of(headers).kind_id()
 
 
 class _Kind:
-    """A kind, as it is kept."""
+    """A kind as a survey stores it."""
 
     __slots__ = ("example", "id", "last")
 
@@ -181,7 +181,7 @@ class _Kind:
 
 
 class _Partition:
-    """The letters of one partition that were read: where they stand, and the kind of each."""
+    """The letters of one partition that were read: the offset and kind of each."""
 
     __slots__ = ("high", "kinds", "low", "next", "start", "total")
 
@@ -190,11 +190,11 @@ class _Partition:
         """Halves of offsets, which have 128 bits on Redis."""
         self.kinds = array("H")
         self.total: Counter[int] = Counter()
-        """How many of each kind."""
+        """The number of letters of each kind."""
         self.start = 0
         """Letters before this offset were dropped, as they are resolved."""
         self.next = 0
-        """Where reading goes on."""
+        """The offset at which reading goes on."""
 
     def extend(self, offsets: Collection[int], kinds: Collection[int]) -> None:
         self.high.extend(each >> 64 for each in offsets)
@@ -206,11 +206,11 @@ class _Partition:
         return self.high[index] << 64 | self.low[index]
 
     def find(self, offset: int) -> int:
-        """How many stand before an offset."""
+        """How many letters are before an offset."""
         return bisect_left(range(len(self.kinds)), offset, key=self.offset)
 
     def drop_before(self, offset: int) -> None:
-        """They are resolved."""
+        """Drop the letters before an offset: they are resolved."""
         self.start = offset
         count = self.find(offset)
         if count:
@@ -218,14 +218,14 @@ class _Partition:
             del self.high[:count], self.low[:count], self.kinds[:count]
 
     def end_of(self, kinds: Collection[int], resolved: ResolvedOffsets) -> int:
-        """The offset behind the last letter that waits and is of one of these kinds."""
+        """The offset after the last waiting letter of one of these kinds."""
         for index in range(len(self.kinds) - 1, -1, -1):
             if self.kinds[index] in kinds and (offset := self.offset(index)) not in resolved:
                 return offset + 1
         return self.start
 
     def waiting(self, resolved: ResolvedOffsets) -> Counter[int]:
-        """How many of each kind wait."""
+        """The number of waiting letters of each kind."""
         found = Counter(self.total)
         for low, high in resolved.ranges:
             found -= Counter(self.kinds[self.find(low) : self.find(high)])
@@ -246,7 +246,7 @@ class LetterSurvey(BackgroundReader):
         self._is_truncated = False
 
     def look(self, seconds: float) -> SurveyResult:
-        """Go on, and wait for so many real seconds at most (blocks).
+        """Read on, and wait for this many real seconds at most (blocks).
 
         :raises NotFound: there is no such topic.
         :raises LogError: the log cannot be read.
@@ -257,13 +257,13 @@ class LetterSurvey(BackgroundReader):
 
     @property
     def looked_at(self) -> int:
-        """Letters that were looked at."""
+        """Letters that were read."""
         with self._lock:
             return self._looked_at
 
     def next_of(self, kind: str, start_offsets: Mapping[int, int]) -> dict[int, int] | None:
-        """By partition, the offset of the next letter of a kind that was read; where there is none,
-        where reading goes on. None: nothing is known of that kind.
+        """By partition, the offset of the next letter of a kind that was read; without one, the
+        offset at which reading goes on. None: the kind is not known.
 
         :param start_offsets: by partition, the offset to begin at.
         """
@@ -281,10 +281,10 @@ class LetterSurvey(BackgroundReader):
             return found
 
     def select(self, kind: str, source: LetterSource | None) -> SurveySelection | None:
-        """All letters that wait, as far as they were read. None: not all of them were told apart.
+        """The waiting letters that were read. None: not all of them were told apart by kind.
 
-        :param kind: those of this kind only; empty: of all.
-        :param source: those of this topic and group only, and those that do not say.
+        :param kind: only letters of this kind; empty: of all kinds.
+        :param source: only letters of this topic and group, and those whose headers do not say.
         """
         with self._lock:
             if self._is_truncated or "" in self._by_id:

@@ -1,11 +1,11 @@
-"""Which topics hold dead letters: those that are named so, and those whose records say so.
+"""Finds the topics that hold dead letters: by their names, and by their records.
 
 A dead letter topic can have any name (``DeadLetters(topic="graveyard")``, the
-``dead_letter_queue`` of a queue's consumer), and who looks without an app does not know it. But a
-dead letter says in its headers which topic and group it is of, so the newest records of every topic
-that is not known to be something else are looked at: :data:`RECORDS_SAMPLED` of a partition, of at
-most :data:`MAX_PARTITIONS` partitions and for :data:`TIME_LIMIT`, as each takes several requests. A
-topic that holds dead letters and much else besides may be missed.
+``dead_letter_queue`` of a queue's consumer), which is unknown without the app. But the headers of a
+dead letter name its topic and group, so the newest records of every topic that is not known to be
+something else are sampled: :data:`RECORDS_SAMPLED` of a partition, of at most
+:data:`MAX_PARTITIONS` partitions and for :data:`TIME_LIMIT` seconds, as each takes several
+requests. A topic in which dead letters are rare among other records may be missed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RECORDS_SAMPLED = 20
-"""Newest records of a partition that are looked at."""
+"""Newest records of a partition that are sampled."""
 
 MAX_PARTITIONS = 2_000
-"""Partitions that are looked at, at most, where there is anything in them."""
+"""Non-empty partitions that are sampled, at most."""
 
 TIME_LIMIT = 10.0
-"""Real seconds after which no further topic is looked at."""
+"""Real seconds after which no further topic is sampled."""
 
 
 class LetterSource(NamedTuple):
@@ -46,7 +46,7 @@ class FoundTopic(NamedTuple):
 
     name: str
     sources: tuple[LetterSource, ...]
-    """Where those that were seen in it come from, the newest of a partition first."""
+    """The sources of the letters seen in it, the newest of a partition first."""
 
 
 class SearchResult(NamedTuple):
@@ -54,21 +54,21 @@ class SearchResult(NamedTuple):
 
     topics: list[FoundTopic]
     complete: bool
-    """Every topic that could hold dead letters was looked at."""
+    """Whether every topic that could hold dead letters was sampled."""
 
 
 class Attempt(Protocol):
-    """Does something for one topic, so that what is wrong with it hides no other."""
+    """Runs an operation on one topic, so that its failure does not hide other topics."""
 
     def __call__(self, name: str, make: Callable[[], T], /) -> T | None:
-        """What ``make`` returns; None: it failed, which was told."""
+        """The result of ``make``; None: it failed, which was reported."""
         ...
 
 
 def find_dead_letter_topics(log: Log, attempt: Attempt) -> SearchResult:
-    """The topics that hold dead letters, or are named so, by name; blocks.
+    """The topics that hold dead letters, or are named like it, by name; blocks.
 
-    :param attempt: does what may fail for one topic.
+    :param attempt: runs an operation that may fail for one topic.
     """
     from streams.patterns.internal_topics import internal_topics
 
@@ -96,8 +96,8 @@ def find_dead_letter_topics(log: Log, attempt: Attempt) -> SearchResult:
 def sample_sources(
     log: Log, info: TopicInfo, max_partitions: int
 ) -> tuple[tuple[LetterSource, ...], int]:
-    """Topic and group of the letters among a topic's newest records, and how many partitions were
-    looked at for that; blocks."""
+    """The topics and groups of the letters among a topic's newest records, and how many partitions
+    were sampled; blocks."""
     from streams.log.range_reader import read_batches
 
     sources: dict[LetterSource, None] = {}
@@ -117,7 +117,7 @@ def sample_sources(
 
 
 def letter_source(headers: Headers) -> LetterSource | None:
-    """The topic and group of a dead letter; None: it is none, or does not say so."""
+    """The topic and group of a dead letter; None: it is not one, or does not name them."""
     from streams.log.names import is_valid_name
     from streams.patterns.deadletters import is_parking_record, source_of
 
@@ -128,7 +128,7 @@ def letter_source(headers: Headers) -> LetterSource | None:
 
 
 def is_of(row: LogRow, group: str | None, topic: str | None) -> bool:
-    """A letter is of this group and topic; one topic may hold those of several."""
+    """Whether a letter comes from this group and topic; one topic may hold those of several."""
     from streams.patterns.deadletters import source_of
 
     if group is None and topic is None:
@@ -138,12 +138,12 @@ def is_of(row: LogRow, group: str | None, topic: str | None) -> bool:
 
 
 class LetterCounts(NamedTuple):
-    """How many dead letters a topic holds, as far as the log can count.
+    """The numbers of dead letters in a topic, as far as the log can count.
 
-    :param waiting: that nobody has dealt with.
-    :param total: all.
-    :param oldest: when the log took the oldest that waits, in seconds since the epoch; None: none
-        waits.
+    :param waiting: unresolved letters.
+    :param total: all letters.
+    :param oldest: when the log appended the oldest waiting one, in seconds since the epoch; None:
+        none waits.
     """
 
     waiting: int

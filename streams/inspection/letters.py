@@ -1,7 +1,8 @@
-"""One dead letter: what its headers say of its failure and of where it comes from; and which
-letters are meant by ``--error``, ``--key`` and so on.
+"""One dead letter: its failure and source, from its headers; and the filter behind ``--error``,
+``--key`` and so on.
 
-All of it was written by whoever could write to the topic, so it is text to be escaped and no more.
+Any client that can write to the topic may have written it, so all of it is untrusted text that must
+be escaped.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
 
 
 class LetterFacts(NamedTuple):
-    """What a dead letter says of itself.
+    """The facts in a dead letter's headers.
 
-    :param exception: the error's type with its module; empty where it does not say.
-    :param error: the error's type and text; ``?`` where it does not say.
+    :param exception: the error's type with its module; empty: not stated.
+    :param error: the error's type and text; ``?``: not stated.
     :param failed_at: when it became a dead letter.
-    :param topic: where it was read when it failed; None where it does not say. The same of
-        ``group``, ``partition`` and ``offset``.
-    :param source: these as a position, with ``?`` for what it does not say.
-    :param origin: where the message stood when it failed first.
-    :param attempts: how often it had failed; None where it does not say.
+    :param topic: the topic it was read from when it failed; None: not stated. Likewise ``group``,
+        ``partition`` and ``offset``.
+    :param source: these as a position, with ``?`` for missing parts.
+    :param origin: the position of the message when it first failed.
+    :param attempts: how often it had failed; None: not stated.
     :param redrives: how often it was put back before.
-    :param edited: its value was changed when it was put back.
-    :param traceback: None where it has none.
+    :param edited: whether its value was changed when it was put back.
+    :param traceback: the traceback; None: there is none.
     """
 
     exception: str
@@ -52,7 +53,7 @@ class LetterFacts(NamedTuple):
 
 
 def letter_facts(row: LogRow) -> LetterFacts:
-    """What a dead letter says of itself."""
+    """The facts in a dead letter's headers."""
     from streams import derived_records as records
     from streams import wire
     from streams.patterns.deadletters import failure_time
@@ -87,7 +88,7 @@ def letter_facts(row: LogRow) -> LetterFacts:
 
 
 def own_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
-    """A dead letter's headers as its message had them: without its ID and without its error."""
+    """The headers that a dead letter's message had, without its ID and without its error."""
     from streams.derived_records import ERROR_PREFIX
     from streams.message import ID, headers_without
 
@@ -96,18 +97,18 @@ def own_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """What is asked of a dead letter; by default nothing, so that every one matches."""
+    """A filter for dead letters; by default every letter matches."""
 
     error: str | None = None
-    """In the error's type or text, whatever the case of letters."""
+    """A text in the error's type or text, case-insensitive."""
     keys: frozenset[bytes] | None = None
     since: float = -inf
     until: float = inf
-    """When it failed, in seconds since the epoch; from, and before."""
+    """The letter failed at ``since`` or later, and before ``until``, in seconds since the epoch."""
 
     @property
     def matches_all(self) -> bool:
-        """Nothing is asked."""
+        """Whether every letter matches."""
         return self == DeadLetterFilter()
 
     def __call__(self, row: LogRow) -> bool:

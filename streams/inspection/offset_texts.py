@@ -1,6 +1,6 @@
-"""Offsets, times and durations, as people write them on a command line or in a form.
+"""Parses offsets, times and durations, as people write them on a command line or in a form.
 
-Each function takes the name of the option or field, for its errors.
+Each function takes the name of the option or field, for error messages.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _SYNONYMS = {"beginning": "earliest", "end": "latest"}
 
 
 def parse_duration(text: str, option: str) -> float:
-    """``90s``, ``15m``, ``2h30m``, ``7d``: in seconds.
+    """Parse a duration such as ``90s``, ``15m``, ``2h30m`` or ``7d``; returns seconds.
 
-    :raises InvalidValue: it is none.
+    :raises InvalidValue: the text is not a duration.
     """
     seconds = wire.parse_duration(text)
     if seconds is None:
@@ -49,9 +49,9 @@ def parse_duration(text: str, option: str) -> float:
 
 
 def parse_offset(text: str, option: str) -> OffsetSpec:
-    """One place in a topic. An offset stays text: the log knows how its offsets are written.
+    """Parse one place in a topic. An offset stays text: the log knows the format of its offsets.
 
-    :raises InvalidValue: it is none.
+    :raises InvalidValue: the text is not a place.
     """
     text = text.strip()
     name = _SYNONYMS.get(text.lower(), text.lower())
@@ -71,9 +71,9 @@ def parse_offset(text: str, option: str) -> OffsetSpec:
 
 
 def parse_time(text: str, option: str) -> datetime:
-    """A time with its zone, ISO 8601.
+    """Parse an ISO 8601 time with a time zone.
 
-    :raises InvalidValue: it is none.
+    :raises InvalidValue: the text is not such a time.
     """
     try:
         found = datetime.fromisoformat(text)
@@ -89,10 +89,10 @@ def parse_time(text: str, option: str) -> datetime:
 
 
 def parse_offsets(text: str, option: str, topic: str) -> OffsetSpec | Mapping[int, OffsetSpec]:
-    """One place in a topic, or several, each of a partition of its own: positions as they are
-    shown, ``TOPIC/PARTITION/OFFSET``, or shorter ``PARTITION/PLACE``, with commas between them.
+    """Parse one place in a topic, or several, each in another partition: positions as they are
+    shown, ``TOPIC/PARTITION/OFFSET``, or shorter ``PARTITION/PLACE``, separated by commas.
 
-    :raises InvalidValue: it is neither.
+    :raises InvalidValue: the text is neither.
     """
     if "/" not in text:
         return parse_offset(text, option)
@@ -111,7 +111,7 @@ def parse_offsets(text: str, option: str, topic: str) -> OffsetSpec | Mapping[in
 
 
 def _without_topic(text: str, option: str, topic: str) -> str:
-    """A place within its topic, ``PARTITION/PLACE``."""
+    """A place without its topic, ``PARTITION/PLACE``."""
     rest = text.removeprefix(f"{topic}/")
     if rest == text and text.count("/") > 1:
         other = text.rsplit("/", 2)[0]

@@ -1,8 +1,8 @@
-"""Durable sagas as their journals have them: which there are, where one stands, how it came there.
+"""Durable sagas, read from their journals: the sagas, their status, and their history.
 
 A journal has an entry for each transition of each saga (:mod:`streams.patterns.saga`). Listing its
-sagas means reading it, so whoever shows them again and again keeps a :class:`SagaIndex` of each
-journal, which reads from the end to the beginning, as far as it is let, and then only what is new.
+sagas means reading it, so a caller that lists them repeatedly keeps a :class:`SagaIndex` of each
+journal, which reads from the end to the beginning, up to its limits, and then only new entries.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from streams.patterns.saga import (
 )
 
 CHUNK = 2_000
-"""Entries that are read at once, about."""
+"""Entries that are read at once, approximately."""
 
 SCAN = 5_000
-"""Entries that are looked through for one saga at once."""
+"""Entries that are searched at once for one saga."""
 
 MAX_SAGAS = 200_000
-"""Sagas of a journal that an index keeps, about. Of more, those that moved longest ago are
-forgotten, those that are over before the others."""
+"""Sagas of a journal that an index keeps, approximately. Beyond that, it drops the sagas whose last
+transition is oldest, finished ones first."""
 
 STATUSES: Sequence[Status] = get_args(Status)
 
@@ -38,7 +38,7 @@ MAX_WHY = 300
 """Characters of an error that an index keeps."""
 
 MAX_STEPS = 8
-"""Steps of a saga at once that an index keeps."""
+"""Current steps of a saga that an index keeps."""
 
 
 def saga_names(topics: Iterable[str]) -> list[str]:
@@ -47,12 +47,12 @@ def saga_names(topics: Iterable[str]) -> list[str]:
 
 
 def failure_text(failure: Failure) -> str:
-    """Which step failed, and with what."""
+    """The step that failed, and its error."""
     return f"{failure.step}: {failure.error}"
 
 
 def why(entry: JournalEntry) -> str:
-    """What went wrong with a saga, if anything did: the latest there is."""
+    """The latest failure of a saga; empty if there is none."""
     return (
         entry.error
         or "; ".join(map(failure_text, entry.last))
@@ -62,7 +62,7 @@ def why(entry: JournalEntry) -> str:
 
 
 def steps_not_undone(entry: JournalEntry) -> list[str]:
-    """The steps that are not undone, and which of them could not be."""
+    """The steps that are not undone, and whether their compensation failed."""
     failed = {each.step: each.error for each in entry.uncompensated}
     return [
         f"{step} (its compensation failed: {failed[step]})" if step in failed else step
@@ -74,12 +74,12 @@ def steps_not_undone(entry: JournalEntry) -> list[str]:
 
 
 class KnownSaga(NamedTuple):
-    """Where a saga stands: the last entry of it, without its context.
+    """The state of a saga: its last entry, without its context.
 
-    :param steps: those that come next, or are being undone; the first few.
-    :param at: when it moved last, in seconds since the epoch.
-    :param due: it goes on then, if it waits for something.
-    :param partition: where the entry stands, with ``offset``.
+    :param steps: the steps that come next, or are being undone; the first few.
+    :param at: when its last transition was, in seconds since the epoch.
+    :param due: when it goes on, if it waits.
+    :param partition: the entry's partition; ``offset`` is its offset there.
     """
 
     id: str
@@ -94,7 +94,7 @@ class KnownSaga(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Nothing follows."""
+        """Whether the saga is finished."""
         return self.status in _OVER
 
 
@@ -103,7 +103,7 @@ _OVER = frozenset(("completed", "compensated", "abandoned"))
 
 @dataclass(slots=True)
 class _Part:
-    """What was read of a partition: from ``low`` to before ``high``."""
+    """The range of a partition that was read: from ``low`` to before ``high``."""
 
     low: int
     high: int
@@ -114,10 +114,10 @@ class _Part:
 
 @dataclass
 class SagaIndex:
-    """The last entry of each saga of one journal, as far as it was read. One thread at a time reads
-    (:meth:`read`); what is known may be asked from any.
+    """The last entry of each saga of one journal, as far as it was read. One thread at a time may
+    read (:meth:`read`); the results are available in any thread.
 
-    :param most: entries of each partition that are looked at.
+    :param most: entries of each partition that are read, at most.
     """
 
     journal: Journal
@@ -126,19 +126,19 @@ class SagaIndex:
     _sagas: dict[str, KnownSaga] = field(default_factory=dict)
     _parts: dict[int, _Part] = field(default_factory=dict)
     _order: dict[frozenset[Status] | None, Sequence[KnownSaga]] = field(default_factory=dict)
-    """What was asked for since something changed: by statuses, in order."""
+    """Results of :meth:`sagas` since the last change, by statuses."""
     _incarnation: str | None = None
     _is_full: bool = False
 
     # -- reading
 
     def read(self, seconds: float, *, new_seconds: float = 0.0) -> bool:
-        """Read on, for so many real seconds, about; whether all that is to be known is (blocks).
+        """Read on for about this many real seconds; returns whether everything within the limits
+        was read (blocks).
 
-        :param new_seconds: what was written since it was read last may take so many, if they are
-            more.
+        :param new_seconds: real seconds that new entries alone may take, if that is more.
         :raises LogError: the journal cannot be read.
-        :raises NotFound: there is none.
+        :raises NotFound: there is no journal.
         """
         began = time.monotonic()
         deadline = began + seconds
@@ -149,14 +149,14 @@ class SagaIndex:
             waiting = [each for each in self._parts.items() if not self._is_done(each[1])]
             if not waiting:
                 return True
-            # The one of which least was read: their ends are of about the same time.
+            # Read the partition of which least was read: all ends are of about the same time.
             self._read_older(*min(waiting, key=lambda each: each[1].looked))
         return all(map(self._is_done, self._parts.values()))
 
     def _begin(self) -> None:
         log, topic = self.journal.log, self.journal.topic
         incarnation, partitions = log.incarnation(topic), log.topic(topic).partitions
-        if incarnation != self._incarnation:  # the topic was made anew
+        if incarnation != self._incarnation:  # the topic was created again
             self._sagas, self._parts, self._order = {}, {}, {}
             self._incarnation, self._is_full = incarnation, False
         for partition in range(partitions):
@@ -165,7 +165,7 @@ class SagaIndex:
                 self._parts[partition] = _Part(end, end, first, first >= end)
 
     def _read_new(self, partition: int, part: _Part, deadline: float) -> None:
-        """What was written since."""
+        """Read the entries written since the last read."""
         end = self.journal.log.watermarks(self.journal.topic, partition)[1]
         if end <= part.high:
             return
@@ -181,7 +181,7 @@ class SagaIndex:
         self._bound()
 
     def _read_older(self, partition: int, part: _Part) -> None:
-        """A little of what stands before what was read."""
+        """Read a chunk of the entries before those that were read."""
         log, topic = self.journal.log, self.journal.topic
         size = min(CHUNK, max(1, self.most - part.looked))
         start = max(part.first, log.offset_before(topic, partition, part.low, size))
@@ -205,7 +205,7 @@ class SagaIndex:
         if known is not None:
             if entry.n < known.number:
                 return
-            # Of entries with one number the first counts: the others were too late.
+            # Of several entries with the same number the first counts: the others were too late.
             if entry.n == known.number and (known.partition, known.offset) <= (partition, offset):
                 return
         self._sagas[entry.saga] = KnownSaga(
@@ -224,38 +224,38 @@ class SagaIndex:
     def _bound(self) -> None:
         if len(self._sagas) <= self.max_sagas * 5 // 4:
             return
-        # Stop reading what is older, and forget first those that nobody has to do anything about.
+        # Stop reading older entries, and drop finished sagas first: they need no action.
         self._is_full = True
         oldest = sorted(self._sagas.values(), key=lambda each: (not each.is_over, each.at))
         for each in oldest[: len(self._sagas) - self.max_sagas]:
             del self._sagas[each.id]
         self._order = {}
 
-    # -- what is known
+    # -- results
 
     def __len__(self) -> int:
         return len(self._sagas)
 
     @property
     def is_complete(self) -> bool:
-        """Every entry that the log keeps was looked at."""
+        """Whether every entry in the log was read."""
         return not self._is_full and all(part.is_whole for part in self._parts.values())
 
     @property
     def looked_at(self) -> int:
-        """Entries that were looked at."""
+        """Entries that were read."""
         return sum(part.looked for part in self._parts.values())
 
     def find(self, id: str) -> KnownSaga | None:
-        """A saga, if it is known."""
+        """A saga; None: it is not known."""
         return self._sagas.get(id)
 
     def counts(self) -> Counter[Status]:
-        """How many sagas have each status."""
+        """The number of sagas with each status."""
         return Counter({status: len(self.sagas(frozenset((status,)))) for status in STATUSES})
 
     def sagas(self, statuses: frozenset[Status] | None = None) -> Sequence[KnownSaga]:
-        """Those that are known, of these statuses or all, the one that moved last first."""
+        """The known sagas with these statuses, or all; the latest transition first."""
         order = self._order
         found = order.get(statuses)
         if found is None:
@@ -278,7 +278,7 @@ def _moved_at(saga: KnownSaga) -> float:
 
 
 class PlacedEntry(NamedTuple):
-    """An entry, and where it stands."""
+    """An entry and its position."""
 
     entry: JournalEntry
     partition: int
@@ -288,10 +288,10 @@ class PlacedEntry(NamedTuple):
 class SagaHistory(NamedTuple):
     """The entries of a saga.
 
-    :param entries: by their numbers; one that was too late is left out. None at all: there is no
-        such saga, as far as was looked.
-    :param looked_at: entries of the journal that were looked through.
-    :param is_complete: nothing of this saga is missing.
+    :param entries: in the order of their numbers, without those that were too late. Empty: no such
+        saga was found in the entries that were searched.
+    :param looked_at: entries of the journal that were searched.
+    :param is_complete: no entry of this saga is missing.
     """
 
     entries: list[PlacedEntry]
@@ -302,12 +302,12 @@ class SagaHistory(NamedTuple):
 def saga_history(
     journal: Journal, id: str, seconds: float, *, partition: int | None = None
 ) -> SagaHistory:
-    """All entries of a saga, looked for from the end of the journal to its beginning, for so many
+    """All entries of a saga, searched from the end of the journal to its beginning, for this many
     real seconds at most (blocks).
 
-    :param partition: where they stand, if that is known.
+    :param partition: the partition of the entries, if it is known.
     :raises NotFound: there is no such journal.
-    :raises LogError: it cannot be read.
+    :raises LogError: the journal cannot be read.
     """
     deadline = time.monotonic() + seconds
     log, topic = journal.log, journal.topic
@@ -320,8 +320,8 @@ def saga_history(
         for each, (first, end) in list(waiting.items()):
             start = max(first, log.offset_before(topic, each, end, SCAN))
             for entry, position in journal.read_range(each, start, end, keys):
-                # Of entries with one number the first counts, and this one stands before those
-                # that were found in parts behind it.
+                # Of several entries with the same number the first counts, and this one precedes
+                # those found in later chunks.
                 held = found.get(entry.n)
                 if held is None or held.partition != each or position.offset < held.offset:
                     found[entry.n] = PlacedEntry(entry, each, position.offset)
@@ -330,7 +330,7 @@ def saga_history(
                 del waiting[each]
             else:
                 waiting[each] = (first, start)
-            if found:  # its other entries stand in the same partition
+            if found:  # its other entries are in the same partition
                 waiting = {each: waiting[each]} if each in waiting else {}
                 break
     looked_at = sum(log.lag(topic, each, start) or 0 for each, start in lowest.items())
@@ -342,26 +342,26 @@ TransitionKind = Literal[
     "started", "done", "failed", "gave-up", "undone", "not-undone", "stopped", "resumed",
     "abandoned", "completed", "compensated", "ended-failed", "moved",
 ]  # fmt: skip
-"""What happened to a saga:
+"""A transition of a saga:
 
-* ``started``; ``done``: steps are; ``failed``: an attempt did, and there will be another one;
+* ``started``; ``done``: steps succeeded; ``failed``: an attempt failed, and will be retried;
 * ``gave-up``: a step failed for good, and those before it are being undone;
-* ``undone``: a step is; ``not-undone``: a compensation failed for good;
+* ``undone``: a step was undone; ``not-undone``: a compensation failed for good;
 * ``stopped``, ``resumed``, ``abandoned``;
-* ``completed``, ``compensated``, ``ended-failed``: it is over;
-* ``moved``: something else.
+* ``completed``, ``compensated``, ``ended-failed``: the saga is finished;
+* ``moved``: any other transition.
 """
 
 
 class Transition(NamedTuple):
-    """Something that happened to a saga.
+    """One transition of a saga.
 
-    :param number: of the entry that says so.
-    :param at: when, in seconds since the epoch.
-    :param steps: whom it concerns.
-    :param error: what was raised, or the reason that was given.
-    :param attempts: how often it was called, of what failed.
-    :param due: when it is tried again.
+    :param number: the number of its entry.
+    :param at: when it happened, in seconds since the epoch.
+    :param steps: the steps that it concerns.
+    :param error: the error that was raised, or the reason that was given.
+    :param attempts: how often a failed step was called.
+    :param due: when the step is tried again.
     """
 
     kind: TransitionKind
@@ -374,7 +374,7 @@ class Transition(NamedTuple):
 
 
 def transitions(entries: Iterable[JournalEntry]) -> list[Transition]:
-    """What happened to a saga, from its entries in their order."""
+    """The transitions of a saga, from its entries in their order."""
     found: list[Transition] = []
     before: JournalEntry | None = None
     for entry in entries:
@@ -389,7 +389,7 @@ def _between(before: JournalEntry | None, entry: JournalEntry) -> Iterable[Trans
     if before is None:
         if entry.n == 0:
             yield Transition("started", n, at)
-        else:  # the log keeps none of those before it
+        else:  # the log no longer has the entries before it
             yield Transition("moved", n, at, entry.current_steps)
         return
     if entry.status == "stopped":
@@ -432,8 +432,8 @@ def _between(before: JournalEntry | None, entry: JournalEntry) -> Iterable[Trans
 
 
 StepState = Literal["done", "undone", "failed", "not-undone", "current", "to-come", "left-out"]
-"""How a step is: ``current``: it comes next, or is being undone; ``left-out``: it was never done,
-and will not be."""
+"""The state of a step. ``current``: it comes next, or is being undone; ``left-out``: it was never
+done, and will not be."""
 
 
 class PlannedStep(NamedTuple):
@@ -446,9 +446,9 @@ class PlannedStep(NamedTuple):
 def planned_steps(
     entry: JournalEntry, history: Sequence[JournalEntry] = ()
 ) -> list[list[PlannedStep]]:
-    """The plan in its groups (those of one group run side by side), and how each step is.
+    """The plan as groups of steps (the steps of a group run concurrently), with each step's state.
 
-    :param history: the saga's entries, from which is known what was undone.
+    :param history: the saga's entries, which tell which steps were undone.
     """
     current = () if entry.is_final else entry.current_steps
     ever_done = {step for each in (*history, entry) for step in each.done}

@@ -1,4 +1,4 @@
-"""Numbers, ages, places and bounds in words, as the command line and the doctor write them."""
+"""Formats numbers, ages, places and bounds, as the command line and the doctor write them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 def plural(count: int | None, noun: str) -> str:
-    """So many of something; ``noun`` is its singular."""
+    """A count with its noun; ``noun`` is the singular."""
     return f"an unknown number of {noun}s" if count is None else count_with_noun(count, noun)
 
 
 def bytes_text(data: bytes | None) -> str | None:
-    r"""Bytes as text; what is not UTF-8 as ``\xNN``."""
+    r"""Bytes as text; bytes that are not UTF-8 as ``\xNN``."""
     return None if data is None else data.decode("utf-8", "backslashreplace")
 
 
 def age_text(seconds: float | None) -> str | None:
-    """How long ago, roughly."""
+    """An age, rounded."""
     if seconds is None:
         return None
     for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
@@ -34,7 +34,7 @@ def age_text(seconds: float | None) -> str | None:
 
 
 def duration_text(seconds: float) -> str:
-    """A length of time, exactly, as options take it: ``7d``, ``90s``."""
+    """An exact duration, as options take it: ``7d``, ``90s``."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if seconds >= size and seconds % size == 0:
             return f"{seconds // size:.0f}{unit}"
@@ -42,7 +42,7 @@ def duration_text(seconds: float) -> str:
 
 
 def _retention_bounds(retention: Retention) -> Iterator[tuple[str, str]]:
-    """Each bound in words, and as the option that sets it."""
+    """Each bound in words, and the option that sets it."""
     if retention.seconds is not None:
         duration = duration_text(retention.seconds)
         yield f"for {duration}", f"--keep-for {duration}"
@@ -60,10 +60,10 @@ def retention_text(retention: Retention) -> str:
 
 
 def retention_options(retention: Retention) -> str:
-    """The options of ``streams topics create`` and ``retain`` that say the same."""
+    """The options of ``streams topics create`` and ``retain`` that set this retention."""
     return " ".join(option for _, option in _retention_bounds(retention)) or "--for-ever"
 
 
 def position_text(log: Log, batch: Batch, index: int) -> str:
-    """Where a message stands: ``TOPIC/PARTITION/OFFSET``."""
+    """The position of a message: ``TOPIC/PARTITION/OFFSET``."""
     return f"{batch.topic}/{batch.partition}/{log.format_offset(batch.offsets[index])}"

@@ -1,4 +1,4 @@
-"""Reading the past again: into a function, into another topic, or by moving a group.
+"""Replays old messages: into a function, into another topic, or by moving a group.
 
 ::
 
@@ -9,9 +9,9 @@
         await replay(app, flights, "flights-2", partition=3, start=1041, rate=500)
         await reset(app, "delays", flights, "earliest")
 
-A replay joins no group, so it moves no position and disturbs no one. Into a function it runs on
-the same poller, executors and engine as a processor (order per key, concurrency, retries, batches,
-dedup by message ID, bounded memory), fed with the range instead of a group's partitions.
+A replay joins no group, so it moves no position and disturbs no consumer. Into a function it runs
+on the same poller, executors and engine as a processor (order per key, concurrency, retries,
+batches, dedup by message ID, bounded memory), fed with the range instead of a group's partitions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ A = TypeVar("A")
 
 
 class _Options(TypedDict, total=False):
-    """What :func:`replay` takes by keyword."""
+    """The keyword arguments of :func:`replay`."""
 
     start: OffsetSpec | Mapping[int, OffsetSpec]
     end: OffsetSpec
@@ -99,26 +99,26 @@ async def replay(
 ) -> ReplayResult:
     """Read a range of a topic again, into a function or another topic. No position moves.
 
-    The range is fixed at the call: what is published meanwhile is not part of it.
+    The range is fixed at the call: messages published meanwhile are not part of it.
 
     :param app: entered (``async with app``, ``app.connected()``).
     :param into: a processor (its handler runs as declared, but what it returns is not published
         and nothing becomes a dead letter), a plain or async function of ``(value)`` or
-        ``(value, message)``, called one message after the other; or a topic, to which messages
-        are written as they stand: bytes, key, headers and ID. (An aggregate's event is a message
+        ``(value, message)``, called for one message after the other; or a topic, to which messages
+        are written unchanged: bytes, key, headers and ID. (An aggregate's event is a message
         like any other there: in place of the headers of its append it has its version.)
     :param start: an offset, time or other position, or a mapping of them by partition (then only
         these partitions are read).
     :param end: the same; the message at ``end`` is not read.
     :param key: only messages of this key.
     :param rate: messages a second, at most.
-    :param dedup: the window in which a message ID is handled once. The processor's own if not
-        given, 10,000 for a function, none into a topic. It begins empty.
-    :param retry: how often a failing message is tried. The processor's own if not given, once for
-        a function.
+    :param dedup: the window in which a message ID is handled once. Default: the processor's own,
+        10,000 for a function, none into a topic. It begins empty.
+    :param retry: how often a failing message is tried. Default: the processor's own, once for a
+        function.
     :param errors: ``"stop"`` at the first message that fails for good, or ``"skip"`` it.
     :param progress: called about ten times a second with the figures so far.
-    :raises ReplayFailed: a message failed; it says from where to go on.
+    :raises ReplayFailed: a message failed; the error has the positions from which to go on.
     :raises NotFound: there is no such topic or partition.
     :raises EventTopicError: the topic to write to holds an aggregate's events.
     :raises ConfigError: an option does not fit.
@@ -151,12 +151,12 @@ async def replay(
 
 
 def source_of(app: Streams, topic: Source[Any] | str, into: object) -> Source[Any]:
-    """How the topic's values are decoded.
+    """The source that decodes the topic's values.
 
     A topic's name is looked up in the processor, its dead letter and retry topics included, and
     then among the app's topics.
 
-    :raises ConfigError: their type is not known.
+    :raises ConfigError: the type of the values is not known.
     """
     if not isinstance(topic, str):
         return topic

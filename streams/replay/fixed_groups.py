@@ -1,9 +1,9 @@
-"""Groups whose positions are not for anybody to move or delete, as that would do nothing, or do
-harm; and topics that nobody may delete.
+"""Protects groups whose positions must not be moved or deleted, as that would have no effect or do
+harm; and topics that must not be deleted.
 
-They are known by what the log holds, as whoever moves a group need not have the app's code: a view
-folds in the group that has the name of its documents' collection; a delay topic has a floor, which
-is the position of a group of its own, and so has a topic of closed keys.
+They are recognized by what the log holds, as a group can be moved without the app's code: a view
+folds in the group that is named like its documents' collection; a delay topic has a floor, which is
+the position of a separate group, and so has a topic of closed keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PARKED = ".parked"
 
 
 def check_may_move(log: Log, group: str, topic: str) -> None:
-    """See that a group is one that may be moved in a topic (blocks).
+    """Check that a group may be moved in a topic (blocks).
 
     :raises InvalidValue: it is not; the text says why, and what to do instead.
     :raises LogError: the log cannot be asked.
@@ -34,9 +34,9 @@ def check_may_move(log: Log, group: str, topic: str) -> None:
 
 
 def check_may_delete(log: Log, topic: str) -> None:
-    """See that no view folds a topic's messages into documents (blocks).
+    """Check that no view folds a topic's messages into documents (blocks).
 
-    :raises InvalidValue: somebody does; the text says who, and what to do instead.
+    :raises InvalidValue: a view does; the text says which, and what to do instead.
     :raises LogError: the log cannot be asked.
     """
     found = _VIEW.fullmatch(topic)
@@ -54,7 +54,7 @@ def check_may_delete(log: Log, topic: str) -> None:
 
 
 def check_may_delete_group(log: Log, group: str) -> None:
-    """See that a group is one that may be deleted (blocks).
+    """Check that a group may be deleted (blocks).
 
     :raises InvalidValue: it is not; the text says why, and what to do instead.
     :raises LogError: the log cannot be asked.
@@ -81,7 +81,7 @@ def check_may_delete_group(log: Log, group: str) -> None:
         )
     topic = group.removesuffix(_FLOOR)
     if topic != group and _is_in(log, group, topic) and _is_in(log, topic, topic):
-        # A delay topic: the group that delivers from it has its name, the floor that with .floor.
+        # A delay topic: the group that delivers from it is named like it, its floor with .floor.
         raise InvalidValue(
             f"group {group!r} cannot be deleted: it says below which position nothing in "
             f"{topic!r} is needed any more, and what waits there could be lost without it; it goes "
@@ -96,7 +96,7 @@ _OF_PARKED = (
 
 
 def _is_floor_of_parked(log: Log, group: str) -> bool:
-    """Whether a group says what is needed in the topic of closed keys that has its name."""
+    """Whether a group is the floor of the topic of closed keys with its name."""
     if not group.endswith(_PARKED) or not _is_in(log, group, group):
         return False
     parts = group.removesuffix(_PARKED).split(".")
@@ -124,7 +124,7 @@ def _problems(log: Log, group: str, topic: str) -> Iterator[str]:
         found = _VIEW.fullmatch(name)
         if found is not None and _keeps(log, f"{found['view']}.v{found['version']}"):
             if name == topic and not found["keyed"]:
-                continue  # a topic of the user's that happens to be called so
+                continue  # a topic of the user's that happens to have this name
             yield _view_problem(group, topic, found)
     if group == floor_group(topic):
         yield (
@@ -174,7 +174,7 @@ def _view_problem(group: str, topic: str, found: re.Match[str]) -> str:
 
 
 def _keeps(log: Log, collection: str) -> bool:
-    """Whether the log keeps documents of that name."""
+    """Whether the log has a document collection of that name."""
     if not isinstance(log, DocumentLog) or not log.capabilities.documents:
         return False
     try:
@@ -185,7 +185,7 @@ def _keeps(log: Log, collection: str) -> bool:
 
 
 def _is_managers(log: Log, group: str) -> bool:
-    """Whether a group is that of a process manager's timeouts."""
+    """Whether a group belongs to the timeouts of a process manager."""
     if not group.endswith(_TIMEOUTS):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Subscriptions that belong to no group: over plain readers, without a position in the log."""
+"""Subscriptions that belong to no group: they use plain readers and store no position."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from streams.log.wrapped_subscription import log_with_subscribe
 
 
 class OpenPartition(Protocol):
-    """A partition that is read."""
+    """A partition that is open for reading."""
 
     @property
     def assignment(self) -> Assignment:
-        """As the listener knows it."""
+        """The assignment that the listener is given for it."""
         ...
 
     def close(self) -> None:
@@ -36,10 +36,10 @@ P = TypeVar("P", bound=OpenPartition)
 
 
 class GrouplessSubscription(Subscription, Generic[P]):
-    """Owns its partitions from its first poll on, until it is closed.
+    """A subscription that owns its partitions from its first poll on, until it is closed.
 
-    :param name: what it is, for errors.
-    :param advice: what to do who needs a position or a transaction.
+    :param name: what the subscription is for, in errors.
+    :param advice: what to use instead if a position or a transaction is needed, in errors.
     """
 
     def __init__(self, name: str, advice: str, partitions: Sequence[P]) -> None:
@@ -51,23 +51,23 @@ class GrouplessSubscription(Subscription, Generic[P]):
         self._is_assigned = False
 
     def in_place_of(self, log: Log) -> Log:
-        """What a poller is given instead of the log, so that it polls this subscription."""
+        """The log to give to a poller, so that it polls this subscription."""
         return log_with_subscribe(log, lambda group, topics, listener, **_: self.listen(listener))
 
     def listen(self, listener: RebalanceListener) -> Self:
-        """Begin to be polled by this listener's owner."""
+        """Set the listener that receives the assignments."""
         self._listener = listener
         return self
 
     def _assign(self) -> None:
-        """Begin with the partitions, unless that is done."""
+        """Assign the partitions to the listener, once."""
         if not self._is_assigned and self._listener is not None:
             self._listener.assigned([each.assignment for each in self._partitions])
-            self._is_assigned = True  # not before: in an outage it is assigned again
+            self._is_assigned = True  # set afterwards: in an outage it is assigned again
 
     @override
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Nothing is kept."""
+        """Do nothing: no position is stored."""
 
     @override
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
@@ -90,11 +90,11 @@ class GrouplessSubscription(Subscription, Generic[P]):
 
     @override
     def keep_alive(self) -> None:
-        """Nothing expires here."""
+        """Do nothing: this subscription does not expire."""
 
     @override
     def wakeup(self) -> None:
-        """A poll is short enough without it."""
+        """Do nothing: a poll is short enough without it."""
 
     @override
     def begin_transaction(self) -> NoReturn:

@@ -34,7 +34,7 @@ REPORT_INTERVAL = 0.1
 
 
 class _Failures(FailureLog):
-    """Messages that failed for good. They are added where the dispatcher may be changed."""
+    """Messages that failed for good; added only by the thread that may change the dispatcher."""
 
     def __init__(self, *, skip_failed: bool) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _Failures(FailureLog):
 
 @dataclass(frozen=True, slots=True)
 class ReplayOptions:
-    """How a range is read and handled."""
+    """The options for reading and handling a range."""
 
     key: bytes | None
     rate: float | None
@@ -74,7 +74,7 @@ def _replay_job(
     function: Callable[..., Any],
     replay_options: ReplayOptions,
 ) -> Job:
-    """The job to run: with a processor's options, or a plain function once a message.
+    """The job to run: with a processor's options, or a plain function called once per message.
 
     :raises ConfigError: the function is annotated with another type than the topic's.
     """
@@ -186,8 +186,8 @@ async def handle_range(
                 options.progress(result())
             await asyncio.wait([waiting], timeout=REPORT_INTERVAL)
     finally:
-        # Cancelled: what runs is finished, up to the processor's drain deadline; cancelled again,
-        # handlers are not waited for.
+        # Cancelled: running handlers finish, up to the processor's drain deadline; after a second
+        # cancellation they are not waited for.
         poller.stop()
         await run_to_completion(waiting, executor.stop_waiting)
         poller.join_thread()

@@ -1,4 +1,4 @@
-"""Replay into another topic: bytes, key, headers and ID as they stand, without decoding."""
+"""Replay into another topic: bytes, key, headers and ID are copied without decoding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streams.replay.result import FailureLog, ReplayFailed, ReplayResult
 from streams.replay.token_bucket import TokenBucket
 
 COPY_LIMIT = 1_000
-"""Messages written at once, at most."""
+"""Messages written in one batch, at most."""
 
 
 async def copy_range(
@@ -29,10 +29,10 @@ async def copy_range(
     total: int | None,
     options: ReplayOptions,
 ) -> ReplayResult:
-    """Write a range of one topic to another. The next chunk is read while one is written.
+    """Copy a range of one topic to another. The next chunk is read while one is written.
 
     :raises ReplayFailed: a message was refused, and ``options.skip_failed`` is not set.
-    :raises LogError: the log could not be written to; ``positions`` says how far it came.
+    :raises LogError: the log could not be written to; ``positions`` says how far the copy came.
     """
     rows = RangeReader(connection.log, topic, ranges, key=options.key)
     copying = _CopyRun(connection, target, rows, ranges, total, options)
@@ -44,7 +44,7 @@ async def copy_range(
 
 
 class _CopyRun:
-    """One copy of a range."""
+    """One run that copies a range."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class _CopyRun:
         self._failures = FailureLog()
 
     def result(self) -> ReplayResult:
-        """Figures of this moment."""
+        """The current figures."""
         return ReplayResult(
             total=self._total,
             scanned=self._rows.scanned,
@@ -84,7 +84,7 @@ class _CopyRun:
         )
 
     async def run(self) -> None:
-        """Copy everything."""
+        """Copy the range."""
         next_rows = asyncio.ensure_future(self._read_chunk())
         try:
             while (rows := await next_rows) or not self._rows.is_at_end:
@@ -125,7 +125,8 @@ class _CopyRun:
             self._windows[row.batch.partition].add(identity)
 
     def _split_at_repeats(self, rows: Sequence[LogRow]) -> Iterator[Sequence[LogRow]]:
-        """Rows of which no two have one ID: whether the second is written depends on the first."""
+        """Split rows into runs without a repeated ID: whether the second row of an ID is written
+        depends on the first."""
         start, seen = 0, set[tuple[int, str | None]]()
         for at, row in enumerate(rows if self._windows else ()):
             identity = row.batch.partition, row.batch.ids[row.index]

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class Move(NamedTuple):
-    """What a reset does to a group in one partition.
+    """The effect of a reset on a group in one partition.
 
-    :param before: the position until now, None where the group has none.
-    :param after: the position from then on.
-    :param again: messages that will be handled again, None where that cannot be known.
-    :param skipped: messages that will not be handled, None where that cannot be known.
+    :param before: the position before the reset; None: the group has none.
+    :param after: the position after it.
+    :param again: messages that will be handled again; None: this cannot be known.
+    :param skipped: messages that will not be handled; None: this cannot be known.
     """
 
     partition: int
@@ -45,18 +45,18 @@ async def reset(
     force: bool = False,
     dry_run: bool = False,
 ) -> list[Move]:
-    """Move a group in a topic. Its dedup window begins empty, so what comes again is handled.
+    """Move a group in a topic. Its dedup window begins empty, so redelivered messages are handled.
 
-    :param to: where to; as for reading, but a negative int goes back by so many messages from
-        where the group *is*. A mapping gives each partition its own position.
+    :param to: the new position; as for reading, but a negative int goes back by this many messages
+        from the group's *current* position. A mapping gives each partition its own position.
     :param partition: only this one; all if None.
     :param force: even while the group has running members, which then start over from there.
-    :param dry_run: change nothing, and return what would be changed.
+    :param dry_run: change nothing, and return the moves that would be made.
     :raises NotFound: there is no such group, topic or partition.
     :raises GroupNotEmpty: the group has running members, and ``force`` is not set.
     :raises ConfigError: a mapping and ``partition`` are given.
-    :raises InvalidValue: ``to`` means nothing here; or the group is a view's or one of the
-        toolkit's own, which must stay where it is. The text says what to do instead.
+    :raises InvalidValue: ``to`` is no position in this topic; or the group belongs to a view or to
+        the toolkit and must not be moved. The text says what to do instead.
     """
     name = topic if isinstance(topic, str) else topic.name
 
@@ -82,11 +82,11 @@ def plan_reset(
     partition: int | None = None,
     now: float,
 ) -> list[Move]:
-    """What a reset would do.
+    """The moves that a reset would make.
 
     :raises NotFound: there is no such group, topic or partition.
-    :raises InvalidValue: ``to`` means nothing here; or the group is one of the toolkit's own that
-        must stay where it is.
+    :raises InvalidValue: ``to`` is no position in this topic; or the group belongs to the toolkit
+        and must not be moved.
     """
     check_may_move(log, group, topic)
     partitions = log.topic(topic).partitions
@@ -137,7 +137,8 @@ def _plan(log: Log, topic: str, partition: int, committed: Committed | None, aft
     again = count_messages(log, topic, partition, after, before)
     skipped = count_messages(log, topic, partition, before, after)
     for low, high in settled:
-        # Settled already, out of order: forgotten behind the new position, not lost before it.
+        # Messages that are settled already, out of order: after the new position they are
+        # forgotten, before it they are not lost.
         behind = count_messages(log, topic, partition, max(low, after), high)
         ahead = count_messages(log, topic, partition, low, min(high, after))
         again = None if again is None or behind is None else again + behind
@@ -148,8 +149,8 @@ def _plan(log: Log, topic: str, partition: int, committed: Committed | None, aft
 def apply_reset(
     log: Log, group: str, topic: str, moves: list[Move], *, now: float, force: bool = False
 ) -> None:
-    """Move the group: its floor is its new position, so no older message counts as seen, and its
-    generation is a new one, so what is handled again is handled on purpose.
+    """Move the group. Its floor is its new position, so no older message counts as seen, and its
+    generation is a new one, which marks messages as handled again on purpose.
 
     :raises GroupNotEmpty: the group has running members, and ``force`` is not set.
     """
@@ -171,10 +172,10 @@ def apply_reset(
 
 def next_generation(committed: Committed | None, now: float) -> int:
     """The generation of a reset: the time in milliseconds, and larger than the one before. (A group
-    that is deleted begins anew at 0, so counting resets could give a number twice.)
+    that is deleted starts again at 0, so a counter could give a number twice.)
 
-    :param committed: what the group has stored until now.
+    :param committed: the position and progress that the group has stored so far.
     """
     before = 0 if committed is None else decode_generation(committed.progress)
     found = max(int(now * 1000), before + 1)
-    return found if 0 < found <= MAX_GENERATION else 1  # somebody else wrote the one before
+    return found if 0 < found <= MAX_GENERATION else 1  # another program wrote the previous one

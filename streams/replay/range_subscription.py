@@ -1,13 +1,13 @@
 """A range of a topic as a subscription, so that a replay runs on the same poller, executors and
-engine as a processor: order per key, concurrency, retries, batches, dedup and bounded memory are
-theirs.
+engine as a processor, which provide order per key, concurrency, retries, batches, dedup and bounded
+memory.
 
 It belongs to no group: it owns every partition of its range from its first poll on. Commits are
 only remembered, as the positions from which another replay would go on.
 
-Messages of several partitions come in the order of the log's time. Where only one handler runs at
-a time that order is exact, so a message follows all older ones whatever their partition; otherwise
-slices of some hundred messages are taken in turn, since order matters within a key alone.
+Messages of several partitions come in the order of the log's time. If only one handler runs at a
+time, that order is exact, so a message follows all older ones, whatever their partition; otherwise
+slices of some hundred messages are taken in turn, since order matters only within a key.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from streams.replay.groupless import GrouplessSubscription
 from streams.replay.token_bucket import TokenBucket
 
 MERGE_SLICE = 250
-"""Messages taken from one partition before the next one, where the order need not be exact."""
+"""Messages taken from one partition before the next one, if the order need not be exact."""
 
 END_RECHECK = 0.005
-"""Seconds between checks whether everything is settled, once all was given out."""
+"""Seconds between checks whether every message is settled, once all were given out."""
 
 
 class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
@@ -45,8 +45,8 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
 
     :param key: give out messages of this key only.
     :param exact: merge partitions message by message.
-    :param on_all_read: called, again and again, once everything was given out.
-    :param generation: tells this replay from any other, as the reset of a group does.
+    :param on_all_read: called repeatedly, once every message was given out.
+    :param generation: distinguishes this replay from any other, like the generation of a group.
     """
 
     def __init__(
@@ -66,11 +66,12 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
         self._on_all_read = on_all_read
         self._wake = threading.Event()
         self.positions = {partition: low for partition, (low, _) in ranges.items()}
-        """By partition, where to go on: everything before was handled or skipped."""
+        """By partition, the position from which to go on: every message before it was handled or
+        skipped."""
         self.read = 0
         """Messages given out."""
         self.scanned = 0
-        """Messages looked at."""
+        """Messages scanned, those of other keys included."""
         self._key = key
         partitions = [
             _PartitionRange(
@@ -83,12 +84,12 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
         ]
         super().__init__("a replay", "reset the group instead", partitions)
         self._is_searching = False
-        """Messages of other keys were passed over, and none of this key was found yet."""
+        """Whether messages of other keys were skipped, and none of this key was found yet."""
         self._heap: list[tuple[float, int, _PartitionRange]] | None = None
         """Open partitions with a message at hand, the earliest first; None: to be built."""
 
     def _of_key(self, batch: Batch) -> Batch:
-        """The messages of a batch that are meant."""
+        """The messages of a batch that have the wanted key."""
         self.scanned += len(batch)
         if self._key is None:
             return batch
@@ -96,8 +97,8 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
 
     @override
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
-        """The next messages of the range; nothing, once there are no more, or while those of a key
-        are looked for."""
+        """The next messages of the range; empty at the end of the range, or while messages of the
+        wanted key are searched for."""
         self._assign()
         available = self._rate_limit.available(min(limit, READ_LIMIT))
         if available <= 0:
@@ -142,14 +143,14 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
                 batch = partition.take(room)
             elif self._exact:
                 other = min(heap[1:3])
-                # Of two at the same time, the lower partition's comes first.
+                # Of two messages with the same time, that of the lower partition comes first.
                 batch = partition.take(room, other[0], including=number < other[1])
             else:
                 batch = partition.take(min(room, MERGE_SLICE))
             batches.append(batch)
             room -= len(batch)
             if partition.batch is None:
-                # Give out what was taken before reading more, which may fail.
+                # Give out the messages already taken before reading more, which may fail.
                 self._heap = None
                 break
             heapreplace(heap, (partition.next_time, number, partition))
@@ -157,7 +158,7 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
 
     @override
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Remember where to go on."""
+        """Remember the positions from which to go on."""
         for commit in commits:
             self.positions[commit.assignment.partition] = commit.position
 
@@ -196,7 +197,7 @@ class _PartitionRange(PartitionCursor):
         return 0.0 if self.batch is None else self.batch.time(self.index)
 
     def take(self, limit: int, before: float | None = None, *, including: bool = False) -> Batch:
-        """The next message, and those behind it that the log took before a time."""
+        """The next message, and those after it that the log appended before a time."""
         batch, start = self.batch, self.index
         if batch is None:
             raise ValueError("nothing is loaded")
@@ -218,7 +219,7 @@ class _PartitionRange(PartitionCursor):
 
 
 def _select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some rows of a batch as a batch of their own; the batch itself where they are all."""
+    """Some rows of a batch as a new batch; the batch itself if they are all of it."""
     if len(rows) == len(batch):
         return batch
     ids, unreadable = batch.ids, batch.unreadable

@@ -1,4 +1,4 @@
-"""The result of a replay: figures, failures, and where to go on."""
+"""The result of a replay: figures, failures, and the positions from which to go on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Failure(NamedTuple):
     id: str
     key: str | None
     attempts: int
-    """How often the handler was called; 1 for what cannot be decoded, or written."""
+    """How often the handler was called; 1 if the message could not be decoded or written."""
     error: BaseException
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class Failure(NamedTuple):
 
 
 class FailureLog:
-    """Counts failures, and keeps the first ones. Any thread."""
+    """Counts failures, and stores the first ones. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class FailureLog:
         self.first: list[Failure] = []
 
     def add(self, batch: Batch, index: int, attempts: int, error: BaseException) -> Failure:
-        """A message failed for good."""
+        """Note that a message failed for good."""
         key = batch.keys[index]
         position = Position(batch.topic, batch.partition, batch.offset(index))
         key_text = None if key is None else text(key)
@@ -58,8 +58,8 @@ class FailureLog:
 class ReplayResult:
     """Figures of a replay.
 
-    :param total: messages in the range, None where the log cannot know.
-    :param scanned: of these, looked at so far; with ``key=`` also those of other keys.
+    :param total: messages in the range; None: the log cannot know.
+    :param scanned: of these, read so far; with ``key=`` also those of other keys.
     :param read: of these, taken.
     :param handled: handled, or written to the other topic.
     :param duplicates: skipped because their ID had been handled in this replay.
@@ -67,7 +67,7 @@ class ReplayResult:
     :param retries: failed attempts that were followed by another.
     :param failed: failed for good; with ``errors="skip"`` they were skipped.
     :param failures: the first hundred of these.
-    :param positions: by partition, where a replay that goes on has to start.
+    :param positions: by partition, the position from which another replay has to go on.
     """
 
     total: int | None
@@ -85,8 +85,8 @@ class ReplayResult:
 class ReplayFailed(StreamsError):
     """A message could not be handled and the replay stopped there.
 
-    ``replay(..., start=error.result.positions)`` goes on with that message; what was handled
-    behind it already, being of other keys, is handled again.
+    ``replay(..., start=error.result.positions)`` goes on with that message; later messages, of
+    other keys, that were handled already are handled again.
     """
 
     def __init__(self, failure: Failure, result: ReplayResult) -> None:
@@ -99,7 +99,7 @@ class ReplayFailed(StreamsError):
 
 
 def count_messages(log: Log, topic: str, partition: int, low: int, high: int) -> int | None:
-    """Messages from position ``low`` to before ``high``; None where the log cannot know."""
+    """Messages from position ``low`` to before ``high``; None: the log cannot know."""
     if low >= high:
         return 0
     lag_of_low, lag_of_high = log.lag(topic, partition, low), log.lag(topic, partition, high)
@@ -107,6 +107,6 @@ def count_messages(log: Log, topic: str, partition: int, low: int, high: int) ->
 
 
 def total_messages(log: Log, topic: str, ranges: OffsetRanges) -> int | None:
-    """Messages in all these ranges; None where the log cannot know."""
+    """Messages in all these ranges; None: the log cannot know."""
     counts = [count_messages(log, topic, partition, *each) for partition, each in ranges.items()]
     return None if None in counts else sum(each or 0 for each in counts)

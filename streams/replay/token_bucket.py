@@ -1,4 +1,4 @@
-"""A limit of messages a second, kept over real time."""
+"""A rate limit in messages per second of real time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from streams.errors import ConfigError
 
 BURST_SECONDS = 0.1
-"""Seconds' worth of messages that may be caught up at once."""
+"""The size of a burst, in seconds' worth of messages."""
 
 
 class TokenBucket:
     """A token bucket that holds a tenth of a second's messages, one at least.
 
-    :param rate: messages a second; None is no limit.
+    :param rate: messages per second; None: no limit.
     """
 
     def __init__(self, rate: float | None) -> None:
@@ -34,7 +34,7 @@ class TokenBucket:
         return min(wanted, int(self._tokens))
 
     def consume(self, messages: int) -> None:
-        """So many went."""
+        """Take this many tokens."""
         self._tokens -= messages
 
     def seconds_to_next(self) -> float:
