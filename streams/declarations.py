@@ -1,6 +1,6 @@
-"""What is declared on an app before it runs: its log, its topics, its processors.
+"""The declarations of an app before it runs: its log, its topics, its processors.
 
-Nothing here touches the log. :class:`streams.app.Streams` is these declarations and their life.
+Nothing here accesses the log. :class:`streams.app.Streams` adds the lifecycle to them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ X = TypeVar("X", default=Any)  # what message.transaction is
 O = TypeVar("O", default=Any)  # noqa: E741 - what a topic given as to= takes
 
 NO_TOPIC: Source[Never] = cast(Any, None)
-"""Where ``processor`` is given no second or third topic; only type checkers look at it."""
+"""Stands for a second or third topic that ``processor`` is not given; for type checkers only."""
 
 logger = get_logger("streams")
 
@@ -73,7 +73,7 @@ Service = Callable[[], Coroutine[Any, Any, None]]
 
 
 class DeclaredOutbox(ReportingOutbox, ResultOutbox, Protocol):
-    """An outbox, as an app knows it."""
+    """The interface of an outbox that an app uses."""
 
 
 def _check_cloudevents(where: str, value: object) -> CloudEvents:
@@ -83,7 +83,7 @@ def _check_cloudevents(where: str, value: object) -> CloudEvents:
 
 
 class Declarations(ABC):
-    """An app's log, topics, processors and resources, as they are declared.
+    """The declarations of an app: its log, topics, processors and resources.
 
     One class, because ``topic`` and ``processor`` are what users call on an app: more than half of
     it are their docstrings, and the overloads by which type checkers compare handlers with topics.
@@ -98,40 +98,40 @@ class Declarations(ABC):
         cloudevents: CloudEvents | None,
     ) -> None:
         self.given_url = url
-        """The log's URL as the code gave it."""
+        """The log's URL from the code."""
         self.cloudevents: CloudEvents | None = None
-        """How its topics are written as CloudEvents, where they do not say otherwise."""
+        """The default CloudEvents settings of its topics."""
         if cloudevents is not None:
             self.cloudevents = _check_cloudevents("", cloudevents)
         self.url_override: str | None = None
-        """What ``--url`` says instead."""
+        """The URL from ``--url``, which takes precedence."""
         self.open_mode: OpenMode = "rwc"
-        """What may become of the log by entering the app: ``ro`` changes nothing and creates no
-        topic, ``rw`` makes no file."""
+        """How entering the app may change the log: ``ro`` changes nothing and creates no topic,
+        ``rw`` creates no file."""
         self.url_logged = False
-        """Whoever runs the app has said already which log it is on."""
+        """Whether the runner of the app has already logged which log it uses."""
         self.url_warning_logged = False
-        """It was said that ``STREAMS_URL`` is not used, which is done once."""
+        """Whether the warning that ``STREAMS_URL`` is not used was logged; it is logged once."""
         self.member = "" if member is None else check_member(member)
-        """The name under which its processors join their groups; empty: they are not static."""
+        """The name under which its processors join their groups; empty: no static membership."""
         self.instance_id = secrets.token_hex(8)
-        """A word for this process, by which its groups tell it from others of its name."""
+        """Identifies this process, so that its groups can tell it from others of the same name."""
         if config is not None and not isinstance(config, Mapping):
             kind = type(config).__name__
             raise ConfigError(f"Streams(config=...): a mapping of driver settings, not a {kind}")
         self.driver_config = dict(config or {})
-        """Driver settings, passed through."""
+        """Settings that are passed to the driver."""
         self.lifespan = None if lifespan is None else _check_lifespan(lifespan)
         """Entered once the log is open and before the first poll."""
         self.clock: Clock = SYSTEM
         self.topics: dict[str, Topic[Any]] = {}
-        """Declared topics by name; of several declarations, the last."""
+        """Declared topics by name; the last declaration of each name."""
         self.declared_topics: list[Topic[Any]] = []
         """All declarations of topics, in order."""
         self.processors: list[Processor[..., Any]] = []
         """Declared processors, in order."""
         self.resources: list[AbstractAsyncContextManager[Any]] = []
-        """What is entered and left with it."""
+        """Context managers that are entered and left with the app."""
         self.aggregates: dict[str, ReportingAggregate] = {}
         """Declared aggregates by name."""
         self.views: dict[str, ReportingView] = {}
@@ -143,23 +143,23 @@ class Declarations(ABC):
         self.projections: list[Projection] = []
         """Declared versions of projections, in order."""
         self.services: list[Service] = []
-        """What runs beside the processors."""
+        """Services that run beside the processors."""
         self.declarations_closed = False
-        """It is entered, past the point where processors can be declared."""
+        """Whether the app is entered, so that no processor can be declared any more."""
         self.timing_enabled = False
-        """Handlers' calls are timed."""
+        """Whether calls of handlers are timed."""
         self.job_wrappers: list[Callable[[Job], Job]] = []
-        """What is put around each processor's job when it starts (tracing)."""
+        """Wrappers of each processor's job, applied when it starts (tracing)."""
         self.replay_wrappers: list[Callable[[Job], Job]] = []
-        """The same of a job that is a replay into a function."""
+        """Wrappers of the job of a replay into a function."""
         self.publish_observer: PublishObserver | None = None
-        """What is entered around each call that publishes (tracing)."""
+        """Entered around each call that publishes (tracing)."""
 
     def __repr__(self) -> str:
         given = choose_url(self.url_override, self.given_url)
         return f"<Streams {redact(given.url) if given is not None and given.url else ''!r}>"
 
-    # What topics and processors know of it (:class:`streams.connection.Connection`).
+    # The interface for topics and processors (:class:`streams.connection.Connection`).
 
     @property
     @abstractmethod
@@ -169,11 +169,11 @@ class Declarations(ABC):
     @property
     @abstractmethod
     def publisher(self) -> Publisher:
-        """What publishes for this app."""
+        """The app's publisher."""
 
     @property
     def url(self) -> str:
-        """The log's URL: what ``--url`` says, else what the code gave, else ``STREAMS_URL``.
+        """The log's URL: from ``--url``, else from the code, else from ``STREAMS_URL``.
 
         :raises ConfigError: none was given and the environment has none.
         """
@@ -181,7 +181,7 @@ class Declarations(ABC):
 
     @property
     def url_source(self) -> ChosenUrl:
-        """The log's URL and what gave it; as text both, without secrets.
+        """The log's URL and where it came from; as text both, without secrets.
 
         :raises ConfigError: none was given and the environment has none.
         """
@@ -235,23 +235,24 @@ class Declarations(ABC):
         retention: Retention | None = None,
         cloudevents: CloudEvents | Literal[False] | None = None,
     ) -> Topic[Any]:
-        """Declare a topic; again with another type is allowed.
+        """Declare a topic; it may be declared again with another type.
 
-        :param type: what its values are: a msgspec Struct, dataclass, TypedDict, a tagged union of
-            them, ``str``, ``bytes``, ``dict``, ``Any``...
+        :param type: the type of its values: a msgspec Struct, dataclass, TypedDict, a tagged union
+            of them, ``str``, ``bytes``, ``dict``, ``Any``...
         :param key: the field that is the key, or a function of the value.
         :param id: the field that is the message ID (instead of a header), or a function.
-        :param codec: how values are encoded; JSON, text or bytes by type if not given.
-        :param partitions: how many; created with it if missing, an error if it differs. None uses
-            what exists (a missing topic gets 1; on Kafka it is an error).
-        :param unknown: what becomes of a tag that ``type`` does not name: ``"dead"``, ``"skip"`` or
-            ``"wait"`` (for newer code).
-        :param retention: how long its messages are kept, if it is created here; for ever if not
-            given. A topic that exists keeps what it has: ``streams doctor`` says where that is
-            something else, ``streams topics retain`` changes it.
-        :param cloudevents: what is published to it is a CloudEvent; the app's if not given. False:
-            it is none.
-        :raises ConfigError: any of these cannot work.
+        :param codec: how values are encoded; by default JSON, text or bytes, depending on the type.
+        :param partitions: number of partitions; a missing topic is created with it, and a topic
+            with another number is an error. None: any number (a missing topic gets 1; on Kafka it
+            is an error).
+        :param unknown: what to do with a message whose tag ``type`` does not name: ``"dead"``,
+            ``"skip"`` or ``"wait"`` (for newer code).
+        :param retention: how long its messages are kept, if it is created here; forever by default.
+            An existing topic keeps its retention: ``streams doctor`` reports a difference,
+            ``streams topics retain`` changes it.
+        :param cloudevents: settings to publish messages as CloudEvents; the app's by default.
+            False: messages are no CloudEvents.
+        :raises ConfigError: one of these cannot work.
         """
         events = self.cloudevents
         if cloudevents is not None:
@@ -265,7 +266,7 @@ class Declarations(ABC):
         return topic
 
     def add_topic(self, topic: Topic[Any]) -> None:
-        """Declare a topic that was made by one of the toolkit's patterns.
+        """Declare a topic that one of the toolkit's patterns has created.
 
         :raises ConfigError: it contradicts an earlier declaration.
         """
@@ -289,22 +290,21 @@ class Declarations(ABC):
         self.topics[name] = topic
 
     def add_resource(self, resource: AbstractAsyncContextManager[Any]) -> None:
-        """Have what one of the toolkit's patterns needs live as long as the app.
+        """Add a context manager that lives as long as the app, for one of the toolkit's patterns.
 
         It is entered after the log is open and before the lifespan, and left after the lifespan and
-        all processors have ended. One that is added to an entered app is only left.
+        all processors have ended. A resource that is added to an entered app is only left.
         """
         self.resources.append(resource)
 
     def add_service(self, service: Service) -> None:
-        """Have something run beside the processors, where they run: from when they have started
-        until the app stops, which cancels it. It must not raise: what goes wrong it logs, and tries
-        again.
+        """Run a service beside the processors, on their loop: from when they have started until the
+        app stops, which cancels it. It must not raise: it logs errors, and tries again.
         """
         self.services.append(service)
 
-    # With and without batch= and to=, for up to three topics and for more. One that is not given
-    # adds nothing to the union: ``A | Never`` is A.
+    # With and without batch= and to=, for up to three topics and for more. A topic that is not
+    # given adds nothing to the union: ``A | Never`` is A.
     # fmt: off
     @overload
     def processor(
@@ -458,30 +458,31 @@ class Declarations(ABC):
         """Declare a processor: a decorator for its handler.
 
         :param group: the consumer group; every group sees every message.
-        :param concurrency: handlers running at once; one key is handled in order whatever it is.
+        :param concurrency: handlers running at once; messages of one key are always handled in
+            order.
         :param batch: hand over lists of up to this many messages.
-        :param filter: called with the value; messages for which it is false are passed over.
-        :param to: what the handler returns is published there before the source is settled; with
-            ``transaction=``, through an :class:`~streams.Outbox` in that database, if the
-            transaction commits.
+        :param filter: called with the value; messages for which it is false are skipped.
+        :param to: the topic to which the handler's results are published before the source is
+            settled; with ``transaction=``, through an :class:`~streams.Outbox` in that database, if
+            the transaction commits.
         :param start: where a *new* group begins: ``"earliest"``, ``"latest"`` or a time of the log.
-        :param timeout: seconds one call of an async handler may take.
-        :param transaction: a database of yours (``Psycopg(dsn)``, ...): the handler runs in a
-            transaction of it, ``message.transaction``, which takes effect once for each message.
-        :param exactly_once: what the handler returns, dead letters and positions are stored in one
+        :param timeout: seconds that one call of an async handler may take.
+        :param transaction: a database of yours (``Psycopg(dsn)``, ...): the handler runs in one of
+            its transactions, ``message.transaction``, which takes effect once for each message.
+        :param exactly_once: store the handler's results, dead letters and positions in one
             transaction (docs/pipelines.md).
-        :param version: with ``transaction=``: the handler writes tables that are a version of a
-            projection, which is called as the group is (docs/projections.md). It handles from the
-            beginning, in the group ``GROUP.vVERSION``.
-        :param promote: have the version serve as soon as it has handled all that the one before it
-            has; False: only once it is told to.
-        :param on_promote: called with the connection of the transaction in which it begins to
-            serve, such as to switch a view.
-        :raises ConfigError: any of these, or the handler's signature, cannot work; or its
-            annotations say another type than the topics'.
+        :param version: with ``transaction=``: the handler writes the tables of a version of a
+            projection, which is named like the group (docs/projections.md). It handles messages
+            from the beginning, in the group ``GROUP.vVERSION``.
+        :param promote: promote the version as soon as it has handled all messages that its
+            predecessor has; False: only on command.
+        :param on_promote: called with the connection of the transaction that promotes the version,
+            such as to switch a view.
+        :raises ConfigError: one of these, or the handler's signature, cannot work; or its
+            annotations name another type than the topics'.
 
-        Type checkers compare the handler with the topics, up to three of them; what it returns with
-        ``to``; and what is declared is still callable as the plain function.
+        Type checkers compare the handler with the topics, up to three of them, and its result with
+        ``to``. The declared processor is still callable as the plain function.
         """
         options = ProcessorOptions(
             topics, group, concurrency, batch, filter, to, start, timeout, retry, dedup,
@@ -526,8 +527,8 @@ class Declarations(ABC):
         processor_class: ProcessorClass[P, R] = Processor,
     ) -> Processor[P, R]:
         """Declare a processor; on a running app :meth:`streams.runtime.Runtime.start_processor`
-        begins it."""
-        if isinstance(function, Processor):  # one handler, declared twice
+        starts it."""
+        if isinstance(function, Processor):  # the same handler, declared twice
             function = function.function
         name = getattr(function, "__name__", type(function).__name__)
         taken = {each.name for each in self.processors}
@@ -562,10 +563,10 @@ class Declarations(ABC):
         return processor
 
     def _check_group_topics(self, name: str, processor: Processor[..., Any]) -> None:
-        """Retries and dead letters of each topic and group have topics of their own. Their names
-        begin with both, and each may have dots in it.
+        """Check the names of the retry and dead letter topics of each topic and group. They are
+        made of both names, each of which may contain dots, so they can be ambiguous.
 
-        :raises ConfigError: those of another processor have the same names.
+        :raises ConfigError: another processor's topics have the same names.
         """
         own = {f"{topic}.{processor.group}": topic for topic in processor.topics}
         for other in self.processors:
@@ -586,7 +587,7 @@ class Declarations(ABC):
         database: Database[Any],
         version: int,
     ) -> None:
-        """A processor is a version of a projection."""
+        """Declare that a processor is a version of a projection."""
         options = processor.options
         projection = Projection(
             self,

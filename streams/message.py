@@ -1,9 +1,9 @@
-"""What travels: messages as a handler sees them, batches as a log delivers them, records as they
-are written.
+"""Messages as a handler sees them, batches as a log delivers them, and records as they are
+written.
 
 A log delivers *columns* (:class:`Batch`): one list of keys, one of values, one of identities. The
-hot loop then pays for an object per message only where a handler asks for its :class:`Message`,
-which is a view of one row: two references and an index, everything else is looked up when read.
+hot loop then pays for an object per message only if a handler asks for its :class:`Message`,
+which is a view of one row: two references and an index; all other fields are looked up when read.
 
 Header names are CloudEvents' (https://cloudevents.io, Kafka protocol binding, binary mode).
 """
@@ -22,13 +22,13 @@ from streams import wire
 from streams.wire import text as text  # everything that reads messages takes it from here
 
 T = TypeVar("T")
-# A Message only ever gives its value out, so a handler of Message[Base] may be given Message[Sub].
+# A Message only returns its value, so a handler of Message[Base] may be given Message[Sub].
 # Both have defaults, so that `message: Message` is complete for strict type checkers, too.
 T_co = TypeVar("T_co", covariant=True, default=Any)
 X_co = TypeVar("X_co", covariant=True, default="Transaction")
 
 Headers = Sequence[tuple[str, "bytes | None"]]
-"""Headers as they stand on the wire: pairs in order, names may repeat."""
+"""Headers as they are on the wire: pairs in order, names may repeat."""
 
 # -- the names on the wire -----------------------------------------------------------------------
 
@@ -41,26 +41,27 @@ CORRELATION = "ce_correlationid"
 CAUSATION = "ce_causationid"
 LEGACY_CORRELATION = "correlationid"
 LEGACY_CAUSATION = "causationid"
-"""Both without the prefix, as earlier versions and other producers write them: still read."""
+"""Both names without the prefix, as earlier versions and other producers write them; still
+read."""
 UNREADABLE = "streams_unreadable_headers"
 """Replaces headers that the log's driver cannot read, and says why they are not readable."""
 REDRIVE = "streams_redrive"
 """How often a message was put back from a dead letter, retry or delay topic; absent means 0."""
 GENERATION = "streams_generation"
-"""Which reset of its group a message was handled after that comes back through another topic;
-absent means none. Only what comes back to that very group is believed to say so."""
+"""The generation of its group (the last reset) when a message that comes back through another topic
+was handled; absent means none. Trusted only in messages that come back to that same group."""
 FIRST_POSITION = "streams_first_position"
-"""Where a message stood first that comes back to its group, or is a dead letter: a digest of its
-topic, partition, offset and time, and behind a dot the reset of its group that it failed after, if
-there was one."""
+"""The first position of a message that comes back to its group, or is a dead letter: a digest of
+its topic, partition, offset and time; then, after a dot, the generation of its group when it
+failed, if there was a reset."""
 INCARNATION = "streams_incarnation"
-"""What the log calls the topic in which a message stood first that comes back to its group (see
-:meth:`~streams.log.protocol.Log.incarnation`), where somebody has asked: a processor with
+"""The incarnation (see :meth:`~streams.log.protocol.Log.incarnation`) of the first topic of a
+message that comes back to its group; set only if it was queried, as a processor with
 ``transaction=`` does."""
 
 
 IDENTITY_HEADERS = (SOURCE, REDRIVE, FIRST_POSITION)
-"""What an identity may have beside the message ID, in this order."""
+"""The headers that an identity may contain beside the message ID, in this order."""
 
 
 def identity(
@@ -69,12 +70,12 @@ def identity(
     redrive: str | None = None,
     first_position: str | None = None,
 ) -> str:
-    """What deduplication compares: the message ID, plus its source and redrive count if any, and of
-    what comes back or is a dead letter, where it stood first.
+    """The key of deduplication: the message ID, plus its source and redrive count if any, and for a
+    message that comes back or is a dead letter, its first position.
 
     CloudEvents makes ``source`` + ``id`` unique; a redrive is meant to be handled again. Messages
-    of one ID that were not taken for copies of each other in their topic (under two keys, further
-    apart than the window, or once more after a reset) come back to a topic where they might be.
+    of one ID that did not count as copies of each other in their topic (with two keys, further
+    apart than the window, or again after a reset) come back to a topic where they otherwise might.
     """
     if not source and (not redrive or redrive == "0") and not first_position:
         return id
@@ -83,7 +84,7 @@ def identity(
 
 
 def identity_of(headers: Headers) -> str | None:
-    """The identity in a message's headers, None where they hold no ID (a foreign message)."""
+    """The identity in a message's headers; None: they hold no ID (a foreign message)."""
     id = source = redrive = first_position = None
     for name, value in headers:
         if value is None:
@@ -106,7 +107,7 @@ def identity_of(headers: Headers) -> str | None:
 def headers_without(
     headers: Headers, names: Container[str] = (), prefix: str | None = None
 ) -> list[tuple[str, bytes | None]]:
-    """All headers but those of these names, and those whose name begins with ``prefix``."""
+    """All headers except those with these names, and those whose name begins with ``prefix``."""
     return [
         pair
         for pair in headers
@@ -115,21 +116,21 @@ def headers_without(
 
 
 def header_or_legacy(headers: Mapping[str, str], name: str, legacy_name: str) -> str | None:
-    """A header that has an old name, too; the new one counts where both are there."""
+    """A header that also has an old name; the new one takes precedence."""
     return headers.get(name) or headers.get(legacy_name)
 
 
 def identity_suffix(identity: str | None) -> str:
-    """What an identity has beside the ID; empty where that is nothing."""
+    """The part of an identity beside the ID; empty: there is none."""
     at = -1 if identity is None else identity.find("\0")
     return "" if identity is None or at < 0 else identity[at:]
 
 
 class Position(NamedTuple):
-    """Where one message stands in the log. Offsets of one partition are ordered.
+    """The position of one message in the log. Offsets of one partition are ordered.
 
     As text it is ``topic/partition/offset``, with the offset as its log writes it: ``orders/0/17``,
-    on Redis ``orders/0/1795811598345-0``. Whatever takes a position takes this text, too.
+    on Redis ``orders/0/1795811598345-0``. Functions that take a position also take this text.
     """
 
     topic: str
@@ -141,9 +142,9 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A position that was written as text.
+        """Parse the text of a position.
 
-        :raises InvalidValue: it is none.
+        :raises InvalidValue: the text is not a position.
         """
         found = wire.parse_position(text) if isinstance(text, str) else None
         if found is None:
@@ -158,7 +159,7 @@ class Position(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A message's bytes, exactly as they stand in the log."""
+    """A message's bytes, exactly as they are in the log."""
 
     key: bytes | None
     value: bytes | None
@@ -166,9 +167,9 @@ class Raw(NamedTuple):
 
 
 class Record(msgspec.Struct, gc=False):
-    """One message to be written. The partition is the log's choice unless given.
+    """One message to be written. The log chooses the partition unless it is given.
 
-    ``headers`` holds everything but the ID, which every log writes itself.
+    ``headers`` holds all headers except the ID, which every log writes itself.
     """
 
     value: bytes | None
@@ -179,22 +180,22 @@ class Record(msgspec.Struct, gc=False):
 
 
 ALL_READABLE: Mapping[int, str] = MappingProxyType({})
-"""What :attr:`Batch.unreadable` is where all headers can be read."""
+"""The value of :attr:`Batch.unreadable` if all headers can be read."""
 
 
 class Batch:
     """Consecutive messages of one partition, as columns of equal length.
 
     ``offsets`` ascend, with gaps where the log has them. ``ids`` are identities
-    (:func:`identity`), None for a message that carries none. ``times`` are the log's own, in
-    seconds since the epoch. ``assignment`` is what the subscription that polled this batch was
-    given, None for a plain read. ``unreadable`` says of each message whose headers the log's driver
-    cannot read, by index, why not; such a message has the one header :data:`UNREADABLE`. It is
-    complete once ``ids`` or :meth:`marks` were read.
+    (:func:`identity`), None for a message without one. ``times`` are the log's own, in seconds
+    since the epoch. ``assignment`` is that of the subscription that polled this batch, None for a
+    plain read. ``unreadable`` says, by index, why the log's driver cannot read a message's headers;
+    such a message has the single header :data:`UNREADABLE`. It is complete once ``ids`` or
+    :meth:`marks` were read.
 
-    A log whose driver keeps headers and times inside objects of its own subclasses this and
-    overrides :meth:`headers`, :meth:`extra_headers` and :meth:`time`, so that nothing is converted
-    before it is read.
+    A log whose driver stores headers and times in its own objects subclasses this and overrides
+    :meth:`headers`, :meth:`extra_headers` and :meth:`time`, so that they are converted only when
+    they are read.
     """
 
     __slots__ = (
@@ -211,11 +212,11 @@ class Batch:
     )
 
     decode_errors: Mapping[int, Exception] = MappingProxyType({})
-    """Why the values of some messages cannot be decoded, by index, where that is known before."""
+    """Why the values of some messages cannot be decoded, by index, if that is known in advance."""
 
     skipped_to = 0
-    """Where messages were left out because they are none (:mod:`streams.log.event_filter`): all
-    below this offset was looked at. 0 where nothing was. Such a batch may be empty."""
+    """Every record below this offset was checked, and those that are no messages were left out
+    (:mod:`streams.log.event_filter`). 0: none was left out. Such a batch may be empty."""
 
     def __init__(
         self,
@@ -245,16 +246,16 @@ class Batch:
         return len(self.offsets)
 
     def headers(self, index: int) -> Headers:
-        """The headers of one message, the ID included where there is one."""
+        """The headers of one message, including the ID if there is one."""
         return (self._headers[index] if self._headers is not None else None) or ()
 
     def extra_headers(self, index: int) -> Headers:
-        """The headers of one message without the ID, where leaving it out is cheaper; else all."""
+        """The headers of one message without the ID if leaving it out is cheaper; else all."""
         return self.headers(index)
 
     def may_have_header(self, part: bytes) -> bool:
-        """Whether a header of any message may have these bytes in its value. False where the log
-        can tell without decoding them that none has."""
+        """Whether a header of any message may have these bytes in its value. False: the log can
+        tell without decoding the headers that none has."""
         return True
 
     def time(self, index: int) -> float:
@@ -262,29 +263,29 @@ class Batch:
         return self._times[index] if self._times is not None else 0.0
 
     def offset(self, index: int) -> int:
-        """The offset of one message, as the log likes to show it."""
+        """The offset of one message, in the log's own format."""
         return self.offsets[index]
 
     def id(self, index: int) -> str:
-        """The message ID; a message without one is named by its position."""
+        """The message ID; for a message without one, its position."""
         found = self.ids[index]
         if found is None:
             return f"{self.topic}/{self.partition}/{wire.format_offset(self.offset(index))}"
         return found.partition("\0")[0]
 
     def identity_suffixes(self) -> list[str] | None:
-        """What the identity of each message has beside its ID (source, redrive count,
-        first position), empty where that is nothing; None where it is so for all."""
+        """The part of each message's identity beside its ID (source, redrive count, first
+        position), empty if there is none; None: it is empty for all."""
         suffixes = [identity_suffix(identity) for identity in self.ids]
         return suffixes if any(suffixes) else None
 
     def release(self, index: int) -> None:
-        """Let go of one settled message's bytes."""
+        """Release the bytes of one settled message."""
         self.keys[index] = self.values[index] = None
 
     def total_and_largest(self) -> tuple[int, int]:
-        """The bytes of all keys and values together, and of the largest value: -1 where one of
-        them is null."""
+        """The total bytes of all keys and values, and the size of the largest value: -1 if a value
+        is null."""
         values: list[Any] = self.values
         keys: list[Any] = self.keys
         try:
@@ -307,7 +308,7 @@ class Batch:
 
 
 class Transaction(Protocol):
-    """What ``message.transaction`` is on a SQLite log, for annotations:
+    """The type of ``message.transaction`` on a SQLite log, for annotations:
     ``message: Message[Order, Transaction]``."""
 
     def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
@@ -318,7 +319,7 @@ class Transaction(Protocol):
         ...
 
     async def __aenter__(self) -> Self:
-        """Wait for other handlers' transactions to end; ours ends with the handler."""
+        """Wait for other handlers' transactions to end; this one ends with the handler."""
         ...
 
     async def __aexit__(self, *exc: object) -> None: ...
@@ -327,23 +328,23 @@ class Transaction(Protocol):
 class Message(Generic[T_co, X_co]):
     """One message as a handler sees it: a view, to be used while the handler runs.
 
-    Keep the parts you need, not the message: once it is settled, its key and bytes may be let go
-    of (``value``, ``attempt``, ``topic``, ``partition``, ``offset`` and ``id`` stay).
+    Keep the parts you need, not the message: once it is settled, its key and bytes may be released
+    (``value``, ``attempt``, ``topic``, ``partition``, ``offset`` and ``id`` stay).
 
     ``Message[Order]`` is a message whose value is an ``Order``; ``Message[Order, Transaction]``
-    also says of what type ``transaction`` is. A type left out is ``Any`` for the value, and
+    also gives the type of ``transaction``. The defaults are ``Any`` for the value, and
     ``Transaction`` for the transaction.
 
     :param value: the decoded value.
     :param id: the message ID (CloudEvents ``id``).
     :param key: the key as text; messages of one key are handled in order.
-    :param topic: the topic it stands in.
-    :param partition: the partition it stands in.
-    :param offset: where it stands in that partition.
-    :param timestamp: when it happened (``ce_time``), else when the log took it; UTC.
-    :param headers: a mapping of str; where a name repeats, the last one.
-    :param attempt: which call of the handler this is, from 1.
-    :param transaction: what :attr:`transaction` is, in a test of a handler.
+    :param topic: the topic it is in.
+    :param partition: the partition it is in.
+    :param offset: its offset in that partition.
+    :param timestamp: when the event happened (``ce_time``), else when the log appended it; UTC.
+    :param headers: a mapping of str; if a name repeats, its last value.
+    :param attempt: the number of this call of the handler, from 1.
+    :param transaction: the value of :attr:`transaction`, in a test of a handler.
     """
 
     __slots__ = ("_batch", "_index", "_transaction", "attempt", "value")
@@ -389,28 +390,28 @@ class Message(Generic[T_co, X_co]):
 
     @property
     def id(self) -> str:
-        """The message ID; ``topic/partition/offset`` where the message carries none."""
+        """The message ID; ``topic/partition/offset`` if the message has none."""
         return self._batch.id(self._index)
 
     @property
     def key(self) -> str | None:
-        """The key as text, None for a keyless message."""
+        """The key as text; None: the message has no key."""
         key = self._batch.keys[self._index]
         return None if key is None else text(key)
 
     @property
     def topic(self) -> str:
-        """The topic this message stands in."""
+        """The topic this message is in."""
         return self._batch.topic
 
     @property
     def partition(self) -> int:
-        """The partition this message stands in."""
+        """The partition this message is in."""
         return self._batch.partition
 
     @property
     def offset(self) -> int:
-        """Where it stands in its partition: ordered, not always consecutive."""
+        """Its offset in its partition: ordered, not always consecutive."""
         return self._batch.offset(self._index)
 
     @property
@@ -420,16 +421,16 @@ class Message(Generic[T_co, X_co]):
 
     @property
     def assignment(self) -> Any:
-        """The ownership of its partition under which it was polled, as its log made it; None
-        outside a processor. All messages of one ownership have the same object."""
+        """The assignment of its partition under which it was polled, as created by its log; None
+        outside a processor. All messages of one assignment share the same object."""
         return self._batch.assignment
 
     @property
     def timestamp(self) -> datetime:
-        """``ce_time`` where the message carries it, else the time the log took it; UTC.
+        """``ce_time`` if the message has it, else the time the log appended it; UTC.
 
-        A log's time before the year 1 or after 9999, which datetime cannot hold, is the first or
-        the last moment that it can: ``datetime.min`` or ``datetime.max`` in UTC.
+        A log time before the year 1 or after 9999, which datetime cannot represent, becomes
+        ``datetime.min`` or ``datetime.max`` in UTC.
         """
         for name, value in self._batch.extra_headers(self._index):
             if name == TIME and value:
@@ -441,16 +442,16 @@ class Message(Generic[T_co, X_co]):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """All headers as text; where a name repeats, the last one."""
+        """All headers as text; if a name repeats, its last value."""
         return {
             name: "" if value is None else text(value)
             for name, value in self._batch.headers(self._index)
         }
 
     def header(self, name: str) -> bytes | None:
-        """One header as bytes, None where it is absent or null; where the name repeats, the last.
+        """One header as bytes; None if it is absent or null; if the name repeats, its last value.
 
-        Cheaper than :attr:`headers`, which makes text of all of them.
+        Cheaper than :attr:`headers`, which decodes all of them.
         """
         batch, index = self._batch, self._index
         found = None
@@ -461,8 +462,8 @@ class Message(Generic[T_co, X_co]):
 
     @property
     def correlation_id(self) -> str | None:
-        """What this message belongs to, such as a saga or a request: ``ce_correlationid``, or
-        ``correlationid`` as it is called where CloudEvents' prefix is left out."""
+        """The ID of the unit this message belongs to, such as a saga or a request:
+        ``ce_correlationid``, or ``correlationid`` without the CloudEvents prefix."""
         return self._header_text(CORRELATION, LEGACY_CORRELATION)
 
     @property
@@ -476,7 +477,7 @@ class Message(Generic[T_co, X_co]):
 
     @property
     def raw(self) -> Raw:
-        """Key, value and headers as bytes, exactly as they stand in the log."""
+        """Key, value and headers as bytes, exactly as they are in the log."""
         batch, index = self._batch, self._index
         return Raw(batch.keys[index], batch.values[index], batch.headers(index))
 
@@ -484,17 +485,17 @@ class Message(Generic[T_co, X_co]):
     def transaction(self) -> X_co:
         """The transaction that this message is handled in.
 
-        Of a processor with ``transaction=``, the connection or session of the user's database that
-        it names: what the handler does with it is committed once for each message, when the
+        For a processor with ``transaction=``, the connection or session of the user's database that
+        it names: the handler's changes through it are committed once for each message, when the
         handler returns.
 
-        Of another one on a SQLite log, the transaction that will commit this message's position:
+        For another one on a SQLite log, the transaction that will commit this message's position:
         ``message.transaction.execute(sql, parameters)`` runs in it, and the handler's rows and the
         position become durable together, or neither does.
 
         :raises ConfigError: there is none: without ``transaction=``, on another log, with ``to=``
             or ``DeadLetters(sequenced=True)``, in a replay, or outside a processor. In a handler
-            it ends the processor, and the message stays unsettled.
+            this ends the processor, and the message stays unsettled.
         """
         if self._transaction is None:
             from streams.errors import ConfigError
@@ -508,7 +509,7 @@ class Message(Generic[T_co, X_co]):
         return transaction
 
     def __repr__(self) -> str:
-        # The value stays out: it may hold what must not reach a log line.
+        # Without the value: it may hold data that must not reach a log line.
         key = None if self.key is None else wire.shorten(self.key)
         return (
             f"<Message {wire.shorten(self.id)!r} key={key!r} at "
@@ -519,8 +520,8 @@ class Message(Generic[T_co, X_co]):
 def make_message(
     value: Any, batch: Batch, index: int, attempt: int, transaction: Any = None
 ) -> Message[Any]:
-    """A message as a view of one row of a batch (what the executors build)."""
-    # Not by a method of the class: one call less for each message.
+    """A message as a view of one row of a batch (built by the executors)."""
+    # Not a method of the class: that saves one call for each message.
     message: Message[Any] = Message.__new__(Message)
     message.value = value
     message.attempt = attempt
@@ -531,32 +532,32 @@ def make_message(
 
 
 def identity_and_offset(message: Message[Any]) -> tuple[str | None, int]:
-    """What a log says of a message's identity (:func:`identity`), and its offset."""
+    """A message's identity in the log (:func:`identity`), and its offset."""
     batch, index = message._batch, message._index  # noqa: SLF001 - the class is this module's
     return batch.ids[index], batch.offsets[index]
 
 
 def row_of(message: Message[Any]) -> tuple[Batch, int]:
-    """The batch that a message stands in, and which of it it is."""
+    """The batch of a message, and the message's index in it."""
     return message._batch, message._index  # noqa: SLF001 - the class is this module's
 
 
 def with_transaction(message: Message[Any], transaction: Any) -> None:
-    """Give a message its transaction, for the call of the handler that follows."""
+    """Set a message's transaction, for the next call of the handler."""
     message._transaction = transaction  # noqa: SLF001 - the class is this module's
 
 
 def numbered_message(message: Message[Any], value: Any, number: int) -> Message[Any]:
-    """One of the values that a message stands for, as a message of its own at the same place.
+    """One of the values that a message stands for, as a separate message at the same position.
 
-    :param number: which one, from 0; its ID is the message's with ``#number``.
+    :param number: the number of the value, from 0; its ID is the message's with ``#number``.
     """
     batch = numbered_batch(message._batch, message._index, number)  # noqa: SLF001
     return make_message(value, batch, 0, message.attempt, message._transaction)  # noqa: SLF001
 
 
 def numbered_batch(batch: Batch, index: int, number: int) -> Batch:
-    """One row of a batch as one of the values that it stands for."""
+    """A batch of one row, for one of the values that the row stands for."""
     id = f"{batch.id(index)}#{number}"
     others = headers_without(batch.headers(index), (ID,))
     return Batch(

@@ -50,14 +50,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_VERSION = 2**31 - 1
-"""Of a projection: what an integer column holds."""
+"""The highest version of a projection: the maximum of an integer column."""
 
 _CONFIG_CLASSES = {"retry": Retry, "dedup": Dedup, "dead_letters": DeadLetters, "flow": Flow}
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessorOptions:
-    """Everything :meth:`streams.Streams.processor` was told but the handler."""
+    """All arguments of :meth:`streams.Streams.processor` except the handler."""
 
     topics: tuple[Source[Any], ...]
     group: str
@@ -74,13 +74,13 @@ class ProcessorOptions:
     transaction: Database[Any] | None = None
     exactly_once: bool = False
     version: int | None = None
-    """Of the projection that it is a version of, which is called ``projection``."""
+    """The version of the projection named ``projection``."""
     projection: str = ""
     promote: bool = True
     on_promote: Callable[[Any], object] | None = None
 
     def validate(self, name: str) -> None:
-        """:raises ConfigError: something here cannot work; one line that says what."""
+        """:raises ConfigError: an option cannot work; the text is one line that says which."""
         for problem in self._problems():
             raise ConfigError(f"processor {name}: {problem}")
 
@@ -204,7 +204,7 @@ class ProcessorOptions:
     def check_annotations(
         self, name: str, handler: Callable[..., Any], handler_signature: HandlerSignature
     ) -> None:
-        """:raises ConfigError: the handler's or the filter's annotations are of another type."""
+        """:raises ConfigError: the handler's or the filter's annotations name another type."""
         where = f"processor {name}"
         topic_types = [topic_type_of(topic) for topic in self.topics]
         known = [each for each in topic_types if each is not None]
@@ -232,9 +232,9 @@ def check_database(
     asynchronous: bool,
     on_promote: Callable[..., Any] | None,
 ) -> None:
-    """See that a handler, and a projection's hook, can be called inside transactions of a database.
+    """Check that a handler, and a projection's hook, can be called in transactions of a database.
 
-    :raises ConfigError: it is async and they are not, or the other way round.
+    :raises ConfigError: the handler is async and the transactions are not, or the other way round.
     """
     if database is None:
         return
@@ -261,7 +261,7 @@ def check_database(
 
 
 class ProcessorInbox(Protocol):
-    """What runs a processor's handler in transactions of a database."""
+    """Runs a processor's handler in transactions of a database."""
 
     stats: InboxStats
 
@@ -276,26 +276,26 @@ class ProcessorProjection(Protocol):
     name: str
     version: int
     serving: int | None
-    """The version whose tables are to be read, as was seen last; None: none can be yet."""
+    """The version whose tables are to be read, as last seen; None: none can be read yet."""
 
 
 class HandlerSignature(NamedTuple):
-    """How a handler wants to be called."""
+    """How a handler is to be called."""
 
     asynchronous: bool
     wants_message: bool
 
 
 class Processor(Generic[P, R]):
-    """A declared processor. Calling it calls the handler, nothing else."""
+    """A declared processor. Calling it only calls the handler."""
 
     shares_group = False
-    """Another processor of the app may read its topic in the same group: two members of it."""
+    """Whether another processor of the app may read its topic in the same group, as a member."""
     has_group_topics = True
-    """It reads as a member of a group, which has a start, a dead letter and a retry topic."""
+    """Whether it reads as a member of a group, with a start, a dead letter and a retry topic."""
     has_own_options = True
-    """Its retries and its deduplication are the app's to choose; those of some of the toolkit's own
-    processors are as they must be."""
+    """Whether the app chooses its retries and its deduplication; some of the toolkit's own
+    processors need fixed ones."""
 
     def __init__(self, function: Callable[P, R], options: ProcessorOptions, name: str) -> None:
         functools.update_wrapper(self, function, updated=())
@@ -315,9 +315,9 @@ class Processor(Generic[P, R]):
         )
         options.check_annotations(name, function, self.signature)
         self.attempt_log: ManagedAttemptLog | None = None
-        """Counts its attempts in the log, if its :class:`~streams.config.Retry` says so."""
+        """Counts its attempts in the log, if its :class:`~streams.config.Retry` requires it."""
         self.key_parking: ManagedKeyParking | None = None
-        """Keeps keys closed behind dead messages, if its dead letters are sequenced."""
+        """Closes keys behind dead messages, if its dead letters are sequenced."""
         self.inbox: ProcessorInbox | None = None
         """Runs its handler in transactions of a database, if it has ``transaction=``."""
         self.projection: ProcessorProjection | None = None
@@ -329,9 +329,9 @@ class Processor(Generic[P, R]):
         self.poller: Poller | None = None
         """Reads its topics, while it runs."""
         self.end_reason: str | None = None
-        """Why it ended, if not because it was stopped; until it is started again."""
+        """Why it ended, if it was not stopped; reset when it is started again."""
         self.paused = False
-        """:meth:`pause` was called last."""
+        """Whether it is paused (:meth:`pause`)."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the handler, as the plain function it is."""
@@ -353,13 +353,13 @@ class Processor(Generic[P, R]):
             self.poller.resume()
 
     def stats(self) -> ProcessorStats | None:
-        """Its figures of this moment; None: it does not run."""
+        """Its current statistics; None: it does not run."""
         if self.executor is None or self.poller is None:
             return None
         return processor_stats(self.executor, self.poller, self._inbox_stats())
 
     def health(self) -> ProcessorHealth:
-        """How it is."""
+        """Its health."""
         return processor_health(
             self.executor,
             self.poller,
@@ -371,13 +371,13 @@ class Processor(Generic[P, R]):
     def _inbox_stats(self) -> InboxStats | None:
         return None if self.inbox is None else self.inbox.stats
 
-    # -- what a processor of a special kind changes
+    # -- hooks for special processors
 
     def ensure_topics(self, connection: Connection) -> None:
-        """Create what it needs in the log beside its group's topics (off the loop)."""
+        """Create further topics that it needs beside its group's (off the loop)."""
 
     def adapt_job(self, job: Job) -> Job:
-        """What its executor runs instead of ``job``."""
+        """The job that its executor runs instead of ``job``."""
         return job
 
     def subscribed_log(self, connection: Connection) -> Log:
@@ -386,16 +386,16 @@ class Processor(Generic[P, R]):
 
 
 ProcessorClass: TypeAlias = Callable[[Callable[P, R], ProcessorOptions, str], Processor[P, R]]
-"""A class of processors, or what makes one: of a function, its options and a name."""
+"""A class of processors, or a factory: called with a function, its options and a name."""
 
 
 def topic_type_of(topic: Source[Any] | None) -> TopicType | None:
-    """A topic and its type; None where nothing is known about its values."""
+    """A topic and its type; None: nothing is known about its values."""
     return topic.topic_type if isinstance(topic, Topic) else None
 
 
 def _in_class_body(function: Callable[..., Any]) -> bool:
-    """Whether it is a plain function that stands in a class: nobody has bound it to an instance."""
+    """Whether it is a plain function of a class body that is not bound to an instance."""
     within = getattr(function, "__qualname__", "").rpartition(".")[0]
     return inspect.isfunction(function) and bool(within) and not within.endswith("<locals>")
 
@@ -403,10 +403,10 @@ def _in_class_body(function: Callable[..., Any]) -> bool:
 def inspect_handler(
     function: Callable[..., Any], name: str, *, batch: bool, publishes_result: bool = False
 ) -> HandlerSignature:
-    """How this handler wants to be called: parameters without a default are counted.
+    """How this handler is to be called, from the number of its parameters without a default.
 
-    :param publishes_result: what it returns is published (``to=``).
-    :raises ConfigError: it cannot be a handler.
+    :param publishes_result: its result is published (``to=``).
+    :raises ConfigError: the function cannot be a handler.
     """
     expected = "(values) or (values, messages)" if batch else "(value) or (value, message)"
 

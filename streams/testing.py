@@ -6,11 +6,11 @@
         async with harness(app, clock=Clock()) as h:
             await orders.publish(Order(...))
             await h.settled()
-            h.clock.advance(60)          # retries that wait are due now
+            h.clock.advance(60)          # delayed retries are due now
             await h.settled()
             assert await h.dead(orders, group="totals") == []
 
-What an aggregate decides is tested without a log, by :func:`given`.
+Decisions of an aggregate are tested without a log, with :func:`given`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _LONGEST_WAIT = 3600.0
 
 
 class Clock:
-    """A clock that moves only when told to.
+    """A clock that moves only when :meth:`advance` is called.
 
-    :param start: what ``time()`` says at first; 2024-01-01 UTC if not given.
+    :param start: the first result of ``time()``; 2024-01-01 UTC by default.
     """
 
     def __init__(self, start: datetime | None = None) -> None:
@@ -60,7 +60,7 @@ class Clock:
         return self._elapsed
 
     def time(self) -> float:
-        """Seconds since the epoch: the start plus what was advanced."""
+        """Seconds since the epoch: the start plus the seconds advanced."""
         return self._epoch + self._elapsed
 
     def now(self) -> datetime:
@@ -68,7 +68,7 @@ class Clock:
         return datetime.fromtimestamp(self.time(), timezone.utc)
 
     def advance(self, by: float | timedelta) -> None:
-        """Let ``by`` (seconds) pass, and wake everything that waits for time."""
+        """Let ``by`` (seconds) pass, and wake all waiters for time."""
         seconds = by.total_seconds() if isinstance(by, timedelta) else float(by)
         if seconds < 0:
             raise ValueError(f"advance({by!r}): time does not go back")
@@ -79,11 +79,11 @@ class Clock:
             callback()
 
     def real_timeout(self, seconds: float) -> float:
-        """Nothing that waits for this clock comes about by waiting in real time."""
+        """Practically forever: this clock does not move while real time passes."""
         return 0.0 if seconds <= 0 else _LONGEST_WAIT
 
     def on_jump(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` after every advance; returns the way to stop."""
+        """Call ``callback`` after every advance; returns a function that ends this."""
         with self._lock:
             self._last_watcher += 1
             watcher = self._last_watcher
@@ -97,7 +97,7 @@ class Clock:
 
 
 class HasTopic(Protocol[T]):
-    """What stands on a topic, as a declared queue does."""
+    """An object that is based on a topic, such as a declared queue."""
 
     @property
     def topic(self) -> Topic[T]:
@@ -106,7 +106,7 @@ class HasTopic(Protocol[T]):
 
 
 def _topic_of(given: Topic[T] | HasTopic[T], method: str) -> Topic[T]:
-    """:raises ConfigError: it is no topic and stands on none."""
+    """:raises ConfigError: ``given`` is not a topic and is not based on one."""
     found = given if isinstance(given, Topic) else getattr(given, "topic", None)
     if not isinstance(found, Topic):
         raise ConfigError(
@@ -122,18 +122,18 @@ class Harness:
     def __init__(self, app: Streams, clock: Any) -> None:
         self.app = app
         self.clock = clock
-        """The clock the app runs on; ``advance`` it if you gave a :class:`Clock`."""
+        """The app's clock; ``advance`` it if you gave a :class:`Clock`."""
 
     async def settled(self, within: float = 30.0) -> None:
-        """Wait until everything published is settled.
+        """Wait until every published message is settled.
 
-        What waits for its time (a retry, a delayed message) is not. On the real clock it is waited
-        for as far as it is due in time; with a :class:`Clock` this returns, as only the test can
-        move that on.
+        A message that is not due yet (a retry, a delayed message) is not settled. On the real
+        clock, this waits for it if it is due in time; with a :class:`Clock` this returns, as only
+        the test can advance that.
 
-        :param within: real seconds after which a TimeoutError says what still runs.
-        :raises TimeoutError: something is still running then; at once, where something that waits
-            is due later than that.
+        :param within: real seconds after which a TimeoutError says what is still running.
+        :raises TimeoutError: messages are not settled within that time; raised at once if a
+            waiting message is due later than that.
         :raises ProcessorDied: a processor ended.
         """
         loop = asyncio.get_running_loop()
@@ -141,7 +141,7 @@ class Harness:
         manual_clock = isinstance(self.clock, Clock)
         idle_rounds = 0
         while idle_rounds < 2:
-            # Twice in a row: a message that one thread is handing to another is seen by neither.
+            # It must be idle twice in a row: a message between two threads is seen by neither.
             busy = await asyncio.to_thread(self._unfinished)
             due = None if busy or manual_clock else self._next_due()
             idle_rounds = 0 if busy or due is not None else idle_rounds + 1
@@ -152,7 +152,7 @@ class Harness:
             await asyncio.sleep(0.001 if due is None else min(max(due[0], 0.001), 0.02))
 
     def _next_due(self) -> tuple[float, str] | None:
-        """What is due first of all that waits for its time: in how many seconds, and what."""
+        """The work that is due next: in how many seconds, and a description."""
         found = [
             (due[0], f"processor {processor.name}: {due[1]}")
             for processor in self.app.processors
@@ -173,7 +173,7 @@ class Harness:
         )
 
     def _unfinished(self) -> str:
-        """What is still going on, in words; empty when nothing is."""
+        """The work that is still in progress, in words; empty: none is."""
         app = self.app
         if app.publisher.has_pending:
             return "messages are being published"
@@ -193,8 +193,8 @@ class Harness:
         return self._unassigned_partition()
 
     def _unassigned_partition(self) -> str:
-        """Which partition has messages for a group of the app that none of its processors has
-        taken up yet; empty where there is none."""
+        """A partition with messages for a group of the app that none of its processors owns yet, in
+        words; empty: there is none."""
         log = self.app.log
         groups: dict[str, tuple[set[str], set[TopicPartition]]] = {}
         for processor in self.app.processors:
@@ -222,7 +222,7 @@ class Harness:
         return ""
 
     async def messages(self, topic: Topic[T] | HasTopic[T]) -> list[Message[T]]:
-        """Everything in a topic, in order of log time.
+        """All messages in a topic, in order of log time.
 
         :param topic: a topic, or a queue as :meth:`streams.MessageQueue.declare` returns it.
         :raises ConfigError: it is neither.
@@ -236,13 +236,13 @@ class Harness:
         group: str | None = None,
         letters: DeadLetters | str | None = None,
     ) -> list[Message[bytes]]:
-        """A group's dead letters of a topic, as they stand: original bytes, error headers.
+        """A group's dead letters of a topic, unchanged: original bytes, error headers.
 
         :param topic: a topic, or a queue as :meth:`streams.MessageQueue.declare` returns it.
-        :param group: whose letters; of a queue it is the queue's name, and may be left out.
-        :param letters: the name of the topic that they are in, or the ``DeadLetters`` that gives
-            it. Not given: the ones of this group's processors in the app, else the default.
-        :raises ConfigError: it is called with something else.
+        :param group: the group; for a queue it is the queue's name, and may be left out.
+        :param letters: the name of the dead letter topic, or the ``DeadLetters`` that names it.
+            Default: the ones of this group's processors in the app, else the default topic.
+        :raises ConfigError: an argument has another type.
         :raises NotFound: there is no such topic in the log.
         """
         source = _topic_of(topic, "dead")
@@ -258,7 +258,7 @@ class Harness:
         return await asyncio.to_thread(lambda: [each for topic in found for each in topic.read()])
 
     def _dead_letter_topics(self, topic: str, group: str, letters: object) -> list[str]:
-        """The names of the topics that a group's dead letters are in."""
+        """The names of the topics that hold a group's dead letters."""
         if isinstance(letters, str):
             return [letters]
         if letters is None:
@@ -292,10 +292,10 @@ async def harness(
 ) -> AsyncIterator[Harness]:
     """Run an app in a test, on a private in-memory log, whatever its URL says.
 
-    :param clock: a :class:`Clock` that the test controls; real time if not given.
-    :param url: another log to run on.
-    :param relay: also take what is in the app's outboxes to that log, and delete it there: only
-        where their databases are the test's own.
+    :param clock: a :class:`Clock` that the test controls; real time by default.
+    :param url: the URL of another log to run on.
+    :param relay: also relay the rows of the app's outboxes to that log, and delete them: only for
+        databases that belong to the test.
     """
     before = app.given_url, app.clock, app.services, app.url_warning_logged
     app.given_url = url

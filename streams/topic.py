@@ -1,4 +1,4 @@
-"""Topics: a name, a type, and how values, keys and message IDs become bytes and come back."""
+"""Topics: a name, a type, and the encoding of values, keys and message IDs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from streams.topic_reader import OffsetSpec, TopicReader
 T = TypeVar("T")
 
 Key = str | int | UUID | bytes
-"""What may be a key: text, or something with one obvious text."""
+"""The types of a key: text, or a type with one obvious text form."""
 
 
 class Topic(Generic[T]):
@@ -48,14 +48,16 @@ class Topic(Generic[T]):
     """
 
     default_partitions = 1
-    """Partitions it is created with where nobody said how many."""
+    """The number of partitions it is created with if none is declared."""
     internal = False
-    """It is the toolkit's own: created where it is missing, on every log. One of the user's is not
-    created on Kafka unless its partitions are declared, as their number can never change."""
+    """Whether it belongs to the toolkit: then it is created if missing, on every log. A user's
+    topic is not created on Kafka unless its partitions are declared, as their number can never
+    change."""
     for_dead_letters = False
-    """Dead letters go to it: it is created with the settings of a dead letter topic."""
+    """Whether dead letters go to it: it is created with the settings of a dead letter topic."""
     is_read_only = False
-    """It is published to by nobody: it has the events of an aggregate, which alone writes them."""
+    """Whether it cannot be published to: it holds the events of an aggregate, which alone writes
+    them."""
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class Topic(Generic[T]):
         cloudevents: CloudEvents | None = None,
     ) -> None:
         self.connection = connection
-        """What it is published and read through: the app that declared it."""
+        """The app that declared it, through which it is published and read."""
         self.name = check_topic(name)
         self.type = type
         problem = ""
@@ -90,12 +92,12 @@ class Topic(Generic[T]):
             raise ConfigError(f"topic {name!r}: {problem}")
         self.partitions = partitions
         self.retention = retention
-        """How long it is declared to keep its messages; None: nobody said."""
+        """The declared retention of its messages; None: none is declared."""
         module = "stream_codecs" if codec is None else codec.__class__.__module__
         custom_codec = not module.startswith("stream_codecs")
         self.topic_type = None if custom_codec and type is bytes else TopicType(name, type)
-        """Its name and type for those who compare; None where a codec of the user's own may make
-        anything of bytes, which is also what a topic has whose type was left out."""
+        """Its name and type, for type checks; None for the type ``bytes`` with a custom codec,
+        which may decode to any type (``bytes`` is also the default type)."""
         self.key_of = _field_reader(name, "key", key, type, self.topic_type)
         self.id_of = _field_reader(name, "id", id, type, self.topic_type)
         self.id_in_value = id is not None
@@ -128,10 +130,10 @@ class Topic(Generic[T]):
         headers: Mapping[str, str] | None = None,
         timestamp: datetime | None = None,
     ) -> Record:
-        """What would be written for a value.
+        """The record that would be written for a value.
 
         :raises EncodeError: the value does not fit the topic's type.
-        :raises ConfigError: no value can be written, as the codec found out only now.
+        :raises ConfigError: no value can be written, as the codec detects only now.
         """
         try:
             data = None if value is None and self._nullable else self._bound.encode(value)
@@ -158,9 +160,9 @@ class Topic(Generic[T]):
         return Record(data, encode_key(self.name, key), id, pairs)
 
     def derived_record(self, value: T, id: str, headers: Headers) -> Record:
-        """What is written for a value that was made of a message.
+        """The record for a value that was derived from a message.
 
-        :param headers: those that follow from that message.
+        :param headers: the headers derived from that message.
         """
         record = self.record(value, id=id)
         record.headers = [*record.headers, *headers] if record.headers else headers
@@ -203,36 +205,36 @@ class Topic(Generic[T]):
     ) -> Position:
         """Write one message; returns its position once it is durable.
 
-        :param key: messages of one key are handled in order; from the topic's ``key`` if not given.
-        :param id: the message ID; a UUIDv7 if neither given nor named by the topic. The same ID
+        :param key: messages of one key are handled in order; by default, the topic's ``key``.
+        :param id: the message ID; by default, the topic's ``id``, else a UUIDv7. An ID that occurs
             twice within a group's dedup window is handled once.
-        :param timestamp: when it happened, with a time zone; travels as ``ce_time``.
+        :param timestamp: when the event happened, with a time zone; sent as ``ce_time``.
         :raises EncodeError: the value does not fit the topic's type; nothing was written.
         :raises Unavailable: the log cannot be reached; nothing was written.
-        :raises OutcomeUnknown: perhaps written; publish again with the same ID.
+        :raises OutcomeUnknown: it may have been written; publish again with the same ID.
         :raises TooLarge: more than the log accepts; nothing was written.
         """
         record = self.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
         return await self.connection.publisher.publish(self.name, record)
 
     async def publish_many(self, values: Iterable[T]) -> list[Position]:
-        """Write many messages in order; their positions once all are durable.
+        """Write many messages in order; returns their positions once all are durable.
 
         Nothing is written if one of the values does not fit. Keys and IDs come from the topic's
-        ``key`` and ``id``, else the messages are keyless with fresh IDs.
+        ``key`` and ``id``, else the messages have no key and fresh IDs.
 
         :raises LogError: some were not acknowledged (a note says how many).
         """
         return await self.connection.publisher.publish_many(self.name, self.records(values))
 
     def records(self, values: Iterable[T]) -> list[Record]:
-        """What would be written for many values, at a price a bulk load can pay."""
+        """The records that would be written for many values, fast enough for bulk loads."""
         key, name = self.key_of, self.name
         if self.id_of is not None or self._nullable or self._event_writer is not None:
             return [self.record(value) for value in values]
         values = list(values)
         try:
-            encoded = self._bound.encode_many(values)  # first: what does not fit is asked no key
+            encoded = self._bound.encode_many(values)  # before any key is computed
         except BindError as error:
             raise ConfigError(f"topic {name!r}: {error}") from error
         if key is None:
@@ -268,7 +270,7 @@ class Topic(Generic[T]):
         key: Key | None = None,
         errors: Literal["raise", "skip"] = "raise",
     ) -> TopicFollower[T]:
-        """Read from a position on, without an end and without any group: see
+        """Read from a position on, without end and without any group: see
         :class:`streams.topic_follower.TopicFollower`."""
         key_bytes = None if key is None else encode_key(self.name, key)
         return TopicFollower(
@@ -285,7 +287,7 @@ class InternalTopic(Topic[T]):
 def _field_reader(
     topic: str, option: str, field: Any, type: Any, topic_type: TopicType | None
 ) -> Callable[[Any], Any] | None:
-    """Reads a field of a value; checked against the declared type."""
+    """A function that reads a field of a value; checked against the declared type."""
     if field is None:
         return None
     if callable(field):
@@ -315,9 +317,9 @@ def _field_reader(
 
 
 def encode_key(topic: str, key: Any) -> bytes | None:
-    """A key as it is written: text in UTF-8, bytes as they are.
+    """A key as it is written: text as UTF-8, bytes unchanged.
 
-    :raises EncodeError: it is neither.
+    :raises EncodeError: it is not a valid key.
     """
     if key is None:
         return None

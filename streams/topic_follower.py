@@ -1,8 +1,8 @@
-"""Following a topic from code, outside any group: for views in memory, caches and live pages.
+"""Follows a topic from code, outside any group: for views in memory, caches and live pages.
 
-A follower reads from any position on and does not end. It says when it has *caught up*: when all
-that stood in the topic as following began has been handled by whoever iterates. It commits nothing;
-:attr:`TopicFollower.positions` says where it goes on, for those who keep that themselves.
+A follower reads from any position on and does not end. It says when it has *caught up*: when the
+iterating task has handled every message that was in the topic when following began. It commits
+nothing; :attr:`TopicFollower.positions` holds the next positions, for callers that store them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ logger = get_logger("streams")
 
 SHORTEST_PAUSE = 0.005
 LONGEST_PAUSE = 0.1
-"""Seconds between two looks at the topic's end, where nothing comes."""
+"""Seconds between two polls of the topic's end while no message arrives."""
 
 OUTAGE_PAUSE = 0.5
-"""Seconds before the log is asked again while it cannot be reached."""
+"""Seconds before the log is polled again while it cannot be reached."""
 
 
 class TopicFollower(Generic[T]):
-    """A reading of a topic without an end: ``async for message in topic.follow()``.
+    """Reads a topic without end: ``async for message in topic.follow()``.
 
-    Order is the log's within a partition. While the log cannot be reached it waits. Leave it with
+    Order is the log's within a partition. It waits while the log cannot be reached. End it with
     ``break``, or by cancelling the task.
     """
 
@@ -51,7 +51,7 @@ class TopicFollower(Generic[T]):
     ) -> None:
         """:raises NotRunning: the app is not connected.
         :raises NotFound: there is no such topic or partition.
-        :raises InvalidValue: start means nothing here.
+        :raises InvalidValue: ``start`` is not a position in this topic.
         """
         self._connection = connection
         self._source = topic
@@ -65,13 +65,13 @@ class TopicFollower(Generic[T]):
         self.positions: dict[int, int] = {
             number: self._existing(number, each.start) for number, each in ranges.items()
         }
-        """Where it goes on, by partition: give it as ``start`` to go on there later."""
+        """The next position, by partition: pass it as ``start`` to go on there later."""
         self._goal = {number: each.end for number, each in ranges.items()}
         self._caught_up = asyncio.Event()
 
     def _existing(self, partition: int, position: int) -> int:
-        """Where to begin: a position that this log does not have says nothing of what stands
-        there, so it is the first message that there is."""
+        """The position to begin at: for a position that this log does not have, the first message
+        that it has."""
         log = self._connection.log
         first, end = log.watermarks(self.topic, partition)
         if position <= end or position <= log.log_end_offset(self.topic, partition):
@@ -85,12 +85,12 @@ class TopicFollower(Generic[T]):
 
     @property
     def caught_up(self) -> bool:
-        """All that stood in the topic when following began was handled."""
+        """Whether every message that was in the topic when following began was handled."""
         return self._caught_up.is_set()
 
     async def wait_caught_up(self) -> None:
-        """Wait until all that stood in the topic when following began was handled, by another task
-        that iterates."""
+        """Wait until another task, which iterates, has handled every message that was in the topic
+        when following began."""
         await self._caught_up.wait()
 
     async def __aiter__(self) -> AsyncIterator[Message[T]]:
@@ -111,13 +111,13 @@ class TopicFollower(Generic[T]):
                     last: Message[T] | None = None
                     try:
                         async for message in messages:
-                            # Who iterates has handled the one before. (A message may be several.)
+                            # The iterating task has handled the previous one. (It may be several.)
                             if last is not None and last.position != message.position:
                                 self._note_handled(last)
                             last = message
                             yield message
                     except Exception:
-                        if last is not None:  # whoever iterates has asked for the next
+                        if last is not None:  # the iterating task has asked for the next
                             self._note_handled(last)
                         raise
                 for number, each in reader.ranges.items():
@@ -131,7 +131,7 @@ class TopicFollower(Generic[T]):
                 await asyncio.sleep(OUTAGE_PAUSE)
 
     def _open_reader(self) -> TopicReader[T] | None:
-        """Reads what has come; None: nothing has."""
+        """A reader of the messages that have arrived; None: none has."""
         log = self._connection.log
         if not any(
             log.watermarks(self.topic, number)[1] > position

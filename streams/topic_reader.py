@@ -1,8 +1,8 @@
-"""Reading a range of a topic again, outside any group: no position moves, nobody is disturbed.
+"""Reads a range of a topic again, outside any group: no position moves, no consumer is disturbed.
 
 A :class:`TopicReader` is iterable with ``for`` and ``async for``. Its end is fixed when it is made,
 and it ends by position, never by counting messages, so gaps (compaction, transaction markers) do
-no harm. Order is the log's within a partition; partitions are merged by the log's time.
+no harm. Order is the log's within a partition; partitions are merged by log time.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ T = TypeVar("T")
 logger = get_logger("streams")
 
 OffsetSpec = Literal["earliest", "latest"] | datetime | timedelta | int | str | Position
-"""A place in a topic: the beginning, the end (as it is now), a time (the log's), that long ago, an
-offset of one partition, an offset as the log writes it (``1700000000000-0`` on Redis), a position
-(its partition is meant) or its text, or, as a negative int, that many messages before the end."""
+"""A place in a topic: the beginning, the current end, a time (the log's), a time span before now,
+an offset of one partition, an offset as the log writes it (``1700000000000-0`` on Redis), a
+position (in its own partition) or its text, or, as a negative int, that many messages before the
+end."""
 
 OFFSET_SPEC_FORMS = (
     "'earliest', 'latest', a datetime, a timedelta, an offset, a position such as orders/0/17, or "
@@ -48,9 +49,9 @@ OFFSET_SPEC_FORMS = (
 def resolve_offset(
     log: Log, topic: str, partition: int, spec: OffsetSpec, *, option: str, now: float
 ) -> int:
-    """The offset that ``spec`` means in one partition.
+    """The offset of ``spec`` in one partition.
 
-    :raises InvalidValue: it means none.
+    :raises InvalidValue: it has none there.
     """
     if isinstance(spec, bool) or not isinstance(spec, (str, int, datetime, timedelta, Position)):
         raise InvalidValue(f"{option}={spec!r} is no place in a topic: {OFFSET_SPEC_FORMS}")
@@ -70,7 +71,7 @@ def resolve_offset(
         return first
     if spec == "latest":
         return end
-    if "/" in spec:  # whose partition is meant was looked at before
+    if "/" in spec:  # resolve_partition has checked the partition
         spec = spec.rpartition("/")[2]
     try:
         return log.parse_offset(spec)
@@ -87,9 +88,9 @@ def resolve_ranges(
     partition: int | None = None,
     now: float,
 ) -> dict[int, OffsetRange]:
-    """First offset, and the one before which reading ends, by partition.
+    """By partition, the first offset, and the offset before which reading ends.
 
-    :param start: a mapping starts each partition at a place of its own, and reads no other.
+    :param start: a mapping gives each partition its own start, and no other partition is read.
     :raises NotFound: there is no such topic or partition.
     :raises InvalidValue: start or end mean nothing here.
     """
@@ -114,7 +115,7 @@ def resolve_ranges(
         log_start, log_end = log.watermarks(topic, number)
         start_offset = resolve_offset(log, topic, number, spec, option="start", now=now)
         end_offset = resolve_offset(log, topic, number, end, option="end", now=now)
-        # What is behind the end now is not part of the range, even if an offset says so.
+        # Messages after the current end are not part of the range, even if an offset says so.
         found[number] = OffsetRange(max(start_offset, log_start), min(end_offset, log_end))
     return found
 
@@ -122,9 +123,10 @@ def resolve_ranges(
 def resolve_partition(
     topic: str, specs: Mapping[str, OffsetSpec], partition: int | None, count: int
 ) -> int | None:
-    """The one partition that is meant, None: all of them. An offset belongs to one.
+    """The partition to read; None: all of them. An offset belongs to one partition.
 
-    :raises InvalidValue: it is not said which, or two are said.
+    :raises InvalidValue: a value is no place in the topic, an offset lacks a partition, or two
+        partitions are named.
     """
     for option, spec in specs.items():
         if isinstance(spec, str) and "/" in spec:
@@ -148,7 +150,7 @@ def resolve_partition(
 
 
 class TopicReader(Generic[T]):
-    """A range of a topic, read once. Give it back with ``with`` when you may stop early."""
+    """Reads a range of a topic once. Use it with ``with`` if you may stop early."""
 
     def __init__(
         self,
@@ -170,13 +172,13 @@ class TopicReader(Generic[T]):
         log = connection.log
         self.topic = topic.name
         self.skipped = 0
-        """Messages passed over because they cannot be decoded (``errors="skip"``)."""
+        """Messages skipped because they cannot be decoded (``errors="skip"``)."""
         self._decoder = topic.decoding
         self._key = key
         self._skip_errors = errors == "skip"
         now = connection.clock.time()
         self.ranges = resolve_ranges(log, topic.name, start, end, partition=partition, now=now)
-        """First offset and the one before which reading ends, by partition."""
+        """By partition, the first offset, and the offset before which reading ends."""
         self._cursors = [
             PartitionCursor(
                 RangesReader(log.reader, topic.name, number, [each]), self._decoder.unwrap
@@ -190,8 +192,8 @@ class TopicReader(Generic[T]):
         """Held while a thread reads ahead for ``async for``, which may be cancelled meanwhile."""
 
     def close(self) -> None:
-        """Give back what the reading holds; reading on afterwards ends at once."""
-        self._is_closing = True  # a thread that looks for a key ends soon
+        """Release the reader's resources; iteration ends at once afterwards."""
+        self._is_closing = True  # a thread that searches for a key ends soon
         with self._read_lock:
             for cursor in self._cursors:
                 cursor.close()
@@ -223,10 +225,10 @@ class TopicReader(Generic[T]):
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await run_in_thread(self.close)  # the log may be closed next
+        await run_in_thread(self.close)  # the log may be closed afterwards
 
     def _read_chunk(self) -> list[Message[T] | BaseException]:
-        """What the next thread hop brings; an error comes where it happened."""
+        """The messages of the next read in a thread; an error takes the place where it happened."""
         chunk: list[Message[T] | BaseException] = []
         with self._read_lock:
             try:

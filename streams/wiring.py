@@ -1,4 +1,4 @@
-"""A processor made ready to run: its declaration, bound to an app's log and publisher."""
+"""Prepares a processor to run: binds its declaration to an app's log and publisher."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def static_member(
     member: str,
     instance_id: str,
 ) -> StaticMember | None:
-    """What a processor of a process with this name is in its group; None without a name.
+    """The static member that a processor is in its group, in a process with this name; None without
+    a name.
 
-    Of several processors in one group, those after the first have their own names added.
+    If several processors share a group, those after the first have their own names added.
     """
     if not member:
         return None
@@ -45,7 +46,7 @@ def make_job(
     member: StaticMember | None,
     start_positions: Mapping[tuple[str, int], int],
 ) -> Job:
-    """What the executors run for a processor."""
+    """The job that the executor runs for a processor."""
     options, group = processor.options, processor.group
     dead_letters = options.dead_letters
     sources: dict[str, Source[Any]] = {}
@@ -101,7 +102,7 @@ def make_job(
 
 
 def _result_encoder(processor: Processor[..., Any]) -> ResultEncoder | None:
-    """What makes records of a handler's results; None: they are dropped."""
+    """The encoder that turns a handler's results into records; None: results are dropped."""
     target = processor.options.to
     if target is None:
         return None
@@ -114,7 +115,8 @@ def make_executor(
     loop: asyncio.AbstractEventLoop,
     new_transaction: Callable[[], HandlerTransaction] | None = None,
 ) -> Executor:
-    """What runs the handlers: tasks of the loop for an async one, threads for a plain one."""
+    """The executor of a job: it runs an async handler in tasks of the loop, a plain one in
+    threads."""
     if job.asynchronous:
         return AsyncExecutor(job, loop, new_transaction)
     return ThreadExecutor(job, new_transaction)
