@@ -1,7 +1,7 @@
-"""Derived records: what a handler returned, and dead letters.
+"""Derived records: results of a handler, and dead letters.
 
-Both get a message ID that follows from the source message alone, so that a crash between the
-write and the commit writes the same record again and doubles nothing:
+Both get a message ID that follows from the source message alone, so that after a crash between the
+write and the commit the same record is written again, and dedup drops it:
 
 * a result: ``<source identity>/<group>/<index>``;
 * a dead letter: the source's own ID in the group's dead letter topic.
@@ -60,32 +60,32 @@ FIRST_FAILED = "streams_first_failed"
 FIRST_ERROR = "streams_first_error"
 EDITED = "streams_edited"
 PUT_BACK = "streams_put_back"
-"""What a message that was put back says of its first failure: where it stood, when it was given up
-and why; that somebody changed its value, and how often somebody put it back. Nothing is decided by
-these: they are for people."""
+"""The headers of a message that was put back, on its first failure: its position, when it was given
+up and why; whether its value was changed, and how often it was put back by an operator. They are
+for people only: no code decides by them."""
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 
 _TRAVELLING = frozenset((CORRELATION, LEGACY_CORRELATION, *TRACE_HEADERS))
-"""Headers of a message that its results get, too."""
+"""Headers of a message that are copied to its results."""
 
 ERROR_BYTES = 8 << 10
-"""All error headers together, at most; the traceback shrinks first, then the message."""
+"""Bytes of all error headers together, at most; the traceback is cut first, then the message."""
 
 _MESSAGE_BYTES = 1 << 10
 
 _ATTEMPT_DIGITS = 9
 
 _NO_SOURCE = "\0\0" + "0"
-"""The end of an identity (see :func:`~streams.message.identity`) without a source and redrives,
-where these are written all the same."""
+"""The part of an identity (see :func:`~streams.message.identity`) for source and redrive count, if
+it has neither and they are written all the same."""
 
 _FIRST_POSITION_LIMIT = 64
-"""Characters of a first position that may be one of ours."""
+"""Characters of a valid first position, at most."""
 
 
 def message_generation(header: bytes | None, assignment: Assignment | None) -> int:
-    """Which reset of its group a message is handled after.
+    """The generation of its group (the last reset) in which a message is handled.
 
     :param header: its :data:`GENERATION`, if it has come back to the group.
     :param assignment: the ownership under which it was polled.
@@ -96,11 +96,11 @@ def message_generation(header: bytes | None, assignment: Assignment | None) -> i
 def headers_to_return(
     delivery: Delivery, names: Iterable[str], *, has_come_back: bool
 ) -> list[tuple[str, bytes | None]]:
-    """The headers of a message that is to come back to its group, or may be: with where it stood
-    first, and the reset that it was handled after.
+    """The headers of a message that is to come back to its group, or may do so: with its first
+    position, and the generation of its group.
 
-    :param names: headers to be left out.
-    :param has_come_back: it came back before, so its headers are our own.
+    :param names: headers to leave out.
+    :param has_come_back: it came back before, so its headers were written by this toolkit.
     """
     batch, index = delivery.fetched.batch, delivery.index
     headers = batch.headers(index)
@@ -121,10 +121,10 @@ def headers_to_return(
 
 
 def first_position(batch: Batch, index: int, *, has_come_back: bool) -> str:
-    """A digest of where a message stood first, and when it was taken there: positions recur where a
-    topic is made anew.
+    """A digest of a message's first position, and of its log time there: positions recur if a topic
+    is created again.
 
-    :param has_come_back: its headers are our own, and say so.
+    :param has_come_back: it came back before, so its headers hold the digest.
     """
     header = header_text(batch.headers(index), FIRST_POSITION) if has_come_back else None
     if header and len(header) <= _FIRST_POSITION_LIMIT:
@@ -134,9 +134,9 @@ def first_position(batch: Batch, index: int, *, has_come_back: bool) -> str:
 
 
 class FirstPlace(NamedTuple):
-    """Where a message stood first.
+    """The first position of a message.
 
-    :param text: as ``topic/partition/offset``: also the ID of a message without one.
+    :param text: ``topic/partition/offset``; also the ID of a message without one.
     """
 
     text: str
@@ -146,9 +146,9 @@ class FirstPlace(NamedTuple):
 
 
 def first_place(message: Message[Any], *, has_come_back: bool) -> FirstPlace:
-    """Where a message stood first.
+    """The first position of a message.
 
-    :param has_come_back: its headers are our own, and say so.
+    :param has_come_back: it came back before, so its headers name the position.
     """
     origin = header_text(message.raw.headers, ORIGIN) if has_come_back else None
     found = wire.parse_position(origin)
@@ -166,10 +166,10 @@ def dead_letter_maker(
     clock: Clock,
     has_come_back: Callable[[str], bool] = lambda topic: False,
 ) -> Callable[[Delivery], Outgoing]:
-    """Makes the dead letter of a delivery that has a reason.
+    """A function that makes the dead letter of a delivery that has a reason.
 
     :param topic: the dead letter topic of a source topic.
-    :param has_come_back: whether what is read from a topic has come back to the group.
+    :param has_come_back: whether messages read from a topic have come back to the group.
     """
 
     def make_dead_letter(delivery: Delivery) -> Outgoing:
@@ -194,7 +194,7 @@ def dead_letter_record(
     failed_at: tuple[str, int, str],
     now: float,
 ) -> Record:
-    """A record made a dead letter: the headers that say what went wrong are added to it."""
+    """The dead letter of a record: the record with error headers."""
     timestamp = datetime.fromtimestamp(now, timezone.utc).isoformat()
     record.headers = [
         *record.headers, *error_headers(error, attempts, group, failed_at, timestamp)
@@ -205,7 +205,7 @@ def dead_letter_record(
 def error_headers(
     error: BaseException, attempts: int, group: str, failed_at: tuple[str, int, str], timestamp: str
 ) -> list[tuple[str, bytes | None]]:
-    """The headers that say what went wrong, in at most :data:`ERROR_BYTES`."""
+    """The error headers, in at most :data:`ERROR_BYTES`."""
     kind = type(error)
     topic, partition, offset = failed_at
     pairs = [
@@ -234,7 +234,7 @@ def _truncate_end(text: str, size: int) -> str:
 
 
 def _truncate_start(data: bytes, size: int) -> bytes:
-    """The end of a traceback says most: where it was raised."""
+    """The end of a traceback, in at most this many bytes: it says where the error was raised."""
     if len(data) <= size:
         return data
     if size < 4:
@@ -248,13 +248,13 @@ class DerivedResult(NamedTuple):
     value: Any
     id: str
     headers: Headers
-    """Beside those of its own."""
+    """Headers that are added to the record's own."""
 
 
 class ResultRule(NamedTuple):
-    """How what a handler of a group returns becomes messages.
+    """How the results of a group's handler become messages.
 
-    :param several: a list, tuple or generator is several values; else any value is one.
+    :param several: a list, tuple or generator holds several values; False: any result is one value.
     """
 
     group: str
@@ -263,10 +263,10 @@ class ResultRule(NamedTuple):
     def results_of(
         self, result: Any, batch: Batch, index: int, identity: str | None
     ) -> list[DerivedResult]:
-        """What is to be published of a handler's result for one message.
+        """The values to publish for a handler's result for one message.
 
-        :param batch: the one that the message stands in, at ``index``.
-        :param identity: what the message is known by; None: by its place.
+        :param batch: the message's batch, with the message at ``index``.
+        :param identity: the message's identity; None: its position.
         """
         values: Iterable[Any] = result if self.is_several(result) else (result,)
         prefix = self.id_prefix(batch, index, identity)
@@ -278,11 +278,11 @@ class ResultRule(NamedTuple):
         ]
 
     def is_several(self, result: Any) -> bool:
-        """Whether it is several values."""
+        """Whether a result holds several values."""
         return self.several and (isinstance(result, (list, tuple)) or hasattr(result, "__next__"))
 
     def id_prefix(self, batch: Batch, index: int, identity: str | None) -> str:
-        """The IDs of its results, without their numbers. The same after a reset."""
+        """The common prefix of the IDs of a message's results. The same after a reset."""
         source = batch.id(index) if identity is None else identity
         if "\0" in source:
             first = header_text(batch.headers(index), FIRST_POSITION)
@@ -293,7 +293,7 @@ class ResultRule(NamedTuple):
 
 
 def result_headers(batch: Batch, index: int) -> list[tuple[str, bytes | None]]:
-    """The headers of what a message was turned into."""
+    """The headers of a message's results."""
     headers: list[tuple[str, bytes | None]] = [
         (CAUSATION, batch.id(index).encode("utf-8", "surrogateescape"))
     ]
@@ -301,7 +301,7 @@ def result_headers(batch: Batch, index: int) -> list[tuple[str, bytes | None]]:
     for name, _ in found:
         if name in _TRAVELLING:
             break
-    else:  # most have none
+    else:  # most messages have none
         return headers
     correlation = header_text(found, CORRELATION) or header_text(found, LEGACY_CORRELATION)
     if correlation:
@@ -318,7 +318,7 @@ def result_rule(group: str, result_type: Any) -> ResultRule:
 def result_encoder(
     rule: ResultRule, topic: str, record: Callable[[Any, str, Headers], Record]
 ) -> ResultEncoder:
-    """Encodes what a handler returned, for the topic it goes to.
+    """A function that encodes the results of a handler for their topic.
 
     :param record: makes the record of a value, with this ID and these headers.
     """
@@ -338,8 +338,8 @@ def result_encoder(
 
 
 def redriven_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
-    """The headers of a dead letter's message that is put back: counted as put back once more,
-    without its error, but for what is known of its first failure."""
+    """The headers of a dead letter's message that is put back: with its redrive count raised, and
+    without its error, except for the facts about its first failure."""
     return [
         *headers_without(headers, (ID, REDRIVE, PUT_BACK), ERROR_PREFIX),
         (REDRIVE, str(redrives_of(headers) + 1).encode()),
@@ -349,8 +349,8 @@ def redriven_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
 
 
 def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:
-    """What a dead letter's headers say of its first failure, as headers for the message that is put
-    back: those that it has not yet, because it failed for the first time."""
+    """The headers on a dead letter's first failure, for the message that is put back; only those
+    that it does not have yet, because it failed for the first time."""
     found: list[tuple[str, bytes | None]] = []
 
     def add(name: str, content: str) -> None:
@@ -369,9 +369,9 @@ def first_failure(headers: Headers) -> list[tuple[str, bytes | None]]:
 
 
 def error_of(headers: Headers, unknown: str = "unknown") -> str:
-    """What went wrong, of a dead letter: the exception's type and text.
+    """The error of a dead letter: the exception's type and text.
 
-    :param unknown: stands for a type that is not named.
+    :param unknown: replaces a type that is not named.
     """
     kind = (header_text(headers, ERROR_EXCEPTION) or unknown).rpartition(".")[2]
     message = header_text(headers, ERROR_MESSAGE)
@@ -379,7 +379,7 @@ def error_of(headers: Headers, unknown: str = "unknown") -> str:
 
 
 def header_text(headers: Headers, name: str) -> str | None:
-    """One header as text; None where there is none. Of several, the last."""
+    """One header as text; None: there is none. If a name repeats, its last value."""
     found = None
     for each, value in headers:
         if each == name and value is not None:
@@ -388,16 +388,17 @@ def header_text(headers: Headers, name: str) -> str | None:
 
 
 def redrives_of(headers: Headers) -> int:
-    """How often a message has come back so far, put back by somebody or by
-    ``Retry(in_order=False)``; 0 where the header is none of ours."""
+    """How often a message has come back so far, put back by an operator or by
+    ``Retry(in_order=False)``; 0 if the header is missing or foreign."""
     return wire.parse_int(header_text(headers, REDRIVE)) or 0
 
 
 def times_put_back(headers: Headers) -> int:
-    """How often somebody put a dead letter's message back; 0 where the header is none of ours."""
+    """How often a dead letter's message was put back by an operator; 0 if the header is missing or
+    foreign."""
     return wire.parse_int(header_text(headers, PUT_BACK)) or 0
 
 
 def attempts_of(headers: Headers) -> int:
-    """How often a message had failed when it was written; 0 where the header is none of ours."""
+    """How often a message had failed when it was written; 0 if the header is missing or foreign."""
     return wire.parse_int(header_text(headers, ERROR_ATTEMPTS), _ATTEMPT_DIGITS) or 0

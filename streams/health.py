@@ -1,4 +1,4 @@
-"""An app's figures and health: typed snapshots of one moment."""
+"""An app's statistics and health: typed snapshots of one moment."""
 
 from __future__ import annotations
 
@@ -16,59 +16,59 @@ from streams.text import describe_error
 
 @dataclass(slots=True)
 class InboxStats:
-    """What the inbox of a processor with ``transaction=`` has done in this process: it is
-    ``processor.inbox.stats``."""
+    """Statistics of the inbox of a processor with ``transaction=`` in this process
+    (``processor.inbox.stats``)."""
 
     committed: int = 0
     """Transactions that were committed."""
     duplicates: int = 0
-    """Messages that were settled without running, because they had been handled."""
+    """Messages that were settled without calling the handler, because they had been handled."""
     below_mark: int = 0
-    """Of these, those whose row was purged: they stand below their partition's mark. Their process
-    was frozen for longer than rows are kept, or the group was moved back by another tool, or the
-    log was restored from an older copy: then they may be new (see ``losses``)."""
+    """Duplicates whose row was purged: they are below their partition's mark. Their process was
+    frozen for longer than rows are kept, or the group was moved back by another tool, or the log
+    was restored from an older copy: in that case they may be new (see ``losses``)."""
     reruns: int = 0
-    """Transactions that were run again at once, because they met another one or their answer was
-    lost."""
+    """Transactions that were run again at once, because of a conflict or because the answer of the
+    database was lost."""
     purged: int = 0
     """Transactions that deleted rows."""
     losses: int = 0
-    """Times that a partition was taken up and the log did not have what the database knows of it,
-    or the group stood before what was purged. Each is an error in the log, and counts in
-    :attr:`ProcessorStats.losses`, too."""
+    """Times that a partition was assigned and the log lacked messages that the database has
+    recorded, or the group's position was below the purged rows. Each logs an error, and also counts
+    in :attr:`ProcessorStats.losses`."""
     reachable: bool = True
-    """The database answered when it was asked last."""
+    """Whether the database answered the last time it was used."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessorStats:
-    """Figures of one processor since it started.
+    """Statistics of one processor since it started.
 
     :param handled: messages whose handler succeeded.
     :param duplicates: dropped because their ID had been settled.
-    :param filtered: passed over by the filter, an unknown tag or as a tombstone.
+    :param filtered: skipped by the filter, for an unknown tag or as a tombstone.
     :param retries: failed attempts that were followed by another.
     :param dead_letters: messages moved to the dead letter topic.
-    :param in_flight: messages held and not settled.
-    :param in_flight_bytes: their bytes, as far as they are still held.
+    :param in_flight: unsettled messages in memory.
+    :param in_flight_bytes: the bytes of these, as far as they are still in memory.
     :param running: handlers running at this moment.
     :param waiting: messages waiting to be tried again.
     :param partitions: partitions owned.
     :param commits: commits acknowledged.
     :param rebalances: times that partitions came or went.
     :param losses: times that a committed position had been deleted from the log, or was beyond
-        its end, or that the database of ``transaction=`` knew more than the log has.
-    :param rejected: times that what was committed with a position was not believed: another
-        tool's, damaged, or impossible. What it says was settled is handled again.
+        its end, or that the database of ``transaction=`` had recorded messages that the log lacks.
+    :param rejected: times that the progress committed with a position was rejected: another tool
+        wrote it, or it was damaged or impossible. Messages settled in it are handled again.
     :param commit_seconds: how long the log took to acknowledge commits.
     :param handler_seconds: how long calls of the handler took, failed ones included; empty unless
         :meth:`streams.Streams.measure` was called.
-    :param progress: how far it is in each partition that it owns.
-    :param held_back: of ``waiting``, those that this code is too old for
-        (:class:`~streams.errors.CodeTooOld`). What follows of their keys waits behind them.
+    :param progress: the progress in each partition that it owns.
+    :param held_back: messages in ``waiting`` that this code is too old for
+        (:class:`~streams.errors.CodeTooOld`). Later messages of their keys wait behind them.
     :param closed_keys: keys that a dead message closes (``DeadLetters(sequenced=True)``), in the
         partitions that it owns.
-    :param parked: messages that wait behind those.
+    :param parked: messages that wait behind these dead messages.
     """
 
     handled: int
@@ -101,29 +101,29 @@ class ProcessorStats:
 
 @dataclass(frozen=True, slots=True)
 class AggregateStats:
-    """Figures of one aggregate type in this process, since the app was entered.
+    """Statistics of one aggregate type in this process, since the app was entered.
 
     :param decisions: calls of :meth:`Aggregate.decide` and :meth:`Aggregate.append`.
-    :param conflicts: appends that came too late.
-    :param retries: decisions that were called again because of one.
-    :param appends: that count.
-    :param events: that they have.
-    :param refused: appends that the log refused: too late, behind a final event, or upon events
-        that it does not have.
-    :param caused: decisions that found what was appended for their cause before.
+    :param conflicts: appends that lost to a concurrent append.
+    :param retries: decisions that were called again because of a conflict.
+    :param appends: appends that succeeded.
+    :param events: events in these appends.
+    :param refused: appends that the log refused: after a conflict, after a final event, or based on
+        events that the log does not have.
+    :param caused: decisions that found an earlier append for the same cause.
     :param load_durations: how long it took to read histories, or to catch up with them.
     :param cached: states in the cache.
-    :param cached_bytes: what they take, about.
-    :param snapshots: that were written.
-    :param snapshots_used: loads that began at one.
-    :param snapshots_useless: that were found and could not be read.
-    :param snapshots_failed: that could not be written.
-    :param snapshot_age: seconds since one was written; None: none was.
+    :param cached_bytes: the approximate size of these states.
+    :param snapshots: snapshots that were written.
+    :param snapshots_used: loads that began at a snapshot.
+    :param snapshots_useless: snapshots that were found and could not be read.
+    :param snapshots_failed: snapshots that could not be written.
+    :param snapshot_age: seconds since a snapshot was written; None: none was.
     :param undecodable: aggregates that are stopped by an event that cannot be decoded.
-    :param truncated: times that the log did not have what it had acknowledged.
+    :param truncated: times that the log lacked events that it had acknowledged.
     :param failures: calls that ended because the log refused or did not answer.
     :param uncounted: records in the event topic that count for no history, as far as this process
-        has read it: of appends that came too late, or foreign. Only Kafka lets any in.
+        has read it: of appends that lost a conflict, or foreign. They occur only on Kafka.
     """
 
     decisions: int = 0
@@ -150,22 +150,22 @@ class AggregateStats:
 
     @property
     def loads(self) -> int:
-        """Histories that were read, or caught up with."""
+        """Loads: histories that were read, or caught up with."""
         return self.load_durations.number
 
     @property
     def load_seconds(self) -> float:
-        """How long that took altogether."""
+        """The total duration of all loads, in seconds."""
         return self.load_durations.total
 
 
 @dataclass(frozen=True, slots=True)
 class ViewStats:
-    """Figures of one version of a view in this process.
+    """Statistics of one version of a view in this process.
 
-    :param events: folded here since the app was entered.
-    :param waiting: partitions that wait at an event here.
-    :param serving: this process reads from this version.
+    :param events: events folded in this process since the app was entered.
+    :param waiting: partitions that wait at an event in this process.
+    :param serving: whether this process reads from this version.
     """
 
     view: str
@@ -177,11 +177,11 @@ class ViewStats:
 
 @dataclass(frozen=True, slots=True)
 class ViewBacklog:
-    """What the log says of one version of a view, whoever folds it.
+    """The backlog of one version of a view according to the log, for all processes that fold it.
 
     :param lag: messages that are not folded yet; None: the log cannot count them.
-    :param share: of all that are folded, from 0 to 1; None: the same.
-    :param stopped: documents that stand still.
+    :param share: the share of all messages that are folded, from 0 to 1; None: likewise.
+    :param stopped: documents that have stopped.
     """
 
     view: str
@@ -193,11 +193,12 @@ class ViewBacklog:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionStats:
-    """Figures of a version of a SQL projection in this process. How far it is behind is its
-    processor's lag.
+    """Statistics of a version of a SQL projection in this process. Its backlog is the lag of its
+    processor.
 
-    :param serving: its tables are to be read, as was seen last.
-    :param failures: attempts to promote it that failed, as ``on_promote=`` or the database did.
+    :param serving: whether its tables are to be read, as last seen.
+    :param failures: attempts to promote it that failed, because ``on_promote=`` or the database
+        failed.
     """
 
     projection: str
@@ -208,19 +209,18 @@ class ProjectionStats:
 
 @dataclass(frozen=True, slots=True)
 class ManagerStats:
-    """Figures of a process manager in this process.
+    """Statistics of a process manager in this process.
 
-    :param reacted: reactions to messages, timeouts and refusals, with those that were found to be
-        recorded already.
-    :param passed_over: messages that are for no instance, or for one that has ended; timeouts that
-        were cancelled.
-    :param commands: that were carried out, with those that had been before.
-    :param refused: the same of commands that were refused.
-    :param failures: messages and timeouts that could not be reacted to, or whose actions could not
-        be carried out; each attempt counts.
-    :param timeouts: that are waited for, of the partitions that this process delivers from; at most
-        so many as it holds in memory.
-    :param overdue: seconds since the first of those was due; 0.0: none is.
+    :param reacted: reactions to messages, timeouts and refusals, including those that were found
+        to be recorded already.
+    :param passed_over: messages for no instance, or for one that has ended; and cancelled timeouts.
+    :param commands: commands that were executed, now or before.
+    :param refused: commands that were refused, now or before.
+    :param failures: messages and timeouts for which the reaction or its actions failed; each
+        attempt counts.
+    :param timeouts: pending timeouts in the partitions that this process delivers from; at most as
+        many as it holds in memory.
+    :param overdue: seconds since the first of these timeouts was due; 0.0: none is.
     """
 
     reacted: int = 0
@@ -233,26 +233,26 @@ class ManagerStats:
 
 
 class ReportingManager(Protocol):
-    """A process manager, as the app asks it how it is."""
+    """A process manager that reports to the app."""
 
     def stats(self) -> ManagerStats:
-        """Figures of this moment (any thread)."""
+        """Current statistics (any thread)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxStats:
-    """Figures of an outbox.
+    """Statistics of an outbox.
 
-    :param relayed: rows that this process took to the log since it began.
+    :param relayed: rows that this process has published to the log since it started.
     :param failures: rows that it could not publish; each attempt counts.
     :param outages: times that its connection to the database failed.
-    :param buckets: of keys that it owns; 0 where it relays nothing.
-    :param depth: rows that are to be relayed, by whom ever, as of a few seconds ago; those beyond
-        100,000 are not counted. None: this process does not relay, or does not know.
-    :param oldest: seconds since the first of them was written.
+    :param buckets: buckets of keys that it owns; 0: it relays nothing.
+    :param depth: rows to be relayed, by any process, as of a few seconds ago; rows beyond 100,000
+        are not counted. None: this process does not relay, or does not know.
+    :param oldest: seconds since the first of these rows was written.
     :param failed: rows that could not be published.
-    :param waiting: rows behind those, of the same keys.
+    :param waiting: rows of the same keys that wait behind failed ones.
     :param undeclared: rows that wait for a relay whose app declares their topic.
     """
 
@@ -269,13 +269,13 @@ class OutboxStats:
 
 @dataclass(frozen=True, slots=True)
 class OutboxHealth:
-    """How the relay of an outbox is in this process.
+    """The health of an outbox's relay in this process.
 
-    :param running: it relays, or waits for an outage's end.
-    :param error: what the database did not answer for, or that it answers too late for anything to
-        be relayed, in one line; None: it answers in time.
-    :param failed: rows that could not be published and wait for somebody to look at them. The
-        others go on, and a restart would not help, so it makes nothing unready.
+    :param running: it relays, or waits for an outage to end.
+    :param error: why the database did not answer, or that it answers too late for anything to be
+        relayed, in one line; None: it answers in time.
+    :param failed: rows that could not be published and wait for an operator. Other rows go on, and
+        a restart would not help, so they do not make the app unready.
     """
 
     running: bool
@@ -284,32 +284,32 @@ class OutboxHealth:
 
     @property
     def ok(self) -> bool:
-        """Nothing needs a person's attention."""
+        """Whether nothing needs the attention of an operator."""
         return self.error is None and not self.failed
 
 
 class ReportingOutbox(Protocol):
-    """An outbox, as the app asks it how it is."""
+    """An outbox that reports to the app."""
 
     def stats(self) -> OutboxStats:
-        """Figures of this moment (any thread)."""
+        """Current statistics (any thread)."""
         ...
 
     def health(self) -> OutboxHealth:
-        """How its relay is (any thread)."""
+        """The health of its relay (any thread)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Figures of an app.
+    """Statistics of an app.
 
     :param processors: by processor name.
     :param published: records acknowledged since the app was entered.
     :param aggregates: by aggregate name.
     :param views: versions of views, by the names of their groups.
     :param managers: process managers, by name.
-    :param inboxes: of the processors with ``transaction=``, by processor name.
+    :param inboxes: inboxes of the processors with ``transaction=``, by processor name.
     :param outboxes: by the names of their tables.
     :param projections: versions of SQL projections, by the names of their groups.
     """
@@ -326,23 +326,23 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class ProcessorHealth:
-    """How one processor is.
+    """The health of one processor.
 
     :param running: it polls (or is paused on purpose) and has not ended.
-    :param reachable: the log answered lately.
+    :param reachable: the log has answered recently.
     :param overdue: plain handlers that run longer than the processor's timeout.
-    :param error: what ended it, in one line; kept until it is started again. None while it runs,
-        and where it was stopped.
-    :param losses: as in :class:`ProcessorStats`. It makes nothing unhealthy, since a restart would
-        not help: alert on it.
-    :param rejected: the same.
-    :param contested: partitions with ``DeadLetters(sequenced=True)`` that were begun again in the
-        last minute, because somebody else wrote to their topic of parked keys as the owner, or
-        because what was written there was lost.
-    :param database_reachable: the database of ``transaction=`` answered when it was asked last;
-        True where there is none.
-    :param held_back: as in :class:`ProcessorStats`. Others go on, and a restart helps only with
-        newer code, so it makes nothing unready.
+    :param error: the error that ended it, in one line; kept until it is started again. None: it
+        runs, or it was stopped.
+    :param losses: as in :class:`ProcessorStats`. Losses do not make the app unhealthy, since a
+        restart would not help: alert on them.
+    :param rejected: likewise.
+    :param contested: partitions with ``DeadLetters(sequenced=True)`` that were started again in the
+        last minute, because another process wrote to their topic of parked keys as the owner, or
+        because records there were lost.
+    :param database_reachable: the database of ``transaction=`` answered the last time it was used;
+        True if there is none.
+    :param held_back: as in :class:`ProcessorStats`. Other messages go on, and a restart helps only
+        with newer code, so they do not make the app unready.
     """
 
     running: bool
@@ -358,18 +358,18 @@ class ProcessorHealth:
 
     @property
     def ok(self) -> bool:
-        """Nothing needs a person's attention."""
+        """Whether nothing needs the attention of an operator."""
         well = self.running and self.reachable and self.error is None
         waits = self.overdue or self.contested or self.held_back
         return well and self.database_reachable and not waits
 
 
 class StoppedAggregate(NamedTuple):
-    """An aggregate upon which nothing can be decided in this process.
+    """An aggregate on which this process can take no decision.
 
     :param id: its ID.
-    :param version: of the event that cannot be decoded.
-    :param reason: why not.
+    :param version: the version of the event that cannot be decoded.
+    :param reason: why it cannot.
     """
 
     id: str
@@ -379,13 +379,14 @@ class StoppedAggregate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AggregateHealth:
-    """How one aggregate type is in this process.
+    """The health of one aggregate type in this process.
 
-    :param open: its event topic is there, and it can be used.
+    :param open: its event topic exists, and it can be used.
     :param undecodable: the aggregates that are stopped by an event that cannot be decoded, as far
-        as somebody asked for them here. Others go on, and a restart helps only with other code, so
-        it makes the app not unready.
-    :param truncated: as in :class:`AggregateStats`. It makes nothing unhealthy: alert on it.
+        as this process has used them. Others go on, and a restart helps only with other code, so
+        they do not make the app unready.
+    :param truncated: as in :class:`AggregateStats`. It does not make the app unhealthy: alert on
+        it.
     """
 
     open: bool
@@ -394,32 +395,32 @@ class AggregateHealth:
 
     @property
     def ok(self) -> bool:
-        """Nothing needs a person's attention."""
+        """Whether nothing needs the attention of an operator."""
         return self.open and not self.undecodable
 
 
 class ReportingAggregate(Protocol):
-    """An aggregate type, as the app asks it how it is."""
+    """An aggregate type that reports to the app."""
 
     def stats(self) -> AggregateStats:
-        """Figures of this moment."""
+        """Current statistics."""
         ...
 
     def health(self) -> AggregateHealth:
-        """How it is."""
+        """Its health."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ViewHealth:
-    """How one version of a view is, as this process sees it.
+    """The health of one version of a view, as this process sees it.
 
-    :param serving: the version that this process reads from; None: none of those that it declares
-        can serve yet.
-    :param promoted: the version that serves in the log; 0: none.
-    :param waiting: the partitions that wait at an event here, each with the reason.
-    :param stopped: documents that have stopped here and were not folded on since. Others go on, and
-        a restart would not help, so it makes nothing unready.
+    :param serving: the version that this process reads from; None: no version that it declares can
+        serve yet.
+    :param promoted: the version that is promoted in the log; 0: none.
+    :param waiting: the partitions that wait at an event in this process, each with the reason.
+    :param stopped: documents that have stopped in this process and were not folded further since.
+        Others go on, and a restart would not help, so they do not make the app unready.
     """
 
     serving: int | None
@@ -429,41 +430,40 @@ class ViewHealth:
 
     @property
     def ok(self) -> bool:
-        """Nothing needs a person's attention."""
+        """Whether nothing needs the attention of an operator."""
         return self.serving is not None and not self.waiting and not self.stopped
 
 
 class ReportingView(Protocol):
-    """A version of a view, as the app asks it how it is."""
+    """A version of a view that reports to the app."""
 
     def stats(self) -> ViewStats:
-        """Figures of this moment."""
+        """Current statistics."""
         ...
 
     def backlog(self) -> ViewBacklog:
-        """What the log says of it; blocks.
+        """Its backlog according to the log; blocks.
 
-        :raises LogError: it does not answer.
+        :raises LogError: the log does not answer.
         """
         ...
 
     def health(self) -> ViewHealth:
-        """How it is."""
+        """Its health."""
         ...
 
     def unfinished(self) -> str:
-        """What keeps it from being read although it is to be, in words; empty when nothing does
-        (any thread)."""
+        """Why it cannot be read yet although it should be, in words; empty: it can (any thread)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How an app is.
+    """The health of an app.
 
     :param connected: the app is entered and its log open.
     :param processors: by processor name.
-    :param stopping: it is on its way out and takes in nothing more.
+    :param stopping: it is stopping and accepts no more work.
     :param aggregates: by aggregate name.
     :param views: versions of views, by the names of their groups.
     :param outboxes: by the names of their tables.
@@ -478,14 +478,14 @@ class Health:
 
     @property
     def live(self) -> bool:
-        """No processor died, so a restart would mend nothing."""
+        """Whether no processor died; if none did, a restart would not help."""
         return all(each.error is None for each in self.processors.values())
 
     @property
     def ready(self) -> bool:
-        """Messages are handled: the app is connected and stays so, its processors run, the log
-        answers them, its aggregates can be used, and its views can be read. Overdue handlers,
-        which are slow and no more, do not count."""
+        """Whether messages are handled: the app is connected and not stopping, its processors run
+        and reach the log, its aggregates can be used, and its views can be read. Overdue handlers
+        do not count, as they are only slow."""
         return (
             self.connected
             and not self.stopping
@@ -496,10 +496,10 @@ class Health:
         )
 
     def summary(self, *, ok: bool, **more: str) -> dict[str, Any]:
-        """What a health page says, for ``json.dumps``. What an exception said stays out of it, for
-        it may hold what should not leave the process: only its type is named.
+        """The content of a health page, for ``json.dumps``. Of an exception only the type is
+        included: its text may hold data that must not leave the process.
 
-        :param ok: the page's answer.
+        :param ok: the result that the page reports.
         :param more: further fields.
         """
         found = {
@@ -528,7 +528,8 @@ class Health:
 
     @property
     def ok(self) -> bool:
-        """The app is connected, and every processor, aggregate, view and outbox is well."""
+        """Whether the app is connected, and every processor, aggregate, view and outbox is
+        healthy."""
         return (
             self.connected
             and all(each.ok for each in self.processors.values())
@@ -539,16 +540,16 @@ class Health:
 
 
 def _without_text(health: ProcessorHealth) -> dict[str, Any]:
-    """A processor's health as a dict, with the type of its error alone."""
+    """A processor's health as a dict, with only the type of its error."""
     return asdict(health) | {"error": health.error and health.error.partition(":")[0]}
 
 
 def processor_stats(
     executor: Executor, poller: Poller, inbox: InboxStats | None = None
 ) -> ProcessorStats:
-    """Figures of a processor that runs.
+    """Statistics of a running processor.
 
-    :param inbox: those of its inbox, if it has one.
+    :param inbox: the statistics of its inbox, if it has one.
     """
     counts, poller_stats = executor.dispatcher.counts, poller.stats()
     handled, filtered = executor.counters()
@@ -585,12 +586,12 @@ def processor_health(
     end_reason: str | None,
     inbox: InboxStats | None = None,
 ) -> ProcessorHealth:
-    """How a processor is.
+    """The health of a processor.
 
     :param executor: None: it does not run.
-    :param poller: the same.
-    :param end_reason: why it ended, if not because it was stopped.
-    :param inbox: the figures of its inbox, if it has one.
+    :param poller: likewise.
+    :param end_reason: why it ended, if it was not stopped.
+    :param inbox: the statistics of its inbox, if it has one.
     """
     overdue = executor.overdue() if executor is not None else 0
     if poller is None:

@@ -1,12 +1,12 @@
-"""Publishing: one thread an app that gathers what is published and appends it in batches.
+"""Publishing: one thread per app collects published records and appends them in batches.
 
 Many concurrent ``await topic.publish(...)`` become few appends (on SQLite few transactions, on
-Redis few scripts): what arrives while one append runs is the next one. Order of calls is kept.
+Redis few scripts): records that arrive during one append form the next one. The order of calls is
+kept.
 
-Nothing is retried here: whoever published gets an unknown outcome as an error. *Derived*
-records (what a handler returned, dead letters) are different: their message IDs are derived from
-the source's, so writing them again is harmless, and :meth:`Publisher.publish_durably` waits out an
-outage.
+Nothing is retried here: an unknown outcome is raised to the caller. *Derived* records (results of a
+handler, dead letters) are different: their message IDs are derived from the source's, so writing
+them again is harmless, and :meth:`Publisher.publish_durably` waits out an outage.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MAX_RECORDS_PER_APPEND = 10_000
 """Records in one append, at most."""
 
 RETRY_PAUSE = 0.1
-"""Seconds before a derived record is written again (times 2 each time, to 10)."""
+"""Seconds before a derived record is written again; doubled each time, up to 10."""
 
 AppendResults = Sequence["Position | LogError"]
 
@@ -55,16 +55,16 @@ PublishObserver = Callable[
     [str, Sequence[Record]], AbstractContextManager[Callable[[Sequence[Position]], None]]
 ]
 """Entered around each call that publishes, with the topic and the records, to which it may add
-headers; what it yields is told where they landed."""
+headers; it yields a function that is called with their positions."""
 
 
 CallSoon = Callable[[Callable[[], None]], None]
-"""Runs an action where it may be run; called from any thread."""
+"""Schedules an action in the right thread; called from any thread."""
 
 
 @dataclass(slots=True, eq=False)
 class _PublishRequest:
-    """Records of one call, and who waits for them."""
+    """Records of one call, and the future or callback that waits for them."""
 
     topic: str
     records: Sequence[Record]
@@ -78,9 +78,9 @@ class _PublishRequest:
 class _DurableWrite(msgspec.Struct, gc=False):
     """Derived records of one call, until each is confirmed or refused.
 
-    There is one for each message whose results are not confirmed yet, so the garbage collector
-    must not look at it, nor at the requests that belong to it. An error in ``answers`` refers to
-    the frames that it was raised through: no request may be left in a list of theirs.
+    There is one for each message whose results are not confirmed yet, so the garbage collector does
+    not track it or its requests. An error in ``answers`` refers to the frames that it was raised
+    through: no request may be left in one of their lists.
     """
 
     count: int
@@ -88,23 +88,23 @@ class _DurableWrite(msgspec.Struct, gc=False):
     on_done: OnWritten
     call_soon: CallSoon | None
     answers: list[Position | BaseException | None] | None = None
-    """How the records ended that have ended, by index."""
+    """The outcomes so far, by index of the record."""
 
     def tell(self) -> None:
-        """Say how each record ended."""
+        """Report the outcome of each record."""
         self.on_done(self.answers or ())
 
 
 class _DurableRequest(msgspec.Struct, gc=False):
-    """Those of its records that go to one topic, and are not confirmed yet."""
+    """The records of a durable write that go to one topic, and are not confirmed yet."""
 
     topic: str
     records: Sequence[Record]
     write: _DurableWrite
     indexes: Sequence[int]
-    """Which of the write's records these are."""
+    """The indexes of these records in the write."""
     owner: Assignment | None
-    """As whose owner they are written, and the log can check that; None: as anybody."""
+    """The assignment that must still be owned, if the log can check that; None: no check."""
     attempt: int = 0
 
 
@@ -112,7 +112,7 @@ _Request = _PublishRequest | _DurableRequest
 
 
 class _Delayed(NamedTuple):
-    """Something to do at a time of the clock."""
+    """An action that is due at a time of the clock."""
 
     due: float
     number: int
@@ -120,7 +120,7 @@ class _Delayed(NamedTuple):
 
 
 class Publisher:
-    """Appends on behalf of everybody in an app. Usable from any thread and any loop."""
+    """Appends the records of the whole app. Usable from any thread and any loop."""
 
     def __init__(self, log: Log, clock: Clock) -> None:
         self._log = log
@@ -136,7 +136,7 @@ class Publisher:
         self._pending = 0
         self.observer: PublishObserver | None = None
         self.closed_error: Callable[[str], StreamsError] = NotRunning
-        """Makes the error for whoever publishes too late."""
+        """Makes the error for a call that comes after closing."""
         self.published = 0
         """Records acknowledged so far."""
 
@@ -147,13 +147,13 @@ class Publisher:
             self.published += records
 
     def start(self) -> None:
-        """Begin to append."""
+        """Start the thread that appends."""
         self._stop_watching_clock = self._clock.on_jump(self._clock_advanced)
         self._thread.start()
 
     def close(self, timeout: float) -> None:
-        """Append what was handed over before, then end; what is still unwritten after ``timeout``
-        real seconds is told so."""
+        """Append the records handed over before, then end; waits for at most ``timeout`` real
+        seconds, then reports an error for those that are still unwritten."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -174,7 +174,7 @@ class Publisher:
 
     @property
     def has_pending(self) -> bool:
-        """Something handed over was not answered yet."""
+        """Whether some records handed over have no outcome yet."""
         return self._pending > 0
 
     # -- handing over
@@ -190,8 +190,8 @@ class Publisher:
                 self._changed.notify()
 
     async def publish(self, topic: str, record: Record) -> Position:
-        """Append one record; its position once it is durable (inside a block of
-        ``app.transaction()``, once it is written, to be committed with it)."""
+        """Append one record; returns its position once it is durable (inside a block of
+        ``app.transaction()``, once it is written, to be committed with the block)."""
         records = (record,)
         if self.observer is None:
             position: Position = await self._request(topic, records, single=True)
@@ -224,8 +224,8 @@ class Publisher:
         return positions[0] if single else positions
 
     async def publish_many(self, topic: str, records: Sequence[Record]) -> list[Position]:
-        """Append records in order; their positions once all are durable (inside a block of
-        ``app.transaction()``, once they are written, to be committed with it)."""
+        """Append records in order; returns their positions once all are durable (inside a block of
+        ``app.transaction()``, once they are written, to be committed with the block)."""
         if not records:
             _refuse_in_transaction()
             return []
@@ -251,18 +251,18 @@ class Publisher:
         call_soon: CallSoon | None = None,
         owner: Assignment | None = None,
     ) -> None:
-        """Append records whose IDs are derived, again and again through outages.
+        """Append records whose IDs are derived, retrying through outages.
 
-        :param on_done: is told, per record, where it stands once it is confirmed, or what the log
-            refuses it for.
-        :param call_soon: runs an action where ``on_done`` may be called: the answers of one append
-            are one action. None: it may be called in any thread.
-        :param owner: only as the owner of this, if the log can check that: what it is not any more
-            gets :class:`~streams.errors.Fenced`.
+        :param on_done: called with, per record, its position once it is confirmed, or the error
+            with which the log refused it.
+        :param call_soon: schedules an action in a thread where ``on_done`` may be called; the
+            outcomes of one append are one action. None: it may be called in any thread.
+        :param owner: write only while this assignment is owned, if the log can check that;
+            otherwise the outcome is :class:`~streams.errors.Fenced`.
         """
         if owner is not None and owner.append_as_owners is None:
             owner = None
-        if len(outgoing) == 1:  # as nearly always
+        if len(outgoing) == 1:  # nearly always
             topic, record = outgoing[0]
             write = _DurableWrite(1, 1, on_done, call_soon)
             self._request_durably(_DurableRequest(topic, (record,), write, (0,), owner))
@@ -279,11 +279,11 @@ class Publisher:
         try:
             self._enqueue(request)
         except (NotRunning, ProcessorDied):
-            return  # the app ends: the source stays unsettled and is handled again
+            return  # the app is closing: the source stays unsettled and is handled again
 
     def _durable_result(self, request: _DurableRequest, results: AppendResults) -> bool:
-        """Note how records of a durable write ended; whether all of it has an answer now. What is
-        not confirmed is requested again, later."""
+        """Note the outcomes of records of a durable write; returns whether all its records have one
+        now. Records that are not confirmed are requested again later."""
         write = request.write
         unconfirmed: list[tuple[int, Record]] = []
         last_error: LogError | None = None
@@ -381,7 +381,7 @@ class Publisher:
             try:
                 if isinstance(request, _DurableRequest):
                     write = request.write
-                    if not failed and write.count == len(own_results):  # all of it, at once
+                    if not failed and write.count == len(own_results):  # all of it at once
                         write.answers = list(own_results)
                     elif not self._durable_result(request, own_results):
                         continue
@@ -402,7 +402,7 @@ class Publisher:
             except Exception:
                 logger.exception("publisher: an answer could not be given")
         for loop, each in by_loop.items():
-            with suppress(RuntimeError):  # that loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # that loop is closed: no task waits any more
                 loop.call_soon_threadsafe(_resolve_futures, each)
 
 
@@ -415,7 +415,7 @@ def _refuse_in_transaction() -> None:
 
 
 def _batches(requests: Sequence[_Request]) -> Iterator[tuple[str, list[_Request]]]:
-    """Requests by topic, and by member where they are an owner's, in groups of about
+    """Group requests by topic, and those of owners also by member, in batches of about
     :data:`MAX_RECORDS_PER_APPEND` records."""
     groups: defaultdict[object, list[_Request]] = defaultdict(list)
     for request in requests:
@@ -435,12 +435,12 @@ def _batches(requests: Sequence[_Request]) -> Iterator[tuple[str, list[_Request]
 
 
 def _owners(requests: Sequence[_Request]) -> list[Assignment]:
-    """As whose owner each record of these is written."""
+    """The owner's assignment of each record of these requests."""
     return [each.owner for each in requests if each.owner is not None for _ in each.records]
 
 
 def _tell(writes: Sequence[_DurableWrite]) -> None:
-    """Say how each of them ended, also where one fails to hear of it."""
+    """Report the outcome of each write, even if the callback of another one fails."""
     failures: list[Exception] = []
     for write in writes:
         try:
@@ -454,7 +454,7 @@ def _tell(writes: Sequence[_DurableWrite]) -> None:
 
 
 def _resolve_futures(answered: Sequence[tuple[_PublishRequest, AppendResults]]) -> None:
-    """Answer those who wait, on their loop."""
+    """Resolve the futures of requests, on their loop."""
     for request, results in answered:
         future = request.future
         if future is None or future.done():
@@ -471,6 +471,6 @@ def _resolve_futures(answered: Sequence[tuple[_PublishRequest, AppendResults]]) 
 
 def _count_failed(results: AppendResults) -> int:
     """How many records were not acknowledged."""
-    if set(map(type, results)) == {Position}:  # as good as always, and at C speed
+    if set(map(type, results)) == {Position}:  # nearly always, and at C speed
         return 0
     return sum(isinstance(answer, BaseException) for answer in results)
