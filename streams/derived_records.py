@@ -1,7 +1,7 @@
 """Derived records: results of a handler, and dead letters.
 
 Both get a message ID that follows from the source message alone, so that after a crash between the
-write and the commit the same record is written again, and dedup drops it:
+write and the commit the same record is written again, and counts once:
 
 * a result: ``<source identity>/<group>/<index>``;
 * a dead letter: the source's own ID in the group's dead letter topic.

@@ -25,7 +25,8 @@ E = TypeVar("E")
 S = TypeVar("S")
 
 Expected = int | Literal["any", "new", "exists"]
-"""The version that an aggregate must have: that one, any, none yet ("new"), or at least one."""
+"""The version that an aggregate must have: this number, any, none yet (``"new"``), or at least 1
+(``"exists"``)."""
 
 CONFLICT_RETRY = Retry(attempts=20, delay=0.002, cap=0.25)
 """How a decision is retried on a conflict, by default."""

@@ -34,7 +34,7 @@ def history_pages(
 
 
 def base_behind(page: History) -> Base | None:
-    """Where the next page of a history begins; None: this was the last one."""
+    """The base after which the next page of a history begins; None: this was the last page."""
     if not page.events:
         return None
     last = page.events[-1]

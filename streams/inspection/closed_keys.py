@@ -100,7 +100,7 @@ class ClosedKeyRow(NamedTuple):
 
 
 class BehindKey(NamedTuple):
-    """The messages that wait behind the first message of a key.
+    """The messages parked behind the first message of a key.
 
     :param offsets: the offsets, in the source topic, of the next ones.
     """

@@ -59,8 +59,9 @@ class ReplayResult:
     """Figures of a replay.
 
     :param total: messages in the range; None: the log cannot know.
-    :param scanned: of these, read so far; with ``key=`` also those of other keys.
-    :param read: of these, taken.
+    :param scanned: messages of the range that were read so far; with ``key=`` also those of other
+        keys.
+    :param read: scanned messages that were taken to be handled or written.
     :param handled: handled, or written to the other topic.
     :param duplicates: skipped because their ID had been handled in this replay.
     :param filtered: skipped by the processor's filter, for an unknown tag or as a tombstone.
