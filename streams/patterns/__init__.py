@@ -1,7 +1,7 @@
 """The integration patterns, each on any log and each usable alone.
 
-Façades over topics and processors: what is promised about order, redelivery, duplicates, retries
-and memory is what a processor promises. Names are imported when they are first used.
+They are façades over topics and processors: their guarantees about order, redelivery, duplicates,
+retries and memory are a processor's. Names are imported when they are first used.
 """
 
 from typing import TYPE_CHECKING

@@ -1,5 +1,5 @@
-"""Checks of what a pattern is given: what cannot work is a ``ConfigError`` that says so, never a
-``TypeError`` from somewhere inside."""
+"""Checks of a pattern's arguments: one that cannot work raises a ``ConfigError`` that says so,
+never a ``TypeError`` from deeper inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_GIVEN: Any = object()
 
 
 def check_app(app: object, where: str) -> Streams:
-    """The app; ``where`` says to which pattern it was given.
+    """The app; ``where`` names the pattern that it was passed to.
 
     :raises ConfigError: it is no app.
     """

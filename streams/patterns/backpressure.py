@@ -1,17 +1,17 @@
-"""Backpressure for what a service calls: so many at once, so many bytes at once, the rest wait.
+"""Backpressure for a service's own calls: bounds how many run at once, and their total size.
 
 Promises
 --------
-* **Never above the maximum.** A permit that is released goes to the next waiter at that very
-  moment, before it has woken up; nobody can get in between.
+* **Never above the maximum.** A released permit is granted to the next waiter at once, before that
+  task has woken up; no other task can take it in between.
 * **First come, first served**, also by size: a large request waits until it fits, and those
   behind it wait with it.
-* **Nothing leaks.** Whoever is cancelled while it waits, or just as it was granted a permit, leaves
-  that to the next; ``async with`` and :meth:`~BackpressureController.with_backpressure` release it
-  however the work ends.
+* **Nothing leaks.** A waiter that is cancelled, also just after it was granted a permit, passes
+  that on to the next; ``async with`` and :meth:`~BackpressureController.with_backpressure` release
+  it however the work ends.
 
-This is for calls that a service makes by itself: a database with few connections, a slow API. What
-a processor takes from its log is bounded already (``concurrency=``, ``Flow``).
+This is for calls that a service makes by itself: a database with few connections, a slow API. The
+messages that a processor takes from its log are bounded already (``concurrency=``, ``Flow``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 class NotAcquired(StreamsError, RuntimeError):
-    """A permit was released that nobody holds: a bug at the caller, one release too many."""
+    """The permit that was released is not held: the caller released one time too many (a bug)."""
 
 
 class BackpressureController:
@@ -66,7 +66,7 @@ class BackpressureController:
 
     @property
     def pending(self) -> int:
-        """Permits held: acquired, or granted to somebody who is about to wake up."""
+        """Permits held: acquired, or granted to a waiter that is about to wake up."""
         return self._pending
 
     @property
@@ -81,13 +81,13 @@ class BackpressureController:
 
     @property
     def waiting_bytes(self) -> int:
-        """The total size of what is waited for."""
+        """The total size of the requests that wait."""
         return sum(self._waiters.values())
 
     async def acquire(self, size: int = 0) -> None:
         """Wait for a permit; give it back with ``release(size)``.
 
-        Cancelled, it holds none. To limit the wait, put ``asyncio.timeout`` around it.
+        If it is cancelled, no permit is held. To limit the wait, put ``asyncio.timeout`` around it.
 
         :param size: bytes, or whatever ``max_bytes`` counts.
         :raises InvalidValue: ``size`` is impossible.

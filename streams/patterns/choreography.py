@@ -1,13 +1,13 @@
 """Sagas without an orchestrator: each step listens to events and answers with one.
 
 A step is a durable subscriber of a bus: it receives an event, does its work, and publishes that it
-succeeded or failed; what happens next is up to whoever listens to that. The saga's ID
-travels with every event as ``ce_correlationid``, what caused it as ``ce_causationid``; an event's
+succeeded or failed; what happens next is up to the subscribers of that event. The saga's ID
+travels with every event as ``ce_correlationid``, its cause's ID as ``ce_causationid``; an event's
 data is plain data, so subscribers that know nothing of sagas see ordinary events.
 
-Over a log a step is at-least-once. Its answer's ID follows from the event's ID and the step's name,
-success or failure alike: a step that is run again after a crash answers under the same ID, and of
-two answers the first counts, at every subscriber that remembers IDs.
+Over a log a step is at-least-once. Its answer's ID is derived from the event's ID and the step's
+name, on success and failure alike: a step that is run again after a crash answers under the same
+ID, and of two answers the first counts, at every subscriber that remembers IDs.
 
 A :class:`SagaTracker` watches a bus and knows which sagas are open, done, failed and stuck.
 """
@@ -69,25 +69,25 @@ ERROR_HEADER = "saga_error"
 """The headers of a saga's events, beside ``ce_correlationid`` and ``ce_causationid``."""
 
 STARTED_TOPIC = "saga.started"
-"""The topic of the event that starts a saga, where nobody says another."""
+"""The default topic of the event that starts a saga."""
 
 MAX_ERROR_LENGTH = 1_000
-"""Characters of an error's text in the header, at most."""
+"""The longest error text in the header, in characters."""
 
 MAX_GROUP_LENGTH = 100
-"""A group's name that is made of topics is at most this long."""
+"""The longest name of a group that is made from topics, in characters."""
 
 
 class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """An event as a step of a saga sees it.
 
     :param saga_id: which saga it belongs to.
-    :param step_name: the step that published it; the event's topic where that was no step.
-    :param status: how that step ended; ``"started"`` where that was no step.
+    :param step_name: the step that published it; the event's topic if no step did.
+    :param status: how that step ended; ``"started"`` if no step published it.
     :param data: the event's data.
-    :param error: of a failure, the type and text of what the step raised.
-    :param event: the event itself, with its headers and attempt. Made up of the others where it is
-        not given, as in a test.
+    :param error: for a failure, the type and text of the exception that the step raised.
+    :param event: the event itself, with its headers and attempt. Built from the other fields if it
+        is not given, as in a test.
     """
 
     saga_id: str
@@ -124,7 +124,7 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @classmethod
     def of(cls, event: Event) -> SagaEvent:
-        """An event's part in a saga. One that belongs to none is the start of its own."""
+        """The event as its step sees it. An event without a saga starts a saga of its own."""
         check_event(event, "SagaEvent.of")
         status: Any = event.headers.get(STATUS_HEADER)
         return cls(
@@ -137,13 +137,13 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         )
 
     def __repr__(self) -> str:
-        # The data stays out: it may hold what must not reach a log line.
+        # The data stays out: it may hold secrets that must not reach a log line.
         return f"<SagaEvent {self.saga_id!r} {self.step_name} {self.status}>"
 
 
 StepFunction = Callable[[SagaEvent], Any]
-"""A step's work, ``async def`` or plain: what it returns is the answer's data; None: the data it
-got. Raising :class:`~streams.errors.Reject` fails the step at once."""
+"""A step's work, ``async def`` or plain: it returns the answer's data; None: the data of the event.
+Raising :class:`~streams.errors.Reject` fails the step at once."""
 
 
 def create_handler(
@@ -157,23 +157,23 @@ def create_handler(
     group: str | None = None,
     **options: Unpack[DurableOptions],
 ) -> Subscription:
-    """Make a step: receive an event, do something, publish the outcome. Calling what is returned
-    ends it.
+    """Make a step: receive an event, do something, publish the outcome. Call the returned handle to
+    end it.
 
-    Over a log a step that raises is tried again as ``retry=`` says (:class:`~streams.Retry`, five
+    Over a log a step that raises is retried as ``retry=`` says (:class:`~streams.Retry`, five
     attempts by default), then it has failed. On a local bus the first attempt decides.
 
     :param listen_to: the topic, or on a :class:`PatternEventBus` a pattern, of its events.
-    :param execute: its work, called with a :class:`SagaEvent`; what it returns is the data of
-        ``on_success``, and if that is None the data it got.
+    :param execute: its work, called with a :class:`SagaEvent`; it returns the data of
+        ``on_success``, or None to pass on the event's data.
     :param on_success: the topic of its answer if it succeeds; None: it publishes nothing.
-    :param on_failure: the topic of its answer if it fails, with the data it got; None: the event
+    :param on_failure: the topic of its answer if it fails, with the event's data; None: the event
         becomes a dead letter (on a local bus the error hook is called).
     :param name: the step's name; that of the function if not given.
-    :param group: the step's consumer group; made of the topics if not given. A step that keeps its
-        group misses nothing when its code is renamed.
-    :param options: as in :meth:`EventBus.subscribe`. What runs longer than ``timeout=``
-        (which a local bus does not heed) has failed like what raises.
+    :param group: the step's consumer group; derived from the topics if not given. A step that keeps
+        its group misses nothing when its code is renamed.
+    :param options: as in :meth:`EventBus.subscribe`. A call that takes longer than ``timeout=``
+        (which a local bus ignores) has failed as if it had raised.
     :raises ConfigError: any of these cannot work.
     """
     if not isinstance(bus, EventBus):
@@ -197,13 +197,13 @@ def create_handler(
     async def handle(event: Event) -> None:
         await step.handle(event)
 
-    handle.__name__ = step.name  # by which statistics and log lines know it
+    handle.__name__ = step.name  # the name in statistics and log lines
     return bus.subscribe(listen_to, handle, group=step.group, **options)
 
 
 @dataclass(frozen=True, slots=True)
 class ChoreographyStep:
-    """What a step does with an event."""
+    """How a step handles an event."""
 
     name: str
     group: str
@@ -214,10 +214,10 @@ class ChoreographyStep:
     on_failure: str | None
     retry: Retry
     timeout: float | None
-    """Seconds for one call."""
+    """The time limit of one call, in seconds."""
 
     async def handle(self, event: Event) -> None:
-        """Execute, and answer."""
+        """Execute the step, and publish its answer."""
         saga_event = SagaEvent.of(event)
         try:
             result = await self._call(saga_event)
@@ -225,7 +225,7 @@ class ChoreographyStep:
             if self.on_failure is None or not self._is_final(error, event):
                 raise
             if find_config_error(error) is not None:
-                raise  # the step cannot work, whatever the event: it did not fail over this one
+                raise  # the step cannot work with any event: it did not fail because of this one
             if self.bus.app is not None and find_code_too_old(error) is not None:
                 raise  # the event waits for newer code
             logger.warning(
@@ -238,13 +238,13 @@ class ChoreographyStep:
                 data = event.data if result is None else result
                 await self._publish_outcome(event, self.on_success, "succeeded", data)
             except EncodeError as error:
-                # What it returned cannot be written, and never will be.
+                # Its result cannot be encoded, and never will be.
                 if self.on_failure is None:
                     raise Reject(f"step {self.name}: {error}") from error
                 await self._publish_outcome(event, self.on_failure, "failed", event.data, error)
 
     async def _call(self, saga_event: SagaEvent) -> Any:
-        """What the step returns. However it ends otherwise it raises an ``Exception``, unless its
+        """The step's result. If it ends in any other way it raises an ``Exception``, unless its
         processor cancels it."""
         app = self.bus.app
         try:
@@ -269,7 +269,7 @@ class ChoreographyStep:
         return await result if inspect.isawaitable(result) else result
 
     def _is_final(self, error: Exception, event: Event) -> bool:
-        """Whether nobody will try again."""
+        """Whether no further attempt follows."""
         if self.bus.app is None or isinstance(error, (Reject, *self.retry.never)):
             return True
         return event.attempt >= self.retry.attempts
@@ -286,7 +286,7 @@ class ChoreographyStep:
 
 
 def derive_id(*parts: str) -> str:
-    """An ID that follows from these, always the same."""
+    """An ID derived from these parts; the same parts give the same ID."""
     return str(uuid5(NAMESPACE_URL, "\0".join(parts)))
 
 
@@ -336,11 +336,11 @@ class ChoreographySaga:
     ) -> str:
         """Publish the event that starts the saga; its ID.
 
-        ``start(data)`` publishes it as ``saga.started``, ``start(topic, data)`` as what it is. A
-        ``str`` that stands alone is a topic: text is given as ``start(data="text")``.
+        ``start(data)`` publishes it as ``saga.started``, ``start(topic, data)`` under that topic. A
+        ``str`` as the only argument is a topic: text is given as ``start(data="text")``.
 
-        The ID follows from the saga's and the topic, so a saga that is started twice over a log
-        runs once. On a local bus this returns when all has happened that follows from it.
+        The ID is derived from the saga's and the topic, so a saga that is started twice over a log
+        runs once. On a local bus this returns when everything that follows from it has happened.
 
         :raises ConfigError, EncodeError, LogError: as :meth:`EventBus.publish`.
         """
@@ -364,14 +364,14 @@ class ChoreographySaga:
 
 
 class SagaState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tracker knows of a saga.
+    """A tracker's knowledge of a saga.
 
     :param status: ``"open"``, ``"done"`` or ``"failed"``.
     :param step_name: the step that published last.
-    :param topic: what it published.
+    :param topic: the topic of that event.
     :param started: when the saga's first event happened, as far as the tracker has seen.
     :param updated: when its last event happened.
-    :param error: what the last step that failed said.
+    :param error: the error text of the last step that failed.
     """
 
     saga_id: str
@@ -384,17 +384,17 @@ class SagaState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SagaTracker:
-    """Watches a bus and answers which sagas are open, done, failed, stuck.
+    """Watches a bus and tells which sagas are open, done, failed, stuck.
 
-    It is an observer: an ephemeral subscriber, and over a log a reader of what was before. All it
-    knows is in memory; a new tracker knows the same after reading the log again. Any number of
+    It is an observer: an ephemeral subscriber that, over a log, first reads the earlier events. All
+    its state is in memory; a new tracker has the same after reading the log again. Any number of
     trackers may watch one bus.
 
-    :param done: topic or topics (patterns) with which a saga is done.
-    :param failed: those with which it has failed; None: the answer of any step that failed. An end
-        may be overtaken by a later one.
-    :param topics: what it watches at all, a topic or pattern.
-    :param stuck_after: an open saga without an event for so many seconds is stuck.
+    :param done: topic or topics (patterns) whose events complete a saga.
+    :param failed: those whose events fail it; None: the failure of any step. An end may be
+        superseded by a later one.
+    :param topics: the topic or pattern that it watches.
+    :param stuck_after: an open saga without an event for this many seconds is stuck.
     :param keep: how many sagas that have ended are remembered; open ones all are.
     :raises ConfigError: any of these cannot work.
     """
@@ -422,7 +422,7 @@ class SagaTracker:
         self._max_ended = keep
         self._open_sagas: dict[str, SagaState] = {}
         self._ended_sagas: OrderedDict[str, SagaState] = OrderedDict()
-        """The one that changed last comes last."""
+        """Ended sagas, the most recently changed last."""
         self._ended_at: dict[str, datetime] = {}
         """When ended sagas came to their end."""
         self._subscription: Subscription | None = None
@@ -432,8 +432,8 @@ class SagaTracker:
     async def start(self, since: OffsetSpec | None = "earliest") -> None:
         """Start watching.
 
-        :param since: over a log, from where on it is read first (:meth:`streams.Topic.read`); None
-            leaves that out.
+        :param since: over a log, the offset to read from first (:meth:`streams.Topic.read`); None
+            reads only new events.
         :raises NotRunning: the bus's app is not entered.
         """
         if self._subscription is not None:
@@ -444,8 +444,8 @@ class SagaTracker:
         try:
             await subscription.ready()
             if self.bus.app is not None and since is not None:
-                # What is published meanwhile is seen twice, which changes nothing.
-                # What cannot be decoded is no event of anybody's saga, and blinds no tracker.
+                # Events published meanwhile are seen twice, which changes nothing.
+                # An event that cannot be decoded belongs to no saga, and must not stop a tracker.
                 async for event in self.bus.read(self._topics, since, errors="skip"):
                     self.see(event)
         except BaseException:
@@ -453,7 +453,7 @@ class SagaTracker:
             raise
 
     def stop(self) -> None:
-        """Stop watching; what it knows stays."""
+        """Stop watching; its state is kept."""
         if self._subscription is not None:
             self._subscription()
             self._subscription = None
@@ -469,7 +469,7 @@ class SagaTracker:
         self.see(event)
 
     def see(self, event: Event) -> None:
-        """Take an event in; it may come again, or after a later one.
+        """Apply an event; it may come twice, or after a later one.
 
         Events of no saga are ignored: those without ``ce_correlationid``, and those of a saga of
         which no event of a step was seen.
@@ -516,7 +516,7 @@ class SagaTracker:
     # -- queries
 
     def get(self, saga_id: str) -> SagaState | None:
-        """One saga; None if it is not known, or no longer."""
+        """One saga; None if it is unknown, or was forgotten."""
         _check_saga_id("get", saga_id)
         return self._open_sagas.get(saga_id) or self._ended_sagas.get(saga_id)
 

@@ -31,15 +31,16 @@ async def sleep_until(clock: Clock, due: float) -> None:
 
 
 class Interrupted(Exception):
-    """A block was interrupted by :func:`interrupt_after`; its argument is what that awaited."""
+    """A block was interrupted by :func:`interrupt_after`; its argument is the result of
+    ``wait()``."""
 
 
-class interrupt_after:  # noqa: N801 - it is used as a function would be
+class interrupt_after:  # noqa: N801 - it is used like a function
     """``async with``: cancel the block once ``wait()`` has returned.
 
     :param due: ``wait()`` returns no earlier, in monotonic seconds of the clock. It is called by
         then, or once the clock has jumped.
-    :raises Interrupted: the block was cancelled for that.
+    :raises Interrupted: the block was cancelled because ``wait()`` returned.
     """
 
     # A class, as a generator costs an operation that ends at once a tenth of its time.
@@ -57,7 +58,7 @@ class interrupt_after:  # noqa: N801 - it is used as a function would be
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
-        # A block that ends before it is due costs a timer, and no task.
+        # A block that ends before the due time costs a timer, and no task.
         loop, clock = asyncio.get_running_loop(), self._clock
         seconds = clock.real_timeout(self._due - clock.monotonic())
         self._start = loop.call_later(seconds, self._start_waiting)

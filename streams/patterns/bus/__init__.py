@@ -2,17 +2,17 @@
 
 =================  ===================================================================
 ``bus``            publishing and subscribing
-``subscribers``    the registry of who is subscribed
+``subscribers``    the registry of subscribers
 ``filters``        subscribing by more than the topic
-``subscription``   who is subscribed
+``subscription``   the handle that ``subscribe`` returns, and the subscriber behind it
 ``handlers``       calling a handler, and the error hook
 ``inline_policy``  where a plain handler of a local bus is called: in a thread or in place
 ``local_router``   a local bus: each event to the handlers that want it
 ``log_router``     a bus over a log: its topic, and the processors that read it
-``bus_processor``  one of these, added and removed while the app runs
-``ephemeral``      a subscription that reads from now on, in no group
-``event``          what is carried, and its form on the wire
-``trie``           topics, patterns, and which patterns a topic fits
+``bus_processor``  a bus's processor in its app, added and removed while the app runs
+``ephemeral``      a subscription that reads from the current end, in no group
+``event``          the event, and its form on the wire
+``trie``           topics, patterns, and which patterns match a topic
 =================  ===================================================================
 """
 

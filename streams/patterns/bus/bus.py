@@ -1,18 +1,19 @@
-"""The event bus: publish to a topic, and whoever subscribed to it is called.
+"""The event bus: publish to a topic, and the handlers subscribed to it are called.
 
 **Local**, ``EventBus()``: in one process. ``publish`` returns when every handler that the event
-fits has returned or failed; nothing is kept and nothing is tried again.
+matches has returned or failed; nothing is stored and nothing is retried.
 
 **Over a log**, ``EventBus(app)``: all events of a bus are in one topic of the app's log, and
 ``publish`` returns when the event is durable. A subscriber is
 
-* *ephemeral*: it gets what is published from now on, once, while it is there. All of them in a
-  process share one reading of the log, in no group;
-* *durable*, with ``group=``: a processor in that consumer group, and everything that a processor
-  promises: at-least-once, order per key, dedup, retries, dead letters.
+* *ephemeral*: it gets each event published from now on once, while it is subscribed. All ephemeral
+  subscribers in a process share one reader of the log, in no group;
+* *durable*, with ``group=``: a processor in that consumer group, with a processor's guarantees:
+  at-least-once, order per key, dedup, retries, dead letters.
 
-Which handlers an event fits is looked up in a trie (``trie.py``); order, concurrency, retries and
-memory bounds over a log are the processors' (``streams.processing``), not this module's.
+The handlers that an event matches are looked up in a trie (``trie.py``); order, concurrency,
+retries and memory bounds over a log are the processors' (``streams.processing``), not this
+module's.
 """
 
 from __future__ import annotations
@@ -56,16 +57,16 @@ from streams.topic_reader import OffsetSpec
 F = TypeVar("F", bound=Callable[..., object])
 
 _CLOUDEVENTS_NAMES = {LEGACY_CORRELATION: CORRELATION, LEGACY_CAUSATION: CAUSATION}
-"""Headers that are written with CloudEvents' prefix, however they are given."""
+"""Headers that are written with CloudEvents' prefix, also if they are passed without it."""
 
 
 class EventBus:
     """Publish and subscribe by topic.
 
-    :param app: whose log carries the events; None: a local bus, in this process alone.
+    :param app: the app whose log carries the events; None: a local bus, in this process alone.
     :param name: the bus's topic in the log. Buses of one name, in any app, are one bus.
-    :param type: what the data of its events is, as in :meth:`streams.Streams.topic`: a Struct, a
-        tagged union of them, ...; without it, whatever JSON can say. A local bus passes the
+    :param type: the type of its events' data, as in :meth:`streams.Streams.topic`: a Struct, a
+        tagged union of them, ...; without it, any JSON value. A local bus passes the
         objects themselves, of any type.
     :param codec: how the data is encoded; JSON if not given.
     :param partitions: of the bus's topic. Not given: a topic that exists is used as it is, and a
@@ -73,7 +74,7 @@ class EventBus:
     :param retention: how long the log keeps the events, if the topic is created here: see
         :meth:`streams.Streams.topic`.
     :param concurrency: over a log, how many events are delivered at once to the ephemeral
-        subscribers in this process; those of one key one after the other, in order.
+        subscribers in this process; those of one key are delivered one at a time, in order.
     :param on_error: called as ``(error, event, handler)`` for every call that failed, for each
         attempt of a durable subscriber. Without it they are logged, without the event's data.
     :raises ConfigError: any of these cannot work.
@@ -104,7 +105,7 @@ class EventBus:
             )
         error_hook = check_error_hook(on_error)
         self._declared_topics: set[str] = set()
-        """The topics its events may have; empty: any."""
+        """The topics that its events may have; empty: any topic."""
         self._registry = SubscriberRegistry(groups_apart=app is not None)
         self._local_router: LocalRouter | None = None
         self._log_router: LogRouter | None = None
@@ -127,10 +128,10 @@ class EventBus:
     # -- declaring
 
     def declare(self, *topics: str) -> None:
-        """Say which topics exist. From then on publishing to another one is an error, and so is
-        subscribing to a topic or pattern that fits none of them.
+        """Declare the topics that exist. From then on publishing to another one is an error, and so
+        is subscribing to a topic or pattern that matches none of them.
 
-        Without it any topic may be used. What others publish is delivered in any case.
+        Without it any topic may be used. Events that other processes publish are delivered anyway.
 
         :raises ConfigError: an event cannot have one of these topics.
         """
@@ -141,7 +142,7 @@ class EventBus:
                 self._local_router.invalidate()
 
     def check_declared(self, pattern: str) -> str:
-        """The topic or pattern, if it fits a topic that is declared, or none is.
+        """The topic or pattern, if it matches a declared topic, or none is declared.
 
         :raises ConfigError: otherwise.
         """
@@ -189,9 +190,9 @@ class EventBus:
         :param id: the event's ID; a UUIDv7 if not given. Over a log the same ID twice is handled
             once by each group that remembers it (:class:`~streams.config.Dedup`).
         :param timestamp: when it happened, with a time zone.
-        :param cause: the event that this one follows from: its ID becomes ``ce_causationid``,
-            what it belongs to is what this one belongs to (``ce_correlationid``, else the cause's
-            own ID), and a trace goes on. ``headers`` override.
+        :param cause: the event that this one follows from: its ID becomes ``ce_causationid``, its
+            correlation ID (``ce_correlationid``, else its own ID) becomes this event's, and its
+            trace is continued. ``headers`` override.
         :raises InvalidValue: an event cannot have this topic, or it is not declared.
         :raises EncodeError: data, key, ID or headers cannot be written; nothing was.
         :raises LogError: as :meth:`streams.Topic.publish`.
@@ -216,8 +217,8 @@ class EventBus:
         id: str,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """:meth:`publish` what follows from an event. While the log is out of reach it is written
-        again, until it is there. Its key is the event's, or else what that belongs to.
+        """:meth:`publish` an event that follows from another. While the log is out of reach it is
+        retried until it is written. Its key is the cause's, or else the cause's correlation ID.
 
         :param id: derived from the cause's, so that writing it again does no harm.
         :raises LogError: the log refuses it.
@@ -279,10 +280,11 @@ class EventBus:
         in_thread: bool = False,
         **options: Unpack[DurableOptions],
     ) -> Any:
-        """Call ``handler(event)`` with every event of a topic. Calling what is returned ends it.
+        """Call ``handler(event)`` with every event of a topic. Call the returned handle to
+        unsubscribe.
 
-        Without a handler this is a decorator for one, ``@bus.subscribe("order.paid")``, which
-        leaves it as it is.
+        Without a handler it returns a decorator, ``@bus.subscribe("order.paid")``, which returns
+        the handler unchanged.
 
         A handler that is subscribed several times gets each event once.
 
@@ -291,8 +293,8 @@ class EventBus:
         :param group: makes the subscriber durable, in this consumer group. A group has one
             handler, in any number of processes that all subscribe it to the same topics; it may be
             subscribed again after a restart and misses nothing in between. On a local bus it is
-            but a name.
-        :param in_thread: always call a plain handler in a worker thread, however quick it is.
+            only a label.
+        :param in_thread: always call a plain handler in a worker thread, however fast it is.
         :param options: a durable subscriber's ``start``, ``concurrency``, ``timeout``, ``retry``,
             ``dedup``, ``dead_letters`` and ``flow``, as in :meth:`streams.Streams.processor`.
         :raises ConfigError: any of these cannot work.
@@ -386,8 +388,8 @@ class EventBus:
         """The events that the log holds of a topic or pattern, without any group; see
         :meth:`streams.Topic.read`.
 
-        :param errors: ``"skip"``: pass over events whose data cannot be decoded, and log where each
-            stands.
+        :param errors: ``"skip"``: pass over events whose data cannot be decoded, and log their
+            positions.
         :raises NotRunning: a local bus keeps nothing, or the app is not connected.
         :raises DecodeError: an event's data cannot be decoded.
         """
@@ -399,7 +401,7 @@ class EventBus:
 
 
 class PatternEventBus(EventBus):
-    """An :class:`EventBus` whose subscribers may say patterns.
+    """An :class:`EventBus` whose subscribers may use patterns.
 
     ``order.*`` is every topic below ``order``, at any depth; ``order.*.paid`` has one level in
     between; ``*`` is everything. The handler sees the event's own topic.

@@ -16,7 +16,7 @@ logger = get_logger("streams.bus")
 
 
 class BusProcessor:
-    """A processor of a bus in its app, declared at once; on a running app also started.
+    """A processor of a bus in its app: declared at once, and started too if the app runs.
 
     :param declare: declares it.
     """
@@ -33,7 +33,7 @@ class BusProcessor:
 
     @property
     def has_started(self) -> bool:
-        """It runs, or starts with the app: nobody has to wait for it."""
+        """Whether it runs, or starts with the app, so that no caller has to wait for it."""
         return self._started.done()
 
     async def wait_started(self) -> None:
@@ -44,7 +44,7 @@ class BusProcessor:
         await asyncio.shield(asyncio.wrap_future(self._started))
 
     async def wait_ended(self) -> None:
-        """Wait until nothing of it runs, after :meth:`stop`."""
+        """Wait until its tasks have ended, after :meth:`stop`."""
         await asyncio.shield(asyncio.wrap_future(self._ended))
 
     def stop(self) -> None:

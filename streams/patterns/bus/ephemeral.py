@@ -1,11 +1,11 @@
-"""Reading a topic from now on, in no group: what ephemeral subscribers get.
+"""Reading a topic from its current end, in no group: the source of ephemeral subscribers.
 
 An :class:`EphemeralSubscription` is a subscription over plain readers: it owns every partition,
-starts where each ended when the app was entered, and commits nothing. Where the topic is deleted
-and made anew, it goes on with the new one. A processor that polls it has the executors, flow
-control and dedup of any other, and leaves nothing behind in the log: no group that would keep
-messages from being trimmed, no dead letter topic. So its handler must not fail: nothing is tried
-again, and there is nowhere to put what cannot be handled.
+starts at the end offset that each had when the app was entered, and commits nothing. If the topic
+is deleted and recreated, it goes on with the new one. A processor that polls it has the executors,
+flow control and dedup of any other, and leaves nothing behind in the log: no group that would keep
+messages from being trimmed, no dead letter topic. So its handler must not fail: nothing is retried,
+and there is no place for a message that cannot be handled.
 """
 
 from __future__ import annotations
@@ -24,45 +24,47 @@ from streams.text import get_logger
 logger = get_logger("streams.bus")
 
 BEYOND_ALL = 1 << 128
-"""A position that no message reaches."""
+"""A position beyond that of any message."""
 
 POLL_INTERVAL = 0.05
-"""Real seconds between two polls of a partition, where there are several and nothing comes."""
+"""Seconds of real time between two polls of a partition, if there are several and none has new
+messages."""
 
 PROBE_INTERVAL = 1.0
-"""Real seconds between two questions to the log about a partition from which nothing comes."""
+"""Seconds of real time between two probes of the log about a partition without new messages."""
 
 
 class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
-    """The subscription. Made anywhere, polled by one thread.
+    """The subscription. Created in any thread, polled by one.
 
-    :param on_begin_anew: called when it goes on with a topic that was made anew, or behind the end
-        that the log has lost, before anything of that is delivered.
+    :param on_begin_anew: called when it goes on with a recreated topic, or past an end that the log
+        has lost, before any message from there is delivered.
     """
 
     def __init__(
         self, log: Log, topic: str, on_begin_anew: Callable[[], None] = lambda: None
     ) -> None:
-        """Note where each partition ends: everything behind that is delivered.
+        """Record the end offset of each partition: all messages from there on are delivered.
 
-        :raises LogError: the log does not say.
+        :raises LogError: the log does not answer.
         """
         self._log = log
         self._topic = topic
         self._on_begin_anew = on_begin_anew
         self._incarnation = self._read_incarnation()
         self._first = 0
-        """Which partition is read first at the next poll."""
+        """The index of the partition that is read first at the next poll."""
         self._probe_due = time.monotonic() + PROBE_INTERVAL
         self._probed = 0
-        """How many questions were asked."""
+        """The number of probes so far."""
         partitions = self._make_partitions({})
         super().__init__("an ephemeral subscriber", "give it a group", partitions)
 
     def _make_partitions(
         self, positions: Mapping[int, int], *, made_anew: bool = False
     ) -> list[_PartitionReader]:
-        """:param positions: by partition, where to go on, if that is not beyond its end."""
+        """:param positions: by partition, the position to go on from, if it is not beyond its
+        end."""
         log, topic, found = self._log, self._topic, list[_PartitionReader]()
         for partition in range(log.topic(topic).partitions):
             first, end = log.watermarks(topic, partition)
@@ -75,7 +77,7 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
         return found
 
     def _read_incarnation(self) -> str:
-        """Which topic of this name it is; empty where the log cannot say."""
+        """The incarnation of the topic of this name; empty if the log cannot tell."""
         try:
             return self._log.incarnation(self._topic)
         except (NotFound, Unavailable):
@@ -97,12 +99,12 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
             return ()
 
     def _read_next(self, limit: int, timeout: float) -> list[Batch]:
-        """:raises NotFound: the topic was deleted, or a partition ends before what was read."""
+        """:raises NotFound: the topic was deleted, or a partition ends before its read position."""
         unpaused = [
             part for part in self._partitions if part.assignment.partition not in self._paused
         ]
         batches: list[Batch] = []
-        # One that always has more than the limit must not keep the others from being read.
+        # A partition that always has more than the limit must not starve the others.
         first, self._first = self._first, 0
         in_turn = sorted(unpaused, key=lambda part: part.assignment.partition < first)
         for part in in_turn if len(unpaused) > 1 else ():
@@ -111,7 +113,7 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
             except NotFound:
                 if not batches:
                     raise
-                break  # what was read is delivered first
+                break  # deliver the batches that were read first
             if batch is not None:
                 batches.append(batch)
                 limit -= len(batch)
@@ -133,8 +135,8 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
         return batches
 
     def _probe_log(self, parts: Sequence[_PartitionReader], *, returned_early: bool) -> None:
-        """A reader returns nothing in silence, in an outage, and where its partition ends before
-        what it waits for: the log's answer tells which. Partitions are asked about in turn."""
+        """Ask the log why a reader returned nothing: it is silent in an outage, and also where its
+        partition ends before its position. The partitions are probed in turn."""
         now = time.monotonic()
         if not returned_early and now < self._probe_due:
             return
@@ -149,9 +151,9 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
         self._probe_due = now + PROBE_INTERVAL
 
     def _begin_anew(self, error: NotFound) -> None:
-        """Go on where the topic was deleted, or the log has lost its end. What is beyond the end of
-        a topic that was made anew goes on with its first message, as all of them are new to
-        everybody here; else at the end.
+        """Go on after the topic was deleted, or the log has lost its end. A partition whose
+        position is beyond the end of a recreated topic goes on with that topic's first message, as
+        all of its messages are new to every subscriber here; else at the end.
 
         :raises Unavailable: there is no such topic now.
         """
@@ -176,17 +178,17 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
 
 
 class _PartitionReader:
-    """One partition, read without end."""
+    """A reader of one partition, without an end."""
 
     def __init__(self, log: Log, assignment: Assignment) -> None:
         self.assignment = assignment
         self.next_offset = assignment.position
-        """Everything before it was delivered, or is not to be."""
+        """All messages before it were delivered, or are not to be."""
         self._log = log
         self._reader: Reader | None = None
 
     def read(self, limit: int, timeout: float) -> Batch | None:
-        """What is there, at most ``limit``; None if nothing came within ``timeout`` seconds.
+        """The available messages, at most ``limit``; None if none came within ``timeout`` seconds.
 
         :raises NotFound: the topic was deleted, or has lost its end.
         """
@@ -207,8 +209,9 @@ class _PartitionReader:
         return batch
 
     def _drop_unreadable_headers(self, batch: Batch) -> None:
-        """An event's topic is a header. Where headers cannot be read, its subscribers are unknown,
-        and there are no dead letters here: it is logged, and handled as an event of no topic."""
+        """An event's topic is a header. If the headers cannot be read, its subscribers are unknown,
+        and there are no dead letters here: that is logged, and the event handled as one of no
+        topic."""
         if batch.ids and batch.unreadable:
             for index, why in sorted(batch.unreadable.items()):
                 logger.warning(

@@ -1,8 +1,8 @@
-"""What a bus carries, and its form on the wire.
+"""The event of a bus, and its form on the wire.
 
 An event is an ordinary message of the bus's log topic: its data is the value, its topic the header
-``ce_type`` (CloudEvents ``type``), its ID ``ce_id``, what it belongs to ``ce_correlationid``, what
-caused it ``ce_causationid``. So any client can publish to a bus and read from it.
+``ce_type`` (CloudEvents ``type``), its ID ``ce_id``, its correlation ID ``ce_correlationid``, the
+ID of its cause ``ce_causationid``. So any client can publish to a bus and read from it.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from streams.message import (
 from streams.processing import Decoding, Skip
 
 TRACE_HEADERS = ("traceparent", "tracestate")
-"""Headers of W3C Trace Context, which travel from an event to what it causes."""
+"""Headers of W3C Trace Context, which are passed on from an event to those it causes."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One event as its handlers see it. Handlers in one process share it: change nothing in it.
 
     :param topic: the topic it was published to, whatever pattern the handler was subscribed under.
-    :param data: what was published; from a log, decoded as the bus's ``type`` says.
+    :param data: the published data; from a log, decoded as the bus's ``type``.
     :param id: the event's ID, the same for every handler, in every attempt, after every crash.
     :param key: events of one key are handled in order, one at a time; None: they have no order.
     :param timestamp: when it happened; UTC.
     :param headers: all its headers; where a name repeats, the last one.
     :param attempt: which call for this handler this is, from 1.
-    :param message: the log's message it came as, with its position and, on SQLite, its
+    :param message: the log's message that carried it, with its position and, on SQLite, its
         ``transaction``; for durable subscribers only.
     """
 
@@ -60,7 +60,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def correlation_id(self) -> str | None:
-        """What this event belongs to (``ce_correlationid``): a saga, a request."""
+        """The ID of the saga or request that this event belongs to (``ce_correlationid``)."""
         return header_or_legacy(self.headers, CORRELATION, LEGACY_CORRELATION)
 
     @property
@@ -69,7 +69,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return header_or_legacy(self.headers, CAUSATION, LEGACY_CAUSATION)
 
     def __repr__(self) -> str:
-        # The data stays out: it may hold what must not reach a log line.
+        # The data stays out: it may hold secrets that must not reach a log line.
         topic, id = wire.shorten(self.topic), wire.shorten(self.id)
         key = None if self.key is None else wire.shorten(self.key)
         return f"<Event {topic} {id!r} key={key!r} attempt {self.attempt}>"
@@ -85,7 +85,7 @@ class UndecodableData:
 
 
 def causation_headers(cause: Event) -> dict[str, str]:
-    """The headers of what an event causes."""
+    """The headers of an event that ``cause`` caused."""
     headers = {name: cause.headers[name] for name in TRACE_HEADERS if name in cause.headers}
     headers[CORRELATION] = cause.correlation_id or cause.id
     headers[CAUSATION] = cause.id
@@ -93,7 +93,7 @@ def causation_headers(cause: Event) -> dict[str, str]:
 
 
 def attach_message(event: Event, message: Message[Any]) -> None:
-    """Give an event that was just decoded, and that nobody has seen, its message."""
+    """Set the message of an event that was just decoded and not passed on yet."""
     force_setattr(event, "attempt", message.attempt)
     force_setattr(event, "message", message)
 
@@ -112,10 +112,10 @@ def _event_time(batch: Batch, index: int, headers: Mapping[str, str]) -> datetim
 
 
 class EventDecoder:
-    """Decodes a bus's messages as events, and skips those that nobody here wants before
+    """Decodes a bus's messages as events, and skips those without a subscriber here before
     anything of them is decoded (:class:`streams.processing.job.Decoding`).
 
-    :param wants: whether anybody here wants events of a topic.
+    :param wants: whether a subscriber here wants events of a topic.
     :param data_decoder: decodes the data.
     :param keep_undecodable: data that cannot be decoded becomes :class:`UndecodableData` instead of
         an error.
@@ -141,13 +141,13 @@ class EventDecoder:
         return self._data_decoder.unwrap(batch)
 
     def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
-        """There is none: the topic is in the headers."""
+        """None: the topic is in the headers, so there is no fast decoder."""
         return
 
     def decode_one(self, batch: Batch, index: int) -> Event:
         """The event of one message.
 
-        :raises Skip: nobody here wants it.
+        :raises Skip: no subscriber here wants it.
         :raises Exception: its data cannot be decoded.
         """
         topic = event_topic(batch, index)
@@ -182,6 +182,6 @@ class EventSource:
 
 
 def check_event(event: object, where: str) -> None:
-    """:raises ConfigError: what was given to the call ``where`` is no event."""
+    """:raises ConfigError: the argument of the call ``where`` is no event."""
     if not isinstance(event, Event):
         raise ConfigError(f"{where}({event!r}): an event is needed, as a handler gets it")

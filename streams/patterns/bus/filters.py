@@ -22,17 +22,17 @@ _MISSING: Any = object()
 
 @dataclass(frozen=True)
 class EventFilter:
-    """Which events are wanted: those that all of this is true of.
+    """Selects events: those that meet all of these conditions.
 
     :param topic: a topic or a pattern as in :class:`PatternEventBus`, or a compiled regular
         expression that matches the event's own topic from its beginning (``re.match``; say ``$``
         where it must end). Patterns are looked up; every regular expression is tried on every
         event. None: any topic.
-    :param type: what the data is: a class (or several, as ``isinstance`` takes them), or a str that
-        is the data's ``type`` field, or the tag of its Struct.
-    :param attributes: what the data's fields (a mapping's keys, an object's attributes) must be; a
-        name that the data does not have is looked for among the event's headers. A value is
-        compared; a compiled regular expression must match in full; a function is asked.
+    :param type: the type of the data: a class (or several, as ``isinstance`` takes them), or a str
+        that is the data's ``type`` field, or the tag of its Struct.
+    :param attributes: the required values of the data's fields (a mapping's keys, an object's
+        attributes); a name that the data does not have is looked up in the event's headers. A value
+        is compared; a compiled regular expression must match in full; a function is called.
     """
 
     topic: str | re.Pattern[str] | None = None
@@ -67,7 +67,7 @@ class EventFilter:
 
     @property
     def pattern(self) -> str:
-        """What to subscribe to, so that every event that may be wanted comes."""
+        """The topic or pattern to subscribe to, which matches every event that may be wanted."""
         return self.topic if isinstance(self.topic, str) else WILDCARD
 
     def matches(self, event: Event) -> bool:
@@ -77,7 +77,7 @@ class EventFilter:
         return topic_fits and self.accepts(event)
 
     def accepts(self, event: Event) -> bool:
-        """The same of an event that fits :attr:`pattern`."""
+        """Whether an event that matches :attr:`pattern` is wanted."""
         if isinstance(self.topic, re.Pattern) and self.topic.match(event.topic) is None:
             return False
         return self._matches_type(event.data) and all(
@@ -113,9 +113,9 @@ def _field_of(data: Any, name: str) -> Any:
 
 
 class FilteredSubscriber:
-    """Subscribes handlers to what an :class:`EventFilter` lets through.
+    """Subscribes handlers to the events that pass an :class:`EventFilter`.
 
-    :param bus: any bus; the filter may say patterns on each.
+    :param bus: any bus; the filter may use patterns on each.
     :param group: makes its subscribers durable, with ``options``: see :meth:`EventBus.subscribe`.
         An event of the group that the filter holds back counts as handled.
     """
@@ -138,8 +138,8 @@ class FilteredSubscriber:
         self._options = options
 
     def subscribe(self, handler: Handler, *, in_thread: bool = False) -> Subscription:
-        """Call ``handler(event)`` with every event that is let through; call what is returned to
-        end it.
+        """Call ``handler(event)`` with every event that passes the filter; call the returned handle
+        to unsubscribe.
 
         :param in_thread: as of :meth:`EventBus.subscribe`.
         :raises ConfigError: as :meth:`EventBus.subscribe`.

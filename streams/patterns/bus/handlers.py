@@ -1,9 +1,9 @@
 """Calling handlers, and reporting their errors.
 
 An async handler is awaited on the loop; a plain one runs in a worker thread, so that it cannot
-block the loop, or on a local bus in place while it is quick
-(:mod:`streams.patterns.bus.inline_policy`). An error of one handler goes to the bus's error hook
-and to nobody else.
+block the loop, or on a local bus in place while it is fast
+(:mod:`streams.patterns.bus.inline_policy`). An error of one handler is reported to the bus's error
+hook only.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from streams.text import get_logger
 logger = get_logger("streams.bus")
 
 Handler = Callable[[Event], Any]
-"""Called with an :class:`Event`; ``async def`` or plain. What it returns is not used."""
+"""Called with an :class:`Event`; ``async def`` or plain. Its result is not used."""
 
 PlainCaller = Callable[[Handler, Event], Awaitable[Any]]
 
 ErrorHook = Callable[[Exception, Event, "Handler | None"], Any]
-"""Called on the loop with what was raised, over which event, by which handler (None: the event's
-data cannot be decoded); ``async def``, or plain and quick."""
+"""Called on the loop with the exception, the event, and the handler that raised it (None: the
+event's data cannot be decoded); ``async def``, or plain and fast."""
 
 
 def check_handler(handler: Callable[..., Any], event: type = Event) -> bool:
     """Whether a handler is async.
 
-    :param event: the class of what it is called with.
+    :param event: the class of the handler's argument.
     :raises ConfigError: it cannot be called with an event, or is annotated with another type.
     """
     expected = "give a function of one event, `async def handle(event): ...` or plain"
@@ -53,7 +53,7 @@ def check_handler(handler: Callable[..., Any], event: type = Event) -> bool:
 def check_error_hook(hook: ErrorHook | None) -> ErrorHook:
     """The hook; without one, errors are logged.
 
-    :raises ConfigError: it cannot be one.
+    :raises ConfigError: it cannot be called as one.
     """
     if hook is None:
         return log_error
@@ -67,7 +67,7 @@ def check_error_hook(hook: ErrorHook | None) -> ErrorHook:
 
 
 def log_error(error: Exception, event: Event, handler: Handler | None) -> None:
-    """The error hook where none was given."""
+    """The default error hook."""
     description = "cannot be decoded" if handler is None else f"failed in {callable_name(handler)}"
     logger.error("%r %s: %r", event, description, error, exc_info=error)
 
@@ -77,9 +77,9 @@ async def call_handler(
 ) -> None:
     """Run a handler.
 
-    :param in_thread: calls a plain one in a worker thread; None: as it comes.
-    :raises Exception: what it raised. A cancellation that is not ours but came out of what it
-        awaited is a failure like others, and comes as ``RuntimeError``.
+    :param in_thread: calls a plain one in a worker thread; None: directly.
+    :raises Exception: the handler's error. A cancellation that is not ours but came out of
+        something it awaited is a failure like others, and is raised as ``RuntimeError``.
     """
     try:
         if asynchronous:
@@ -101,8 +101,8 @@ async def call_handler(
 def call_plain(handler: Handler, event: Event) -> Any:
     """Call a plain handler, in whatever thread.
 
-    :raises Exception: what it raised; ``RuntimeError`` for ``StopIteration``, which no future can
-        hold, so that its caller would wait for ever.
+    :raises Exception: the handler's error; ``RuntimeError`` for ``StopIteration``, which no future
+        can hold, so that its caller would wait forever.
     """
     try:
         return handler(event)
@@ -111,7 +111,7 @@ def call_plain(handler: Handler, event: Event) -> Any:
 
 
 def without_stop_iteration(handler: Handler, error: Exception) -> Exception:
-    """What a plain handler raised, as it is reported wherever it ran."""
+    """The error of a plain handler as it is reported, whether it ran in a thread or in place."""
     if not isinstance(error, StopIteration):
         return error
     replacement = RuntimeError(f"{callable_name(handler)} raised StopIteration")
@@ -127,7 +127,7 @@ def inner_cancellation_error(handler: Handler) -> RuntimeError:
 async def report_error(
     hook: ErrorHook, error: Exception, event: Event, handler: Handler | None
 ) -> None:
-    """Call the hook. Its own failure is logged, beside the error, and stops nobody."""
+    """Call the hook. If the hook fails, that is logged beside the error and not raised."""
     try:
         result = hook(error, event, handler)
         if inspect.isawaitable(result):

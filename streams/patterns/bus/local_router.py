@@ -1,6 +1,6 @@
-"""Calling the handlers of a local bus: each event goes to all that want it, without a log between.
+"""Calling the handlers of a local bus: each event goes to all that want it, without a log.
 
-The subscribers of a topic are looked up once and cached until somebody subscribes or unsubscribes.
+The subscribers of a topic are looked up once and cached until one subscribes or unsubscribes.
 Quick plain handlers are called first and in place, one after the other
 (:mod:`streams.patterns.bus.inline_policy`); then async handlers and slow plain ones, side by side.
 Each call has a copy of the publisher's context variables, wherever it runs.
@@ -34,24 +34,24 @@ from streams.patterns.bus.subscription import Subscriber, Subscription, by_subsc
 from streams.topic import Key, encode_key
 
 runs_beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", default=False)
-"""A handler runs here, and others were given the same event."""
+"""Whether this context runs a handler of an event that other handlers were given too."""
 
 MAX_CACHED_TOPICS = 1_024
 """Topics whose subscribers are cached."""
 
 YIELD_AFTER = 0.001
-"""Seconds of calls in place after which other tasks get the loop."""
+"""Seconds of calls in place after which other tasks get to run."""
 
 
 class SubscriberMatch(NamedTuple):
-    """A handler that wants a topic, and by which of its subscriptions."""
+    """A handler that wants a topic, with its subscriptions that match."""
 
     subscriber: Subscriber
     subscription: Subscription
-    """The first of them."""
+    """The first of its matching subscriptions."""
     subscriptions: Sequence[Subscription]
     is_unfiltered: bool
-    """There is one, and it wants all of the topic."""
+    """Whether one of them wants all events of the topic."""
 
     def wants(self, event: Event) -> bool:
         """Whether it still wants this event. Asked just before the call: another handler may have
@@ -63,7 +63,7 @@ class SubscriberMatch(NamedTuple):
 
 
 class LocalRouter:
-    """Delivers the events of a local bus, on the loop of whoever publishes.
+    """Delivers the events of a local bus, on the publisher's loop.
 
     :param error_hook: called for every call that failed.
     """
@@ -74,19 +74,19 @@ class LocalRouter:
         self._error_hook = error_hook
         self._matches: dict[str, Sequence[SubscriberMatch]] = {}
         self._yielded_at = 0.0
-        """When others last ran on the loop."""
+        """When other tasks last ran on the loop."""
         self.timer: Callable[[], float] = perf_counter
 
     def has_delivered(self, topic: str) -> bool:
-        """An event of this topic was delivered, so it can be one's topic."""
+        """Whether an event of this topic was delivered, so that the topic is known to be valid."""
         return type(topic) is str and topic in self._matches
 
     def invalidate(self) -> None:
-        """Somebody subscribed or unsubscribed (the lock is held)."""
+        """Drop the cache: a handler was subscribed or unsubscribed (the lock is held)."""
         self._matches = {}
 
     def subscribed(self, subscription: Subscription) -> None:
-        """Somebody subscribed (the lock is held)."""
+        """A handler was subscribed (the lock is held)."""
         self.invalidate()
 
     unsubscribed = subscribed
@@ -100,7 +100,7 @@ class LocalRouter:
         headers: dict[str, str],
         timestamp: datetime | None,
     ) -> None:
-        """Publish an event; returns when every handler it fits has returned or failed.
+        """Publish an event; returns when every handler it matches has returned or failed.
 
         :raises EncodeError: an event cannot have this key, ID or time.
         """
@@ -120,12 +120,12 @@ class LocalRouter:
             headers=headers | {ID: id, TYPE: topic},
         )
         if runs_beside_others.get():
-            # Other handlers of the event that this one follows from are to get that one first.
+            # Other handlers of the event that this one follows from must get that event first.
             await asyncio.sleep(0)
         await self.deliver(event)
 
     def _find_matches(self, topic: str) -> Sequence[SubscriberMatch]:
-        """Who wants a topic, in the order in which they subscribed."""
+        """The handlers that want a topic, in the order in which they subscribed."""
         with self._registry.lock:
             subscriptions = by_subscriber(self._registry.shared_trie.match(topic))
             found = tuple(
@@ -138,7 +138,7 @@ class LocalRouter:
         return found
 
     async def deliver(self, event: Event) -> None:
-        """Call everybody who wants the event; return when all have returned or failed."""
+        """Call all handlers that want the event; return when all have returned or failed."""
         matches = self._matches.get(event.topic)
         if matches is None:
             matches = self._find_matches(event.topic)
@@ -234,8 +234,8 @@ async def _beside_others(coroutine: Awaitable[None]) -> None:
 
 
 class ThreadCall:
-    """One call of a plain handler in a worker thread. It is pending from the moment that it was
-    decided on until it has ended in its thread, whether or not anybody still waits for it."""
+    """One call of a plain handler in a worker thread. It is pending from the decision to make it
+    until it has ended in its thread, whether or not a task still waits for it."""
 
     def __init__(self, inline_policy: InlinePolicy, timer: Callable[[], float]) -> None:
         self._inline_policy = inline_policy
@@ -246,7 +246,7 @@ class ThreadCall:
         inline_policy.in_threads += 1
 
     async def run(self, handler: Handler, event: Event) -> Any:
-        """Call the handler, and note how long it took."""
+        """Call the handler, and record how long it took."""
         self._started = True
         loop = asyncio.get_running_loop()
         context = copy_context()
@@ -261,14 +261,14 @@ class ThreadCall:
             raise
 
     def abandon(self) -> None:
-        """Nobody waits for it any more; if it has not begun, it never will."""
+        """Its caller does not wait for it any more; if it has not begun, it never will."""
         if not self._started:
             self._started = True
             self._inline_policy.in_threads -= 1
 
     def _call_timed(self, handler: Handler, event: Event) -> Any:
         if self._cancelled:
-            return None  # before a thread was free
+            return None  # abandoned before a thread was free
         started_at = self._timer()
         try:
             return call_plain(handler, event)
@@ -280,4 +280,4 @@ class ThreadCall:
         if self._duration is not None:
             self._inline_policy.record_thread_call(self._duration)
         if not future.cancelled():
-            future.exception()  # whoever waited may be gone
+            future.exception()  # its caller may be gone

@@ -1,6 +1,6 @@
 """A bus over a log: its topic, and the processors that read it for its subscribers.
 
-All ephemeral subscribers in a process share one processor, which reads from now on, in no group
+All ephemeral subscribers in a process share one processor, which reads from the end, in no group
 (:mod:`streams.patterns.bus.ephemeral`); each durable one has a processor in its group. Order,
 concurrency, retries and memory bounds are the processors', not this module's.
 """
@@ -67,9 +67,9 @@ class LogRouter:
         self._ephemeral: BusProcessor | None = None
         """Serves all ephemeral subscribers."""
         self._unresolved_starts: set[concurrent.futures.Future[dict[int, int]]] = set()
-        """Of ephemeral subscriptions that do not know yet where they begin."""
+        """Futures of ephemeral subscriptions whose start offsets are not known yet."""
         self._topic_unchecked = app.runtime.is_open
-        """The app checked its topics before this one was declared."""
+        """True if the app checked its topics before this one was declared."""
 
     # -- publishing
 
@@ -90,7 +90,7 @@ class LogRouter:
     async def publish_derived(
         self, topic: str, data: Any, key: Key, id: str, headers: Mapping[str, str]
     ) -> None:
-        """Publish an event whose ID is derived, again and again until the log answers."""
+        """Publish an event whose ID is derived; retry until the log answers."""
         record = self._topic.record(data, key=key, id=id, headers={**headers, TYPE: topic})
         await self._before_publish()
         outgoing = [(self._topic.name, record)]
@@ -99,7 +99,7 @@ class LogRouter:
             raise answer
 
     async def _before_publish(self) -> None:
-        """Make sure that the topic is there, and that whoever subscribed before gets the event."""
+        """Make sure that the topic exists, and that earlier subscribers will get the event."""
         if self._topic_unchecked:
             await run_in_thread(self._app.runtime.ensure_topics, missing_ok=True)
             self._topic_unchecked = False
@@ -113,7 +113,7 @@ class LogRouter:
     # -- subscribing
 
     def subscribed(self, subscription: Subscription) -> None:
-        """Make sure that a processor serves it (the registry's lock is held)."""
+        """Make sure that a processor serves the subscription (the registry's lock is held)."""
         subscriber, declare = subscription.subscriber, self._app.declare
         if subscriber.group is not None:
             if subscriber.processor is None:
@@ -129,7 +129,7 @@ class LogRouter:
             self._resolve_start(subscription)
 
     def unsubscribed(self, subscription: Subscription) -> None:
-        """Stop a processor that served it alone (the registry's lock is held)."""
+        """Stop a processor that served only this subscription (the registry's lock is held)."""
         subscriber = subscription.subscriber
         if subscriber.active_subscriptions:
             return
@@ -140,7 +140,7 @@ class LogRouter:
             self._ephemeral = None
 
     async def wait_ready(self, subscription: Subscription) -> None:
-        """Wait until what is published from now on reaches the subscription."""
+        """Wait until every event published from now on reaches the subscription."""
         subscriber = subscription.subscriber
         processor = self._ephemeral if subscriber.group is None else subscriber.processor
         if processor is not None:
@@ -149,7 +149,8 @@ class LogRouter:
             await asyncio.shield(asyncio.wrap_future(subscription.start_offsets))
 
     def _resolve_start(self, subscription: Subscription) -> None:
-        """Find out where a subscription to a running reading begins (the lock is held)."""
+        """Find the start offsets of a subscription that joins a running reader (the lock is
+        held)."""
         start: concurrent.futures.Future[dict[int, int]] = concurrent.futures.Future()
         end_offsets: dict[int, int] = {}
         log, topic = self._app.log, self._topic.name
@@ -168,7 +169,7 @@ class LogRouter:
         self._app.runtime.spawn_from_any_thread(wait, resolved)
 
     def _forget_starts(self) -> None:
-        """The reading begins anew, later than everybody who is subscribed now."""
+        """The reader restarts at a later position than that of any current subscription."""
         with self._registry.lock:
             for subscription in self._registry.shared_trie.items():
                 subscription.start_offsets = None
@@ -203,9 +204,9 @@ class LogRouter:
         return EphemeralSubscription(connection.log, self._topic.name, self._forget_starts)
 
     async def _deliver(self, event: Event, message: Message[Any]) -> None:
-        """Call every ephemeral subscriber that the event fits; return when all are done.
+        """Call every ephemeral subscriber that the event matches; return when all are done.
 
-        :param message: the message of the log that it came as.
+        :param message: the message of the log that carried it.
         """
         found = self._registry.match(self._registry.shared_trie, event.topic)
         if not found:
@@ -225,7 +226,7 @@ class LogRouter:
     async def _call_subscriber(
         self, subscriptions: list[Subscription], event: Event, message: Message[Any]
     ) -> None:
-        """Call one handler, if one of these still wants the event."""
+        """Call one handler, if one of these subscriptions still wants the event."""
         subscriber = subscriptions[0].subscriber
         try:
             subscriptions = [each for each in subscriptions if await each.joined_before(message)]
@@ -250,7 +251,7 @@ class LogRouter:
         )
 
     def _durable_handler(self, subscriber: Subscriber) -> Callable[..., Any]:
-        """The processor's handler, async or plain as the subscriber's is."""
+        """The processor's handler, async or plain like the subscriber's."""
         app, handler = self._app, subscriber.handler
 
         async def handle_async(event: Event, message: Message[Any]) -> None:

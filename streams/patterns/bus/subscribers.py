@@ -14,16 +14,16 @@ from streams.patterns.bus.trie import Trie
 
 
 class SubscriberRegistry:
-    """Who is subscribed to a bus. What is not said to take the lock is called under it.
+    """A bus's subscribers. A method that does not say that it takes the lock is called under it.
 
-    :param groups_apart: each durable subscriber has its own trie, as its own processor looks its
-        topics up; else all subscriptions are in one.
+    :param groups_apart: each durable subscriber has its own trie, in which its own processor looks
+        up topics; else all subscriptions are in one.
     """
 
     def __init__(self, *, groups_apart: bool) -> None:
         self.lock = threading.Lock()
         self.shared_trie: Trie[Subscription] = Trie()
-        """All subscriptions of a local bus, the ephemeral ones of one over a log."""
+        """All subscriptions of a local bus, or the ephemeral ones of a bus over a log."""
         self._groups_apart = groups_apart
         self.subscribers: dict[Hashable, Subscriber] = {}
         self.by_group: dict[str, Subscriber] = {}
@@ -42,7 +42,7 @@ class SubscriberRegistry:
         asynchronous: bool,
         in_thread: bool,
     ) -> Subscriber:
-        """The subscriber that is this handler in this group; a new one if there is none.
+        """The subscriber of this handler in this group; a new one if there is none.
 
         :raises ConfigError: it has other options, or the group has another handler.
         """
@@ -80,8 +80,8 @@ class SubscriberRegistry:
         subscriber = subscription.subscriber
         subscriber.active_subscriptions -= 1
         if subscriber.active_subscriptions or subscriber.trie is self.shared_trie:
-            # The last subscription of a durable subscriber stays in the trie: an event that
-            # matches none would count as settled, and one may be on its way to it.
+            # The last subscription of a durable subscriber stays in the trie: an event without a
+            # match would count as settled, and one may be on its way to the subscriber.
             subscriber.trie.remove(subscription.topic, subscription.trie_item_id)
         if not subscriber.active_subscriptions:
             del self.subscribers[subscriber.registry_key]

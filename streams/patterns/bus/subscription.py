@@ -1,4 +1,4 @@
-"""Who is subscribed: the handle a subscriber holds, and the handler behind it."""
+"""A subscription, which is the caller's handle, and the subscriber (the handler) behind it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SubscriptionOwner(Protocol):
 
 
 class Subscription:
-    """What :meth:`EventBus.subscribe` returns: call it to unsubscribe.
+    """The handle that :meth:`EventBus.subscribe` returns: call it to unsubscribe.
 
     Unsubscribing is safe at any time, also from a handler, also twice. No call begins after it;
     one that runs goes on to its end.
@@ -62,18 +62,18 @@ class Subscription:
         self.topic = topic
         """The topic or pattern that was subscribed to."""
         self.active = True
-        """It was not unsubscribed."""
+        """Whether it is still subscribed."""
         self._bus = bus
         self.subscriber = subscriber
         self.accepts = accepts
-        """Which events of its topic it wants; None: all of them."""
+        """A predicate of the events of its topic that it wants; None: all of them."""
         self.trie_item_id = subscriber.trie.add(topic, self)
         self.start_offsets: concurrent.futures.Future[dict[int, int]] | None = None
-        """Where each partition ended when it joined a reading that was under way already."""
+        """The end offset of each partition when it joined a reader that was running already."""
 
     @property
     def handler(self) -> Handler:
-        """What is called."""
+        """The handler that is called."""
         return self.subscriber.handler
 
     @property
@@ -86,7 +86,7 @@ class Subscription:
         self._bus.remove_subscription(self)
 
     async def ready(self) -> None:
-        """Wait until everything published from now on, by anybody, will be delivered.
+        """Wait until every event published from now on, by any process, will be delivered.
 
         Only a subscriber that joined a running app has to be waited for.
 
@@ -96,7 +96,7 @@ class Subscription:
 
     async def closed(self) -> None:
         """After unsubscribing, wait until a durable subscriber has finished what it was handling,
-        committed it and left its group. Not to be awaited by its own handler."""
+        committed it and left its group. Its own handler must not await this."""
         processor = self.subscriber.processor
         if processor is not None and not self.subscriber.active_subscriptions:
             await processor.wait_ended()
@@ -106,7 +106,7 @@ class Subscription:
         return self.active and (self.accepts is None or self.accepts(event))
 
     async def joined_before(self, message: Message[Any]) -> bool:
-        """Whether an ephemeral subscriber was there when this was published."""
+        """Whether an ephemeral subscriber was subscribed before this message was published."""
         if self.start_offsets is None:
             return True
         end_offsets = await asyncio.shield(asyncio.wrap_future(self.start_offsets))
@@ -119,7 +119,7 @@ class Subscription:
 
 @dataclass(eq=False, slots=True)
 class Subscriber:
-    """One handler of a bus, in one group or in none, with everything it is subscribed to.
+    """One handler of a bus, in one group or in none, with all its subscriptions.
 
     It gets one call an event, however many of its subscriptions fit.
     """
@@ -128,22 +128,22 @@ class Subscriber:
     group: str | None
     options: DurableOptions
     trie: Trie[Subscription]
-    """Where its subscriptions are: a durable one's own, the others' together."""
+    """The trie of its subscriptions: a durable subscriber's own, or the one of all others."""
     asynchronous: bool
     in_thread: bool
-    """A plain handler that is never called in place."""
+    """Whether a plain handler is never called in place."""
     inline_policy: InlinePolicy
-    """How quick a plain handler of a local bus is."""
+    """How fast a plain handler of a local bus is."""
     registry_key: Hashable
-    """The registry finds it by this key."""
+    """The key of the subscriber in the registry."""
     active_subscriptions: int = 0
     has_predicate: bool = False
-    """One of its subscriptions, at some time, wanted not all of what fits its topic."""
+    """Whether one of its subscriptions has ever wanted only some events of its topic."""
     processor: BusProcessor | None = None
 
 
 def by_subscriber(subscriptions: Iterable[Subscription]) -> dict[Subscriber, list[Subscription]]:
-    """Subscriptions by the handler that they are of, in their order."""
+    """Subscriptions grouped by their subscriber, in their order."""
     found: dict[Subscriber, list[Subscription]] = {}
     for each in subscriptions:
         found.setdefault(each.subscriber, []).append(each)

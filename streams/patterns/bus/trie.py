@@ -1,4 +1,4 @@
-"""Topics, patterns, and the trie that finds the patterns a topic fits.
+"""Topics, patterns, and the trie that finds the patterns that match a topic.
 
 Pure: no I/O, no locks. A topic is levels of text joined by dots: ``order.eu.paid``. In a pattern
 a level may be ``*``:
@@ -9,8 +9,8 @@ a level may be ``*``:
 * alone it fits everything.
 
 A lookup follows the topic's levels from the root and at each level enters at most two branches,
-the one of that name and the ``*``. So it looks at no more than ``2 ** (levels + 1)`` nodes,
-however many patterns there are, and at none that begins differently.
+the one of that name and the ``*``. So it visits no more than ``2 ** (levels + 1)`` nodes,
+however many patterns there are, and none that begins differently.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WILDCARD = "*"
 """The level that stands for others."""
 
 MAX_TOPIC_LENGTH = 255
-"""Characters of a topic or pattern, at most."""
+"""The greatest length of a topic or pattern, in characters."""
 
 _LEVEL = r"[^\s.*\x00-\x1f\x7f\ud800-\udfff]+"
 _TOPIC = re.compile(rf"{_LEVEL}(\.{_LEVEL})*\Z")
@@ -66,7 +66,7 @@ def _is_valid(text: str, form: re.Pattern[str]) -> bool:
 
 
 def pattern_regex(pattern: str) -> re.Pattern[str]:
-    """What fits a pattern, as a regular expression to be matched in full; for one topic at a time.
+    """A regular expression for a pattern, to be matched in full against one topic.
 
     :raises ConfigError: it is no pattern.
     """
@@ -84,7 +84,7 @@ class _Node(Generic[T]):
     def __init__(self) -> None:
         self.children: dict[str, _Node[T]] = {}
         self.single_level: _Node[T] | None = None
-        """The branch of a ``*`` that more levels follow."""
+        """The branch of a ``*`` that is followed by more levels."""
         self.exact: dict[int, T] = {}
         """Patterns that end with this node's level."""
         self.multi_level: dict[int, T] = {}
@@ -96,7 +96,8 @@ class _Node(Generic[T]):
 
 
 class Trie(Generic[T]):
-    """Items by pattern. Adding, removing and matching cost what the pattern or topic is long."""
+    """Items by pattern. Adding, removing and matching cost time by the length of pattern or
+    topic."""
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node()
@@ -107,7 +108,7 @@ class Trie(Generic[T]):
         return self._size
 
     def add(self, pattern: str, item: T) -> int:
-        """Put an item under a pattern; what :meth:`remove` asks for.
+        """Put an item under a pattern; returns the ID that :meth:`remove` takes.
 
         :raises ConfigError: it is no pattern.
         """
@@ -132,7 +133,7 @@ class Trie(Generic[T]):
         return node.single_level
 
     def remove(self, pattern: str, item_id: int) -> bool:
-        """Take an item away, and the nodes that only it needed. False: it is not there."""
+        """Remove an item, and the nodes that only it needed. False: it is not there."""
         *levels, last = pattern.split(".")
         if last != WILDCARD:
             levels.append(last)

@@ -1,4 +1,4 @@
-"""Dead letters: what could not be handled, looked at, put back and set aside.
+"""Dead letters: messages that could not be handled, to be inspected, redriven and purged.
 
 :class:`DeadLetterManager` and :class:`ClosedKeys` are for applications. :class:`DeadLetterTopic`
 and :class:`ClosedKeyReader` do the same on a log alone, and block; the command line uses them.
