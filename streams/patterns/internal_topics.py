@@ -1,9 +1,9 @@
-"""Which topics and groups are the toolkit's own: what patterns and processors keep beside a user's
-topics. The command line's lists leave them out unless ``--all`` is given.
+"""The toolkit's own topics and groups, which patterns and processors keep beside a user's topics.
+The command line's lists leave them out unless ``--all`` is given.
 
 A name alone proves nothing: a user's topic may be called ``left.for.dead``. So a name such as
 ``TOPIC.GROUP.dead`` counts only if the TOPIC exists, and a delay topic, which may have any name, is
-known by the group that keeps its floor. What a view keeps is known by the group that folds it.
+known by the group that keeps its floor. A view's topics are known by the group that folds them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from streams.patterns.delay import floor_group
 from streams.patterns.saga import saga_name
 
 VIEW_REGISTRY = "__streams.views.events"
-"""In which it stands which versions of views there are."""
+"""The event topic that records which versions of views exist."""
 
 INTERNAL_SUFFIXES = ("attempts", "dead", "delay", "parked", "retry")
-"""What follows ``TOPIC.GROUP.``, or a delay topic's own name."""
+"""The suffixes after ``TOPIC.GROUP.``, or after a delay topic's own name."""
 
 
 def internal_topics(topics: Iterable[str], groups: Iterable[str]) -> set[str]:
@@ -50,10 +50,10 @@ def _is_derived_topic(
 
 
 def is_internal_group(name: str, topics: Collection[str], internal: Collection[str]) -> bool:
-    """Whether a group is the toolkit's own: all topics it reads are; or it marks the dead letters
-    of the topic of its name as processed.
+    """Whether a group is the toolkit's own: all topics it reads are; or its progress marks the dead
+    letters of the topic of its name as resolved.
 
-    :param topics: where it has positions.
+    :param topics: the topics in which it has positions.
     :param internal: the topics that are the toolkit's own.
     """
     all_are = all(topic in internal for topic in topics)

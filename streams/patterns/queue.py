@@ -1,17 +1,17 @@
-"""A message queue on topics and processors: work that is shared, tried again, and never lost.
+"""A message queue on topics and processors: shared work that is retried and never lost.
 
-A queue is a topic, its consumers are the members of one group (named as the queue), and the
-promises are a processor's:
+A queue is a topic, its consumers are the members of one group (named like the queue), and the
+guarantees are a processor's:
 
 * a message is handled at least once; a consumer that is killed while it handles loses nothing;
 * several consumers share a queue by its partitions; each runs exactly as many handlers at once as
   configured;
-* messages of one key are handled in order; a message that fails holds up its key, one without a
-  key nothing; how often it was tried survives restarts;
-* after its last retry a message goes to the dead letters with its error. There always are some:
-  without a ``dead_letter_queue`` they are the topic ``{queue}.{queue}.dead``.
+* messages of one key are handled in order; a message that fails blocks its key, one without a
+  key blocks nothing; the number of attempts survives restarts;
+* after its last retry a message goes to the dead letters with its error. There is always a dead
+  letter topic: without a ``dead_letter_queue`` it is ``{queue}.{queue}.dead``.
 
-There are no priorities: a log cannot keep them honestly.
+There are no priorities: a log cannot guarantee them.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ F = TypeVar("F", bound=Callable[..., object])
 logger = get_logger("streams")
 
 DEFAULT_PARTITIONS = 8
-"""Partitions of a queue that is created, where nobody said how many: so many consumers can share
+"""Partitions of a queue that is created without a number: as many consumers as this can share
 it."""
 
 
 class _LazyHeaders(Mapping[str, str]):
-    """A message's headers, which are decoded when one is first read."""
+    """A message's headers, decoded when one is first read."""
 
     __slots__ = ("_source",)
 
@@ -96,7 +96,7 @@ class _LazyHeaders(Mapping[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class QueueMessage(Generic[T_co]):
-    """What a handler of a queue sees."""
+    """The message that a queue's handler gets."""
 
     id: str
     """The message ID: the same at each attempt."""
@@ -110,11 +110,11 @@ class QueueMessage(Generic[T_co]):
     """The key as text; messages of one key are handled in order."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     """All its headers as text, as on a :class:`streams.Message`; where a name repeats, the last
-    one. Look at them while the handler runs."""
+    one. Read them while the handler runs."""
 
     @property
     def correlation_id(self) -> str | None:
-        """What this message belongs to, such as a saga or a request (``ce_correlationid``)."""
+        """The ID of the saga or request that this message belongs to (``ce_correlationid``)."""
         return header_or_legacy(self.headers, CORRELATION, LEGACY_CORRELATION)
 
     @property
@@ -129,19 +129,19 @@ Handler = Callable[[QueueMessage[Any]], Awaitable[None]] | Callable[[QueueMessag
 
 @dataclass(frozen=True, slots=True)
 class ConsumerConfig:
-    """How a consumer works.
+    """The configuration of a consumer.
 
-    :param concurrency: handlers running at once, exactly, as far as there are messages whose key
-        is free.
-    :param max_retries: how often a failing message is tried again.
+    :param concurrency: handlers running at once: exactly so many, if there are enough messages
+        whose key is free.
+    :param max_retries: how often a failing message is retried.
     :param retry_delay: seconds: before retry n, counted from 0, a message waits a random time up
         to ``retry_delay * 2**n``.
-    :param dead_letter_queue: where a message goes after its last retry; None:
+    :param dead_letter_queue: the topic of messages after their last retry; None:
         ``{queue}.{queue}.dead``.
-    :param retry_cap: no wait before a retry is longer, in seconds.
-    :param never: exception types that no retry would help.
+    :param retry_cap: the longest wait before a retry, in seconds.
+    :param never: exception types that are not retried.
     :param timeout: seconds one call of an async handler may take.
-    :param drain: seconds that :meth:`MessageConsumer.stop` leaves to what is in flight.
+    :param drain: seconds that :meth:`MessageConsumer.stop` allows for messages in flight.
     :param commit: seconds between two commits, at most: see :class:`streams.Flow`.
     :raises ConfigError: any of these cannot work.
     """
@@ -181,7 +181,7 @@ class ConsumerConfig:
 
 
 def check_config(config: object) -> None:
-    """:raises ConfigError: it is no consumer's."""
+    """:raises ConfigError: it is not a consumer's configuration."""
     if not isinstance(config, ConsumerConfig):
         raise ConfigError(f"config={config!r}: use ConsumerConfig(...)")
 
@@ -195,14 +195,14 @@ class _QueueProcessor(Processor[..., Any]):
 
 
 class Queue(Generic[T]):
-    """A declared queue, which knows the type of its data: what :meth:`MessageQueue.declare`
-    returns. A type checker compares handlers and what is published with it.
+    """A declared queue, which knows the type of its data; :meth:`MessageQueue.declare` returns it.
+    A type checker compares handlers and published values with it.
     """
 
     def __init__(self, queues: MessageQueue, topic: Topic[T]) -> None:
         self._queues = queues
         self.topic = topic
-        """The topic that it is."""
+        """The queue's topic."""
 
     @property
     def name(self) -> str:
@@ -248,7 +248,7 @@ class Queue(Generic[T]):
 class MessageQueue:
     """Queues of an app, by name.
 
-    Once one is declared, all that are used must be: a name that is not is an error.
+    Once one is declared, all that are used must be: the name of another one is an error.
 
     :param app: the app whose log they are on.
     :param partitions: how many each has. Not given: a queue that exists is used as it is, and a
@@ -309,12 +309,12 @@ class MessageQueue:
         partitions: int | None = None,
         retention: Retention | None = None,
     ) -> Queue[Any]:
-        """Say what a queue's data are, and get a handle that knows it. A queue that is not declared
-        takes anything JSON can say, and can be used as long as no other one is declared.
+        """Declare the type of a queue's data, and get a handle that knows it. An undeclared queue
+        takes any JSON value, and can be used as long as no other one is declared.
 
-        :param type: what its data are, as for :meth:`streams.Streams.topic`.
-        :param partitions: how many it has, if others than this object's.
-        :param retention: how long it keeps its messages, if not as this object's.
+        :param type: the type of its data, as for :meth:`streams.Streams.topic`.
+        :param partitions: how many it has, if not this object's number.
+        :param retention: how long it keeps its messages, if not this object's.
         :raises ConfigError: any of these cannot work, or the queue is in use already.
         """
         self._check_dead_letter_queues(queue)
@@ -323,7 +323,7 @@ class MessageQueue:
         return Queue(self, topic)
 
     def topic(self, queue: str) -> Topic[Any]:
-        """The topic that a queue is.
+        """The topic of a queue.
 
         :raises ConfigError: others are declared, and this one is not.
         """
@@ -360,7 +360,7 @@ class MessageQueue:
     def add_dead_letter_queue(self, dead_letter_queue: str, queue: str | None) -> None:
         """Note that a consumer has this dead letter queue, declared or not.
 
-        :param queue: which queue it is for, where that is known.
+        :param queue: the queue that it belongs to, if known.
         :raises ConfigError: its name seems to be a typo.
         """
         if queue is not None and dead_letter_queue not in self._declared:
@@ -372,7 +372,7 @@ class MessageQueue:
             self._topics[dead_letter_queue].for_dead_letters = True
 
     def _check_dead_letter_queues(self, declared: str) -> None:
-        """Check that no consumer has meant the queue that is declared now.
+        """Check that no consumer meant the queue that is declared now by its dead letter queue.
 
         :raises ConfigError: the name of a dead letter queue seems to be a typo.
         """
@@ -403,9 +403,9 @@ class MessageQueue:
 
         :param key: messages of one key are handled one at a time, in order. A delayed one
             joins that order when it is due.
-        :param delay: it is not handled before so many seconds (or a timedelta) have passed.
+        :param delay: it is not handled before this many seconds (or a timedelta) have passed.
         :param id: the message ID, made if not given; the same twice is handled once.
-        :raises InvalidValue: no queue has this name, or can have it, or the delay means nothing.
+        :raises InvalidValue: no queue has this name, or can have it, or the delay is invalid.
         :raises EncodeError: the data do not fit the queue's type; nothing was written.
         :raises LogError: as :meth:`streams.Topic.publish`.
         """
@@ -444,8 +444,8 @@ class MessageQueue:
     ) -> Any:
         """A consumer that starts with the app; on a running app, at once.
 
-        Await what is returned to know that it runs. Without a handler this is a decorator for one,
-        ``@queue.subscribe("mails")``, which leaves it as it is.
+        Await the returned object to know that it runs. Without a handler this returns a decorator,
+        ``@queue.subscribe("mails")``, which returns the handler unchanged.
 
         :raises ConfigError: any of these cannot work, the handler is annotated with another type,
             others are declared and this queue is not, or the name of its dead letter queue is a
@@ -470,14 +470,15 @@ class MessageQueue:
         return consumer
 
     def _topic_or_invalid(self, queue: str) -> Topic[Any]:
-        """The topic of a queue whose name may have come with a message."""
+        """The topic of a queue; its name may have come with a message, so an error is no
+        ConfigError."""
         try:
             return self.topic(queue)
         except ConfigError as error:
             raise InvalidValue(str(error)) from None
 
     async def _ensure_queue(self, queue: str) -> None:
-        """The queue is there, with its partitions."""
+        """Make sure that the queue exists, with its partitions."""
         ensured = self._ensured.setdefault(self.app.log, set())
         if queue not in ensured:
             await run_in_thread(self.app.runtime.ensure_topics)
@@ -499,9 +500,9 @@ class MessageConsumer:
         self._processor: Processor[..., Any] | None = None
         self._start_task: asyncio.Task[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
-        """Ends when nothing runs any more of what was stopped."""
+        """Done once everything that was stopped has ended."""
         self._handler_tasks: set[asyncio.Task[Any] | None] = set()
-        """Tasks that run a handler."""
+        """The tasks that run a handler."""
 
     def __repr__(self) -> str:
         suffix = "" if self._processor is None else f" of {self._processor.topics[0]!r}"
@@ -514,7 +515,7 @@ class MessageConsumer:
 
     @property
     def running(self) -> bool:
-        """It was started, and not stopped."""
+        """Whether it was started, and not stopped."""
         return self._processor is not None
 
     @overload
@@ -545,10 +546,10 @@ class MessageConsumer:
         await self._start_processor()
 
     async def stop(self) -> None:
-        """Take in no more, finish what is in flight, commit, and leave.
+        """Take no more messages, finish those in flight, commit, and leave the group.
 
-        Nothing of it runs once this has returned. A handler that is not finished after
-        ``ConsumerConfig(drain=)`` seconds is cancelled, and its message handled again by others.
+        None of its handlers runs once this has returned. A handler that is not finished after
+        ``ConsumerConfig(drain=)`` seconds is cancelled, and its message is handled again by others.
 
         :raises ConfigError: called by one of its own handlers, which it would wait for.
         """
@@ -618,7 +619,8 @@ class MessageConsumer:
             raise
 
     def _log_start_failure(self, task: asyncio.Task[None]) -> None:
-        """It was started in the background, where nobody may await it: log what went wrong."""
+        """Log why it did not start: it was started in the background, where no task may await
+        it."""
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%r could not be started: %s", self, error)
 
@@ -642,7 +644,7 @@ class MessageConsumer:
                 tasks.discard(task)
 
         def handle_plain(data: Any, source: Message[Any]) -> Any:
-            # The executor checks what it returns: a coroutine would be a mistake.
+            # The executor checks its result: returning a coroutine would be a mistake.
             return handler(_queue_message(queue, data, source))
 
         wrapped = handle_async if signature.asynchronous else handle_plain

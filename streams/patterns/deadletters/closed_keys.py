@@ -1,9 +1,9 @@
-"""Closed keys as operators see them: what closes them, and the commands that open them.
+"""Closed keys for operators: the dead messages that close them, and the commands that open them.
 
 ``DeadLetters(sequenced=True)`` closes a key when a message of it is dead. :class:`ClosedKeys` reads
 the same records as the partition's owner (:mod:`streams.parking.records`), and writes commands.
-A command names the dead message as it was read, so it does nothing if it is given twice or too
-late. The owner obeys it as soon as one runs.
+A command names the dead message by the position at which it was read, so it has no effect if it is
+sent twice or too late. The owner applies it as soon as one runs.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from streams.topic import Key
 
 READ_BYTES = 16 << 20
-"""Bytes of dead messages read at once, about."""
+"""Bytes of dead messages that are read at once, approximately."""
 
 
 class NotClosed(StreamsError, LookupError):
-    """No message of that key waits for a command."""
+    """No message of that key waits for a command, so there is nothing to command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +58,18 @@ class ClosedKeyHead:
     position: int
     """The position of the record of its first message."""
     is_dead: bool
-    """It waits for a command. False: it has got one, and its messages are coming back."""
+    """Whether it waits for a command. False: it has had one, and its messages are being
+    delivered."""
     parked: int
     """Messages that wait behind the first one."""
     row: LogRow = field(repr=False)
     """The first message, as a dead letter would hold it."""
     record: Record = field(repr=False)
-    """The same, as it stands in the log."""
+    """The same message as the record in the log."""
 
 
 class CommandTarget(NamedTuple):
-    """What a command is about: the record of a key's first message, by its position."""
+    """The target of a command: the record of a key's first message, by its position."""
 
     key: bytes
     partition: int
@@ -87,7 +88,7 @@ class ClosedKeyReader:
     """
 
     on_ignored: Callable[[int, int], None] | None = None
-    """Called with partition and offset of each record that is read and says nothing that can be."""
+    """Called with partition and offset of each record that is read and cannot be interpreted."""
 
     def __init__(self, log: Log, group: str, topic: str) -> None:
         self.log = log
@@ -129,10 +130,10 @@ class ClosedKeyReader:
         queues: Mapping[int, tuple[bytes, ParkedQueue]],
         positions: Sequence[int],
     ) -> Iterator[ClosedKeyHead]:
-        """The closed keys of a partition whose first records stand at these positions, as far as
-        they are still there.
+        """The closed keys of a partition whose first records are at these positions, if they still
+        exist.
 
-        :param queues: by such a position, the key and what waits of it.
+        :param queues: by such a position, the key and its queue of messages.
         :param positions: ascending.
         """
         wanted = list(positions)
@@ -169,7 +170,7 @@ class ClosedKeyReader:
         """Command what happens to a dead message.
 
         :param value: its new bytes, for ``edit``.
-        :raises LogError: the command is not written, or that is not known; giving it again does no
+        :raises LogError: the command was not written, or that is unknown; sending it again does no
             harm.
         """
         edited = None
@@ -182,7 +183,7 @@ class ClosedKeyReader:
     def send_commands(
         self, command: Literal["retry", "drop"], targets: Sequence[CommandTarget]
     ) -> None:
-        """Command the same for several dead messages, in one step where the log can.
+        """Send the same command for several dead messages, atomically if the log can.
 
         :raises LogError: as :meth:`send_command`; some of them may be written.
         """
@@ -204,15 +205,16 @@ class ClosedKeyReader:
 
 @dataclass(frozen=True, slots=True)
 class ClosedKey:
-    """A closed key, and what closes it."""
+    """A closed key, with the message that closes it."""
 
     key: str
     letter: DeadLetter
-    """Its first message. Where ``dead`` is false, the error is the last one there was, if any."""
+    """Its first message. If ``dead`` is false, the error is its last one, if any."""
     parked: int
-    """Messages that wait behind the first."""
+    """Messages that wait behind the first one."""
     dead: bool
-    """It waits to be retried, edited or dropped. False: its messages are coming back already."""
+    """Whether it waits for a retry, edit or drop. False: its messages are being delivered
+    already."""
 
 
 class ClosedKeys:
@@ -232,7 +234,7 @@ class ClosedKeys:
         return f"<ClosedKeys of {self.topic!r} in group {self.group!r}>"
 
     async def keys(self, limit: int = 100) -> list[ClosedKey]:
-        """The closed keys, and what closes them.
+        """The closed keys, with the messages that close them.
 
         :param limit: how many at most.
         :raises NotFound: no such processor ran.
@@ -266,7 +268,7 @@ class ClosedKeys:
     async def edit(self, key: Key, value: Any) -> None:
         """Replace the value of a key's dead message, and let it be handled again.
 
-        :param value: bytes as they are to stand, or what the app's topic takes.
+        :param value: bytes that are stored unchanged, or a value of the app's topic.
         :raises NotClosed: no message of that key waits for a command.
         :raises EncodeError: the value does not fit the topic's type.
         """
@@ -277,7 +279,7 @@ class ClosedKeys:
 
     async def drop(self, key: Key) -> None:
         """Drop a key's dead message, and let those that wait behind it be handled. It is not
-        deleted: it stays in the log as long as its retention says.
+        deleted: it stays in the log until its retention ends.
 
         :raises NotClosed: no message of that key waits for a command.
         """

@@ -48,35 +48,35 @@ class DeadLetter:
 
     original_message: Message[Any] = field(repr=False)
     """The message with its key, ID and headers, and the position where it failed. Its value is of
-    the type that the app declares for that topic; bytes where they cannot be decoded, or the app
-    does not declare it; a list, of an old event that is several events today.
+    the type that the app declares for that topic; bytes if it cannot be decoded or the app does not
+    declare the topic; a list, for an old event that is upcast to several events.
     ``original_message.raw`` always has the bytes."""
     error: str
-    """What went wrong: the exception's type and text."""
+    """The exception's type and text."""
     failed_at: datetime
     """When it became a dead letter, UTC."""
     retry_count: int
-    """How often it was tried again after its first failure."""
+    """The number of retries after its first failure."""
     queue: str
     """The topic or queue that it was read from."""
     group: str | None
     """The consumer group that could not handle it; None where it is not known."""
     redrives: int
-    """How often it was put back before: the loop counter."""
+    """How often it was put back before; this makes a loop visible."""
     position: Position
     """Its own position."""
     waiting: bool
-    """It was neither put back nor set aside yet."""
+    """Whether it was neither put back nor set aside yet."""
     traceback: str = field(default="", repr=False)
     origin: Position | None = None
-    """Where the message stood when it failed first, however often it was put back since; None where
-    that is not known."""
+    """The position at which the message failed first, however often it was put back since; None if
+    unknown."""
     first_failed_at: datetime | None = None
     """When it became a dead letter for the first time, UTC."""
     first_error: str = ""
-    """What went wrong the first time."""
+    """The exception's type and text at the first failure."""
     edited: bool = False
-    """Its value was changed when it was put back."""
+    """Whether its value was changed when it was put back."""
 
     @property
     def id(self) -> str:
@@ -98,7 +98,7 @@ def read_dead_letter(
 ) -> DeadLetter:
     """The dead letter in a row of a dead letter topic.
 
-    :param default_source: the topic and the group, where the dead letter does not name them.
+    :param default_source: the topic and the group to use if the dead letter does not name them.
     """
     headers = row.headers
     topic, group = source_of(headers)
@@ -127,10 +127,10 @@ def read_dead_letter(
 
 
 def declared_topic(app: Streams, name: str | None, what: str, otherwise: str = "") -> Topic[Any]:
-    """The topic that says how a value is encoded.
+    """The declared topic, which knows how its values are encoded.
 
     :param what: the call that needs it.
-    :param otherwise: what else may be done.
+    :param otherwise: an alternative to name in the error.
     :raises ConfigError: the app does not declare it.
     """
     declared = app.topics.get(name or "")
@@ -149,7 +149,7 @@ def failure_time(batch: Batch, index: int) -> datetime:
 
 
 def _original_message(app: Streams, row: LogRow, topic: str | None, attempts: int) -> Message[Any]:
-    """The message as it stood where it failed; where that is not known, as it stands here."""
+    """The message at the position where it failed; if that is unknown, at its position here."""
     batch, index, headers = row.batch, row.index, row.headers
     partition = wire.parse_partition(header_text(headers, ERROR_PARTITION)) or 0
     offset: int | None = None
@@ -165,7 +165,7 @@ def _original_message(app: Streams, row: LogRow, topic: str | None, attempts: in
     )  # fmt: skip
     value: Any = row.value
     if (declared := app.topics.get(topic or "")) is not None:
-        with suppress(Exception):  # that may be why it is a dead letter
+        with suppress(Exception):  # a decode error may be the reason for the dead letter
             value = declared.decoding.decode_one(declared.decoding.unwrap(original), 0)
             if isinstance(value, Several):
                 value = list(value.values)

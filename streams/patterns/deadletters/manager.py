@@ -1,7 +1,7 @@
 """Dead letters in code: list, redrive, edit and purge them, or write one by hand.
 
-What ``streams dead`` does on the command line, on the same records; see
-:mod:`streams.patterns.deadletters.redriving` for how.
+The code counterpart of ``streams dead`` on the command line, on the same records; see
+:mod:`streams.patterns.deadletters.redriving` for how it works.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ if TYPE_CHECKING:
 logger = get_logger("streams")
 
 Filter = Callable[[DeadLetter], bool]
-"""Which dead letters are meant; a plain function, called in a thread."""
+"""Selects dead letters; a plain function, called in a thread."""
 
 DeadLetterRef = DeadLetter | Position | str
-"""One dead letter: itself, its own position, or as text its position or message ID."""
+"""One dead letter: the object, its own position, or its position or message ID as text."""
 
 
 class DeadLetterManager:
     """The dead letters in one topic.
 
     :param app: the app on whose log they are; to be used while it is entered or connected.
-    :param name: their topic: ``orders.billing.dead`` for what group ``billing`` could not handle
-        of ``orders``, ``jobs.jobs.dead`` for the queue ``jobs``, or whatever
-        ``DeadLetters(topic=)`` or ``ConsumerConfig(dead_letter_queue=)`` says.
+    :param name: their topic: ``orders.billing.dead`` for the messages of ``orders`` that group
+        ``billing`` could not handle, ``jobs.jobs.dead`` for the queue ``jobs``, or the value of
+        ``DeadLetters(topic=)`` or ``ConsumerConfig(dead_letter_queue=)``.
     :raises ConfigError: it cannot be a topic's name.
     """
 
@@ -80,7 +80,7 @@ class DeadLetterManager:
         a first try is unknown: it is still handled once when it is put back.
 
         :param error: the reason; its text is stored.
-        :param source_queue: the topic or queue that the message is of.
+        :param source_queue: the topic or queue of the message.
         :param group: the group that could not handle it, and gets it when it is put back; if not
             given, the one group of this app that reads ``source_queue``.
         :raises ConfigError: the message has no bytes, and the app does not declare the topic.
@@ -102,11 +102,11 @@ class DeadLetterManager:
     async def get_dead_letters(
         self, limit: int = 100, *, filter: Filter | None = None, everything: bool = False
     ) -> list[DeadLetter]:
-        """The dead letters that wait, oldest first; none where there is no such topic yet.
+        """The dead letters that wait, oldest first; an empty list if there is no such topic yet.
 
         :param limit: how many at most.
-        :param filter: only those for which it is true. At most 1,000,000 are looked at; a warning
-            is logged where there are more.
+        :param filter: only those for which it is true. At most 1,000,000 are searched; a warning
+            is logged if there are more.
         :param everything: also those that were put back or purged.
         :raises InvalidValue: ``limit`` is no whole number from 1.
         :raises ConfigError: ``filter`` is no plain function.
@@ -117,7 +117,7 @@ class DeadLetterManager:
         return await asyncio.to_thread(self._waiting, limit, filter, everything=everything)
 
     async def count(self, filter: Filter | None = None) -> int:
-        """How many dead letters wait; 0 where there is no such topic yet. Reads them all.
+        """How many dead letters wait; 0 if there is no such topic yet. Reads them all.
 
         :param filter: only those for which it is true.
         :raises ConfigError: ``filter`` is no plain function.
@@ -142,19 +142,19 @@ class DeadLetterManager:
         limit: int | None = None,
         only: DeadLetterRef | Collection[DeadLetterRef] | None = None,
     ) -> int:
-        """Put dead letters that wait back, those of a key in the order in which they failed.
+        """Put waiting dead letters back, those of a key in the order in which they failed.
 
-        Each is handled once within the dedup window, also when this is killed midway and called
+        Each is handled once within the dedup window, also if this is killed midway and called
         again. A message that fails again is a new dead letter with one more ``redrives``: a
         ``filter`` such as ``lambda letter: letter.redrives < 3`` ends a loop.
 
-        :param target: the topic they go to; if not given, the retry topic of the group that could
-            not handle them, which only this group reads. Messages that a delay topic could not
-            deliver go back into it, and are due at once.
+        :param target: the topic they are written to; if not given, the retry topic of the group
+            that could not handle them, which only this group reads. Messages that a delay topic
+            could not deliver go back into it, and are due at once.
         :param filter: only those for which it is true.
         :param limit: how many of each partition at most, the oldest first.
-        :param only: only these; a message ID means all that have it and wait.
-        :returns: how many.
+        :param only: only these; a message ID selects all waiting dead letters that have it.
+        :returns: how many were put back.
         :raises NotFound: there is no such dead letter topic, or no topic ``target``, or one of
             ``only`` does not exist or does not wait any more; then nothing is put back.
         :raises InvalidValue: ``target`` is not given, and a dead letter does not name its group, or
@@ -186,14 +186,14 @@ class DeadLetterManager:
 
     async def edit(self, letter: DeadLetterRef, value: Any) -> None:
         """Put a dead letter back with another value. It keeps its key, headers and ID, and gets a
-        header that says that it was edited.
+        header that marks it as edited.
 
         If this is killed midway, it may have been put back and still wait. If it is then put back
         again, the first is handled.
 
-        :param value: bytes as they are to stand, or what the app's topic takes.
+        :param value: bytes that are stored unchanged, or a value of the app's topic.
         :raises NotFound: it does not exist, or does not wait any more.
-        :raises InvalidValue: several that wait have this message ID: name it by its position.
+        :raises InvalidValue: several waiting ones have this message ID: name it by its position.
         :raises EncodeError: the value does not fit the topic's type.
         :raises ReprocessStopped: the log refuses it.
         """
@@ -226,14 +226,14 @@ class DeadLetterManager:
         limit: int | None = None,
         only: DeadLetterRef | Collection[DeadLetterRef] | None = None,
     ) -> int:
-        """Set dead letters that wait aside: they are neither put back nor listed any more.
+        """Set waiting dead letters aside: they are neither put back nor listed any more.
 
         Nothing is deleted: ``get_dead_letters(everything=True)`` still has them.
 
         :param filter: only those for which it is true.
         :param limit: how many of each partition at most, the oldest first.
-        :param only: only these; a message ID means all that have it and wait.
-        :returns: how many.
+        :param only: only these; a message ID selects all waiting dead letters that have it.
+        :returns: how many were set aside.
         :raises NotFound: there is no such dead letter topic, or one of ``only`` does not exist or
             does not wait any more; then nothing is set aside.
         :raises ReprocessStopped: too many single ones were picked out.
@@ -253,7 +253,7 @@ class DeadLetterManager:
 
     async def _run_in_thread(self, operation: Callable[[threading.Event], int]) -> int:
         stop = threading.Event()
-        # Even if the caller is cancelled, what was written has to be marked.
+        # Even if the caller is cancelled, the letters already written have to be marked.
         return await run_to_completion(asyncio.to_thread(operation, stop), stop.set)
 
     def _waiting(self, limit: int, filter: Filter | None, *, everything: bool) -> list[DeadLetter]:
@@ -280,7 +280,7 @@ class DeadLetterManager:
     def _refs(
         self, what: str, only: DeadLetterRef | Collection[DeadLetterRef] | None
     ) -> list[str | Position] | None:
-        """The dead letters that are named, for :meth:`DeadLetterTopic.select_named`; None: all."""
+        """The named dead letters, for :meth:`DeadLetterTopic.select_named`; None: all."""
         if only is None:
             return None
         if isinstance(only, (DeadLetter, Position, str)) or not isinstance(only, Collection):
@@ -316,7 +316,7 @@ class DeadLetterManager:
     def _selection(
         self, topic: DeadLetterTopic, filter: Filter | None, only: list[str | Position] | None
     ) -> tuple[Callable[[LogRow], bool] | None, dict[int, int] | None]:
-        """Which dead letters are meant, and before which offsets they stand."""
+        """The selected dead letters, and the offsets before which they are."""
         matches = self._row_predicate(filter)
         if only is None:
             return matches, None
@@ -332,8 +332,9 @@ class DeadLetterManager:
         return lambda row: bool(filter(read_dead_letter(self._app, row, waiting=True)))
 
     def _destinations(self) -> Destination:
-        """Says of dead letters where they go. Headers are not trusted with the topic's name: the
-        app must declare or read the source topic, and the name is derived from it."""
+        """A function that maps dead letters to destinations. Headers are not trusted with the
+        topic's name: the app must declare or read the source topic, and the name is derived from
+        it."""
         topic_of = cache(partial(put_back_topic, self._app.log))
 
         def destination(row: LogRow) -> str:
@@ -359,7 +360,8 @@ class DeadLetterManager:
         return any(topic in each.topics for each in self._app.processors)
 
     def _group_of(self, topic: str) -> str | None:
-        """The one group whose dead letters of ``topic`` come here, or that reads it."""
+        """The one group whose dead letters of ``topic`` are written here, or that reads
+        ``topic``."""
         reading = [each for each in self._app.processors if topic in each.topics]
         dead_lettering = [
             each
@@ -372,7 +374,7 @@ class DeadLetterManager:
     def _dead_letter_record(
         self, message: Message[Any] | QueueMessage[Any], topic: str
     ) -> tuple[Record, int, tuple[str, int, str]]:
-        """The record without its error, the number of attempts, and where the message stood."""
+        """The record without its error, the number of attempts, and the message's position."""
         if isinstance(message, QueueMessage):
             record = declared_topic(self._app, topic, "move_to_dead_letter").record(
                 message.data, key=message.key, id=message.id, timestamp=message.timestamp

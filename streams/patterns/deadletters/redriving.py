@@ -1,18 +1,18 @@
-"""A topic of dead letters: which of them wait, and how they are redriven or purged.
+"""A topic of dead letters: the ones that wait, and how they are redriven or purged.
 
 How it works
 ------------
 
-* Dead letters have a topic of their own (``orders.billing.dead``), in which nothing is ever
-  changed. Which of them are *resolved* (redriven or purged) is committed for a group that has *the
+* Dead letters have a topic of their own (``orders.billing.dead``), which is append-only. The ones
+  that are *resolved* (redriven or purged) are committed as the progress of a group that has *the
   same name as that topic*; no member ever runs in it, and every log can store it: a position, and
   ranges above it (:func:`streams.processing.encode_progress`) for dead letters that were picked
   out.
 * Redriving appends the message, with its original bytes, key, headers and message ID, to the
   group's retry topic (``orders.billing.retry``), which its processors read beside the topic itself.
   It is never appended to the topic itself, where other groups would see it again.
-  Only what a delay topic could not deliver is: an entry is delivered from there, and from nowhere
-  else (:func:`put_back_topic`).
+    The exception is a message that a delay topic could not deliver: it goes back into the delay
+    topic, from which alone its entry is delivered (:func:`put_back_topic`).
 * The header ``streams_redrive`` counts up. It is part of what deduplication compares, so a redriven
   message is handled again. One that is redriven twice, because this process was killed between the
   write and the commit, is handled once: at most the last :data:`REDRIVE_CHUNK` are written again,
@@ -20,7 +20,7 @@ How it works
 * Dead letters of a key are in one partition, in the order in which they failed, and are redriven in
   that order; each chunk is confirmed before the next is written.
 * For the same reason, two processes may redrive one topic at once without harm to a message; but
-  one may overwrite what the other committed, and dead letters are then redriven once more.
+  one may overwrite the other's commit, and dead letters are then redriven once more.
 
 Everything here blocks.
 """
@@ -58,25 +58,25 @@ if TYPE_CHECKING:
     from streams.message import Headers
 
 REDRIVE_CHUNK = 500
-"""Dead letters redriven between two commits, at most."""
+"""The most dead letters that are redriven between two commits."""
 
 SCAN_LIMIT = 1_000_000
-"""Dead letters that are searched, where nobody says how many."""
+"""How many dead letters are searched by default."""
 
 RESOLVED_LIMIT = 10_000
-"""Dead letters of a partition among which one that does not wait is looked for."""
+"""How many dead letters of a partition are searched for one that does not wait."""
 
 RowPredicate = Callable[[LogRow], bool]
-"""Whether a dead letter is meant."""
+"""Whether a dead letter is selected."""
 
 Destination = Callable[[LogRow], str]
 """The topic that a dead letter is redriven to."""
 
 
 class ReprocessStopped(StreamsError):
-    """Not every dead letter could be resolved. Those that were are marked; try again for the rest.
+    """Some dead letters could not be resolved. The others are marked; try again for the rest.
 
-    :param done: how many were resolved before.
+    :param done: how many were resolved before the error.
     """
 
     def __init__(self, text: str, done: int) -> None:
@@ -86,7 +86,7 @@ class ReprocessStopped(StreamsError):
 
 @dataclass(slots=True)
 class ResolvedOffsets:
-    """Which dead letters of a partition are resolved: all below a position, and ranges above it."""
+    """The resolved dead letters of a partition: all below a position, and ranges above it."""
 
     position: int
     ranges: list[Range] = field(default_factory=list)
@@ -95,7 +95,7 @@ class ResolvedOffsets:
         return offset < self.position or is_within(offset, self.ranges)
 
     def encoded(self) -> Snapshot:
-        """As it is committed."""
+        """The form in which it is committed."""
         return encode_progress(self.position, 0, self.ranges)
 
 
@@ -108,18 +108,18 @@ class _Chunk(NamedTuple):
 
 
 class _Resolving:
-    """The dead letters of one partition that are resolved, as far as it was read."""
+    """The resolved dead letters of one partition, as far as it was read."""
 
     def __init__(self, before: ResolvedOffsets) -> None:
         self._before = before
         self._runs: list[Range] = [(before.position, before.position)]
         """Ranges of resolved dead letters; the end of the first is the position."""
         self._in_run = True
-        """The last dead letter was resolved."""
+        """Whether the last dead letter was resolved."""
         self._next_offset = before.position
 
     def after(self, chunk: _Chunk, count: int) -> _Resolving:
-        """After a chunk of which the first ``count`` of those chosen were resolved."""
+        """The state after a chunk of which the first ``count`` chosen ones were resolved."""
         after = _Resolving(self._before)
         runs, in_run = list(self._runs), self._in_run
         for offset, is_chosen in chunk.passed:
@@ -134,7 +134,7 @@ class _Resolving:
         return after
 
     def resolved(self) -> ResolvedOffsets:
-        """What is resolved now."""
+        """The dead letters that are resolved now."""
         (_, position), *runs = self._runs
         later = [(max(low, self._next_offset), high) for low, high in self._before.ranges]
         return ResolvedOffsets(position, runs + [each for each in later if each[0] < each[1]])
@@ -142,18 +142,18 @@ class _Resolving:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which of the dead letters that wait are meant, and how many there are."""
+    """Selects waiting dead letters, and says how many there are."""
 
     matches: RowPredicate
     count: int
     end_offsets: dict[int, int]
-    """By partition, the offset before which they stand; newer ones were not looked at."""
+    """By partition, the end of the offsets that were searched; newer ones were not."""
 
 
 class NewestRows(NamedTuple):
     """The newest dead letters of a topic.
 
-    :param is_whole: there are no older ones.
+    :param is_whole: whether there are no older ones.
     """
 
     rows: DeadLetterRows
@@ -161,17 +161,17 @@ class NewestRows(NamedTuple):
 
 
 class ResolveRequest(NamedTuple):
-    """What is done with which dead letters."""
+    """An action on selected dead letters."""
 
     action: Callable[[Sequence[LogRow]], Sequence[BaseException | None]]
-    """Does it; for each None, or why not."""
+    """Performs it; returns for each letter None, or the error."""
     matches: RowPredicate | None
     limit: int | None
     stop: threading.Event | None
     end_offsets: Mapping[int, int] | None = None
-    """By partition, the offset before which they stand, and no other partition; None: all."""
+    """By partition, the offset before which they are, and no other partition; None: all."""
     on_progress: Callable[[int], None] | None = None
-    """Called with how many are resolved, whenever that is committed. It may raise, to end early."""
+    """Called with the number of resolved ones after each commit. It may raise, to end early."""
 
 
 class DeadLetterTopic:
@@ -191,7 +191,7 @@ class DeadLetterTopic:
             raise NotFound(f"there is no dead letter topic {name!r}; {hint}") from None
 
     def resolved(self) -> dict[int, ResolvedOffsets]:
-        """By partition, which dead letters are resolved."""
+        """By partition, the resolved dead letters."""
         return resolved_offsets(self.log, self.name, self.partitions)
 
     def rows(
@@ -202,10 +202,12 @@ class DeadLetterTopic:
         start_offsets: Mapping[int, int] | None = None,
         read_limit: int = READ_LIMIT,
     ) -> DeadLetterRows:
-        """The dead letters that wait, oldest first; with ``everything``, all. To be closed.
+        """The waiting dead letters, oldest first; with ``everything``, all. The caller must close
+        it.
 
-        :param scan_limit: how many are looked at; None: all there are.
-        :param start_offsets: by partition, the offset to begin at; of others, at their beginning.
+        :param scan_limit: how many are searched; None: all there are.
+        :param start_offsets: by partition, the offset to begin at; other partitions begin at their
+            start.
         :param read_limit: how many are read at once from a partition.
         """
         return DeadLetterRows(
@@ -217,13 +219,13 @@ class DeadLetterTopic:
         )
 
     def row_at(self, partition: int, offset: int) -> DeadLetterRows:
-        """The dead letter at that offset, resolved or not. To be closed."""
+        """The dead letter at that offset, resolved or not. The caller must close it."""
         only = {partition: OffsetRange(offset, offset + 1)}
         return DeadLetterRows(self, everything=True, only=only)
 
     def newest_rows(self) -> NewestRows:
-        """The newest :data:`RESOLVED_LIMIT` dead letters of each partition, resolved or not. To be
-        closed."""
+        """The newest :data:`RESOLVED_LIMIT` dead letters of each partition, resolved or not. The
+        caller must close it."""
         starts: dict[int, int] = {}
         is_whole = True
         for partition in range(self.partitions):
@@ -240,9 +242,9 @@ class DeadLetterTopic:
         return self.select(matches or (lambda row: True)).count
 
     def select(self, matches: RowPredicate, limit: int | None = None) -> Selection:
-        """Those that wait now and match; reads them all.
+        """The dead letters that wait now and match; reads all that wait.
 
-        :param limit: count so many of each partition, the oldest, at most.
+        :param limit: count at most this many of each partition, the oldest.
         """
         counts: Counter[int] = Counter()
         with closing(self.rows(scan_limit=None)) as rows:
@@ -255,11 +257,11 @@ class DeadLetterTopic:
     def select_named(
         self, names: Collection[str | Position], is_of_source: RowPredicate = lambda row: True
     ) -> Selection:
-        """The dead letters that are named, all of which must wait.
+        """The named dead letters, all of which must wait.
 
-        :param names: positions (also as ``PARTITION/OFFSET``) or message IDs, which several may
-            have.
-        :param is_of_source: whether a dead letter is of the topic and group that are meant.
+        :param names: positions (also as ``PARTITION/OFFSET``) or message IDs, which several letters
+            may have.
+        :param is_of_source: whether a dead letter belongs to the source topic and group.
         :raises NotFound: one of them is not there, or does not wait any more.
         """
         found: set[Position] = set()
@@ -283,7 +285,8 @@ class DeadLetterTopic:
         return Selection(lambda row: row.position in found, len(found), end_offsets)
 
     def parse_position(self, name: str) -> Position | None:
-        """The position that is written so, with or without the topic; None: it is none."""
+        """The position in this text, with or without the topic; None: the text is not a
+        position."""
         partition, slash, offset = name.removeprefix(f"{self.name}/").partition("/")
         number = wire.parse_partition(partition)
         if not slash or number is None:
@@ -300,7 +303,7 @@ class DeadLetterTopic:
             return None if row is None or not is_of_source(row) else rows.is_waiting(row)
 
     def _find_by_id(self, ids: set[str], is_of_source: RowPredicate) -> set[Position]:
-        """The positions of those that wait and have these message IDs; reads all that wait."""
+        """The positions of waiting ones with these message IDs; reads all that wait."""
         found: set[Position] = set()
         missing = set(ids)
         with closing(self.rows(scan_limit=None)) as rows:
@@ -312,7 +315,7 @@ class DeadLetterTopic:
             return found
         name = min(missing)
         what = f"there is no letter {name!r}"
-        # Only what the error says depends on it: the newest are looked at, however many there are.
+        # Only the error's text depends on it: search the newest, however many there are.
         newest = self.newest_rows()
         if not newest.is_whole:
             what = f"no letter {name!r} waits, nor is it one of the newest"
@@ -332,16 +335,16 @@ class DeadLetterTopic:
         edited: bytes | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Write those that wait and match to their destinations.
+        """Write the waiting and matching dead letters to their destinations.
 
-        :param limit: so many of each partition, the oldest, at most.
+        :param limit: at most this many of each partition, the oldest.
         :param stop: ends it early once it is set.
         :param end_offsets: as :class:`Selection` has them.
         :param edited: their new value.
         :param on_progress: as :class:`ResolveRequest` has it.
-        :returns: how many.
+        :returns: how many were written.
         :raises ReprocessStopped: one was refused, or more were picked out than can be committed.
-        :raises InvalidValue: a group of the topic's name reads something.
+        :raises InvalidValue: a group with the topic's name reads a topic.
         """
         ensured: set[str] = set()
 
@@ -371,12 +374,12 @@ class DeadLetterTopic:
         end_offsets: Mapping[int, int] | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Mark those that wait and match as resolved. Nothing is deleted.
+        """Mark the waiting and matching dead letters as resolved. Nothing is deleted.
 
         :param end_offsets: as :class:`Selection` has them.
         :param on_progress: as :class:`ResolveRequest` has it.
         :raises ReprocessStopped: more were picked out than can be committed.
-        :raises InvalidValue: a group of the topic's name reads something.
+        :raises InvalidValue: a group with the topic's name reads a topic.
         """
         request = ResolveRequest(
             lambda rows: [None] * len(rows), matches, limit, stop, end_offsets, on_progress
@@ -384,8 +387,8 @@ class DeadLetterTopic:
         return self._resolve(request)
 
     def has_reader(self) -> bool:
-        """Whether a group that has the name of this topic reads something: it runs, or it has
-        positions in another topic. What is resolved would be committed as its position."""
+        """Whether a group with this topic's name is a reader: it runs, or it has positions in
+        another topic. The resolved offsets would be committed as its position."""
         try:
             info = self.log.group(self.name)
         except NotFound:
@@ -454,20 +457,20 @@ class DeadLetterTopic:
         return count
 
     def _commit_resolved(self, partition: int, found: ResolvedOffsets) -> None:
-        # Never back: another process may have committed more meanwhile.
+        # Never move it back: another process may have committed more meanwhile.
         current = self.resolved()[partition]
         if current.position > found.position:
             low = current.position
             found = ResolvedOffsets(low, [(max(low, a), b) for a, b in found.ranges if b > low])
         position = Committed(found.position, found.encoded().progress if found.ranges else "")
-        # Not forced: the log refuses where a group of that name has begun to run meanwhile.
+        # Not forced: the log refuses if a group of that name has begun to run meanwhile.
         self.log.reset_offsets(self.name, self.name, {partition: position})
 
 
 def _chunks(
     rows: RangeReader, resolved: ResolvedOffsets, matches: RowPredicate | None, limit: int | None
 ) -> Iterator[_Chunk]:
-    """:param limit: how many are chosen, at most, of all chunks together."""
+    """:param limit: how many are chosen at most, in all chunks together."""
     chunk, size = _Chunk([], []), 0
     for row in rows:
         is_chosen = row.offset not in resolved and (matches is None or matches(row))
@@ -487,9 +490,9 @@ def _chunks(
 
 
 class DeadLetterRows:
-    """Dead letters as they stand, partitions merged by the log's time. Iterate once, then close.
+    """Dead letters of all partitions, merged by the log's time. Iterate once, then close.
 
-    :param scan_limit: how many are looked at; None: all there are.
+    :param scan_limit: how many are searched; None: all there are.
     :param only: the ranges of offsets by partition; None: all that may hold one that waits.
     :param start_offsets: by partition, the offset to begin at.
     :param read_limit: how many are read at once from a partition.
@@ -507,7 +510,7 @@ class DeadLetterRows:
     ) -> None:
         self.resolved = topic.resolved()
         self.is_truncated = False
-        """There are more, and they were not looked at."""
+        """Whether there are more that were not searched."""
         self._everything = everything
         self._most = scan_limit
         ranges: dict[int, OffsetRange] = {}
@@ -520,12 +523,12 @@ class DeadLetterRows:
                 ranges[partition] = OffsetRange(max(first, low), min(end, high))
         without = {} if everything else {part: each.ranges for part, each in self.resolved.items()}
         self.end_offsets = {partition: end for partition, (_, end) in ranges.items()}
-        """By partition, where looking ends."""
+        """By partition, the offset at which the search ends."""
         self._rows = RangeReader(topic.log, topic.name, ranges, skip=without, read_limit=read_limit)
 
     @property
     def scanned(self) -> int:
-        """Dead letters looked at."""
+        """How many dead letters were searched."""
         return self._rows.scanned
 
     def __iter__(self) -> Iterator[LogRow]:
@@ -537,7 +540,7 @@ class DeadLetterRows:
                 yield row
 
     def is_waiting(self, row: LogRow) -> bool:
-        """It is not resolved."""
+        """Whether it is not resolved."""
         return row.offset not in self.resolved[row.batch.partition]
 
     def close(self) -> None:
@@ -550,7 +553,7 @@ def _already_resolved(name: str) -> str:
 
 
 def resolved_offsets(log: Log, name: str, partitions: int) -> dict[int, ResolvedOffsets]:
-    """By partition of a dead letter topic, which dead letters are resolved."""
+    """By partition of a dead letter topic, the resolved dead letters."""
     committed = log.committed(name, name)
     found = {}
     for partition in range(partitions):
@@ -563,9 +566,9 @@ def resolved_offsets(log: Log, name: str, partitions: int) -> dict[int, Resolved
 
 
 def source_of(headers: Headers) -> tuple[str | None, str | None]:
-    """The topic and the group that a dead letter is of, as far as it says so.
+    """The source topic and group of a dead letter; None for one that it does not name.
 
-    What failed in a group's retry topic is of the topic that it came from.
+    A message that failed in a group's retry topic belongs to the topic that it came from.
     """
     topic, group = header_text(headers, ERROR_TOPIC), header_text(headers, ERROR_GROUP)
     if topic and group:
@@ -574,10 +577,10 @@ def source_of(headers: Headers) -> tuple[str | None, str | None]:
 
 
 def put_back_topic(log: Log, topic: str, group: str) -> str:
-    """The topic that dead letters of a topic and group go to when they are put back; blocks.
+    """The topic to which dead letters of a topic and group are put back; blocks.
 
     It is the group's retry topic. But letters of a delay topic, which is known by the group that
-    keeps its floor, go back into the delay topic: whoever delivers from it reads no other.
+    keeps its floor, go back into the delay topic: its deliverer reads no other.
 
     :raises LogError: the log cannot be asked.
     """

@@ -2,8 +2,9 @@
 
 Promises: an acknowledged message is delivered when it is due, at least once and always under the
 same ID (so that deduplication makes it once), in due order within a partition of the delay topic. A
-message that is due late delays no other. Memory holds due times and positions of the messages that
-are due next, never payloads. A message can be cancelled by its ID; the answer says what happened.
+message with a late due time delays no other. Memory holds due times and positions of the messages
+that are due next, never payloads. A message can be cancelled by its ID; the answer says whether it
+was.
 
 :class:`~streams.patterns.delay.delays.Delays` is for applications.
 :mod:`streams.retries.attempt_log` keeps failing messages for ``Retry(in_order=False)``.

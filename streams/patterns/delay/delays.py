@@ -53,21 +53,21 @@ class Scheduled(NamedTuple):
     """Its message ID, by which it can be cancelled."""
     due: datetime
     position: Position
-    """Where it stands in the delay topic."""
+    """Its position in the delay topic."""
 
 
 class Delays:
     """Delivers messages to topics of an app when they are due.
 
     Declared on an app, it is one of its processors: every process that runs the app delivers, and
-    several share the partitions. Messages are due in order within a partition of the delay topic,
-    and go to their topic under their own ID, key and headers.
+    the processes share the partitions. Messages are due in order within a partition of the delay
+    topic, and are written to their topic under their own ID, key and headers.
 
-    :param app: whose topics messages may go to: those it declares, no others.
+    :param app: the app whose declared topics messages may go to, no others.
     :param name: the delay topic, and the group that keeps it.
     :param partitions: how many the delay topic has if it is created here; 1 if not given.
     :param pending: messages of a partition whose due times are held in memory at once (about 150
-        bytes each); for those beyond it the log is read again when they are nearly due.
+        bytes each); for the rest the log is read again shortly before they are due.
     :raises ConfigError: any of these cannot work.
     """
 
@@ -107,9 +107,9 @@ class Delays:
     ) -> Scheduled:
         """Publish a value to ``topic`` later; returns once that is durable.
 
-        An ID that is pending already is replaced: it is due at the new time, with the new value.
+        An entry with an ID that is pending already replaces it: new time, new value.
 
-        :param delay: in so many seconds (or a timedelta).
+        :param delay: after this many seconds (or a timedelta).
         :param at: at this time, with a time zone; give one of the two.
         :raises InvalidValue: the time is not valid.
         :raises ConfigError: the topic is another app's.
@@ -125,20 +125,21 @@ class Delays:
         return await self._client.schedule(self.name, self._partitions, topic.name, record, due)
 
     async def cancel(self, id: str, *, within: float = 30.0) -> Outcome:
-        """Request that a message is not delivered; the answer says what happened.
+        """Request that a message is not delivered; the answer says whether that succeeded.
 
         ``"cancelled"``: it is not delivered. ``"delivered"``: it was too late. ``"dead"``: it
         could not be delivered and is a dead letter. ``"unknown"``: no such message is pending, nor
         was among the last 10,000 or so.
 
         :param within: seconds to wait for an answer.
-        :raises TimeoutError: nobody answered; the request stands, and may be answered later.
+        :raises TimeoutError: no processor answered; the request is in the log, and may be answered
+            later.
         :raises LogError: the request could not be written.
         """
         return await self._client.cancel(self.name, self._partitions, id, within)
 
     def stats(self) -> DelayStats:
-        """What is pending and was delivered in this process."""
+        """The counts of pending messages and of those delivered in this process."""
         return self._scheduler.delay_stats()
 
 
@@ -182,7 +183,7 @@ class DelayClient:
             pause = min(0.5, pause * 1.5)
 
     async def _ensure_topic(self, name: str, count: PartitionCount) -> None:
-        """The delay topic is there, with its floor below what is about to be written."""
+        """Make sure that the delay topic exists, with its floor below the next write."""
         log = self._app.log
         ensured = self._ensured_topics.setdefault(log, set())
         if name not in ensured:
@@ -191,7 +192,7 @@ class DelayClient:
 
 
 def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
-    """When that is, in milliseconds since the epoch.
+    """The due time in milliseconds since the epoch.
 
     :raises InvalidValue: not exactly one is given, or it is no valid time.
     """
@@ -212,7 +213,7 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
 def _find_answer(
     log: Log, position: Position, start: int, request: str
 ) -> tuple[Outcome | None, int]:
-    """The answer to a request, if it stands from ``start`` on; where to search next. Blocks."""
+    """The answer to a request, searched from ``start``; and where to go on searching. Blocks."""
     _, end = log.watermarks(position.topic, position.partition)
     for batch in read_batches(log, position.topic, position.partition, start, end):
         for index, value in enumerate(batch.values):

@@ -1,8 +1,9 @@
 """Keeping a claim while its work runs, and stopping the work when the claim is lost.
 
-A claim is renewed each third of its lease. It is lost when the store says so, or when the store
-has not answered before the lease ends: then somebody else may begin, so the work is cancelled. If
-the loop itself stood still beyond the lease, the store is asked first: perhaps nobody else took it.
+A claim is renewed after each third of its lease. It is lost when the store says so, or when the
+store has not answered before the lease ends: then another process may begin, so the work is
+cancelled. If the loop itself was blocked beyond the lease, the store is asked first: perhaps no
+other process took it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from streams.patterns.idempotency.claims_client import ClaimsClient
 from streams.patterns.idempotency.errors import ClaimLost
 
 _RETRY_FRACTION = 0.1
-"""Of a lease: how soon a store that did not answer is asked again."""
+"""The part of a lease after which a store that did not answer is asked again."""
 
 
-class renewed_claim(interrupt_after):  # noqa: N801 - it is used as a function would be
+class renewed_claim(interrupt_after):  # noqa: N801 - it is used like a function
     """``async with``: keep a claim during the block.
 
-    :param claimed_at: when it was asked for, at the latest: the lease counts from then.
+    :param claimed_at: when the claim was requested, at the latest: the lease counts from then.
     :raises ClaimLost: it was lost, and the block cancelled.
     """
 
@@ -65,7 +66,7 @@ def _first_renewal(lease: float, claimed_at: float) -> float:
 async def _renew(
     client: ClaimsClient, store_key: bytes, token: str, lease: float, claimed_at: float
 ) -> str:
-    """Renew it again and again; ends when it is lost, and says why."""
+    """Renew it repeatedly; returns the reason when it is lost."""
     clock = client.clock
     ends = claimed_at + lease
     due = _first_renewal(lease, claimed_at)

@@ -1,6 +1,6 @@
 """Requests of coroutines to the store of claims, sent by one thread.
 
-What is requested while one call runs goes into the next, so many concurrent callers share a
+Requests that arrive while one call runs go into the next, so many concurrent callers share a
 transaction or a round trip. Requests are executed in the order in which they were made. A store
 that never blocks is called directly, without a thread.
 """
@@ -24,18 +24,18 @@ from streams.text import get_logger
 logger = get_logger("streams")
 
 MAX_REQUESTS = 1000
-"""Requests in one call."""
+"""The most requests in one call."""
 
 
 class _Pending(NamedTuple):
-    """A request, and who waits for its answer, if anybody does."""
+    """A request, and the future of its caller, if one waits."""
 
     request: Request
     future: asyncio.Future[Any] | None = None
 
 
 class ClaimsClient:
-    """Sends requests on behalf of everybody. Usable from any thread and any loop."""
+    """Sends the requests of all callers. Usable from any thread and any loop."""
 
     def __init__(self, claims: ClaimStore, name: str) -> None:
         self.clock = claims.clock
@@ -49,15 +49,16 @@ class ClaimsClient:
 
     @property
     def closed(self) -> bool:
-        """No more requests can be made."""
+        """Whether it takes no more requests."""
         return self._closed
 
     async def send(self, request: Request) -> Answer:
         """The answer to a request.
 
-        Cancelled or not, it will be done; what is asked after it is done after it.
+        The request is executed even if the caller is cancelled; later requests are executed after
+        it.
 
-        :raises LogError: there is none.
+        :raises LogError: the store did not answer, or refused.
         :raises StoreClosed: the client is closed.
         """
         if self._claims.never_blocks:
@@ -67,7 +68,7 @@ class ClaimsClient:
         return await future
 
     def send_unanswered(self, request: Request) -> None:
-        """Queue a request whose outcome nobody needs."""
+        """Queue a request whose answer is not needed."""
         with suppress(LogError, NotRunning):
             if self._claims.never_blocks:
                 self._send_inline(request)
@@ -75,7 +76,7 @@ class ClaimsClient:
                 self._enqueue(_Pending(request))
 
     async def close(self) -> None:
-        """Finish what was asked, and close the claims."""
+        """Finish all requests, and close the claims."""
         with self._changed:
             if self._closed:
                 return

@@ -1,7 +1,7 @@
 """Handling each message ID once, in one process, wherever the messages come from.
 
 A processor of this package does that by itself (``Dedup``), and remembers through restarts. This
-is for what comes some other way: a webhook, another client's consumer, a callback.
+class is for messages from elsewhere: a webhook, another client's consumer, a callback.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ M = TypeVar("M")
 
 
 class DeduplicatedConsumer:
-    """Calls a handler once a message ID. Belongs to one event loop.
+    """Calls a handler once per message ID. Belongs to one event loop.
 
-    A message is known by what a processor knows it by: its ID, its ``ce_source`` if it has one, how
-    often it came back, and where it stood first, if it failed.
+    A message is identified as in a processor: by its ID, its ``ce_source`` if it has one, how
+    often it was put back, and, if it failed, the position where it failed first.
 
-    :param max_size: how many IDs are remembered; the one handled longest ago goes first.
+    :param max_size: how many IDs are remembered; the one handled longest ago is evicted first.
     """
 
     def __init__(self, max_size: int = 10_000) -> None:
@@ -34,7 +34,7 @@ class DeduplicatedConsumer:
         self.handled = 0
         """Calls of a handler that succeeded."""
         self.duplicates = 0
-        """Messages that were not handled, as another one with their ID had been."""
+        """Messages that were not handled because one with their ID had been."""
         self._seen_ids: OrderedDict[str, None] = OrderedDict()
         self._single_flight: SingleFlight[None] = SingleFlight()
 
@@ -47,11 +47,12 @@ class DeduplicatedConsumer:
         return _message_identity(message) in self._seen_ids
 
     async def process(self, message: M, handler: Callable[[M], object]) -> bool:
-        """Call ``handler(message)`` unless the message's ID was handled: whether it was called.
+        """Call ``handler(message)`` unless the message's ID was handled; returns whether it was
+        called.
 
-        A duplicate that comes while the first is being handled waits for it: where that succeeds
-        there is nothing to do, where it fails this one is handled. What the handler raises is
-        raised here, and the ID stays unseen.
+        A duplicate that arrives while the first is being handled waits for it: if that succeeds
+        there is nothing to do, if it fails this one is handled. An error of the handler is raised
+        here, and the ID stays unseen.
 
         :param message: a :class:`~streams.Message`, or anything with an ``id``.
         :param handler: ``async def`` or plain (it then runs in a worker thread).

@@ -1,4 +1,4 @@
-"""What can become of an operation that is to run once, other than its result."""
+"""The errors of an operation that is to run once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from streams.errors import ConfigError, NotRunning, StreamsError
 
 
 class StoreClosed(NotRunning, ConfigError):
-    """The store was closed before those who use it had ended.
+    """The store was closed before its users had ended.
 
     No message is at fault, so in a handler it is a :class:`~streams.ConfigError` as well: the
     processor ends with the message unsettled, and no saga is compensated for it.
@@ -14,9 +14,9 @@ class StoreClosed(NotRunning, ConfigError):
 
 
 class InProgress(StreamsError):
-    """Somebody else works under this key now, and the caller did not want to wait.
+    """Another caller holds the claim on this key, and this one did not want to wait.
 
-    :param left: seconds until their claim ends at the latest, unless they renew it.
+    :param left: seconds until that claim ends at the latest, unless it is renewed.
     """
 
     def __init__(self, key: str, left: float) -> None:
@@ -28,7 +28,7 @@ class InProgress(StreamsError):
 class KeyReused(StreamsError):
     """The key was used before, for a request with another fingerprint. Nothing was done.
 
-    A key names one request: whoever sends another one makes another key.
+    A key names one request: a caller that sends another one must make another key.
     """
 
     def __init__(self, key: str) -> None:
@@ -37,11 +37,11 @@ class KeyReused(StreamsError):
 
 
 class ClaimLost(StreamsError):
-    """The claim ended while the operation ran, so somebody else may have begun it too.
+    """The claim ended while the operation ran, so another process may have begun it too.
 
-    It happens when the event loop or the store stood still for longer than the lease, or the store
-    refuses the outcome. What the operation did is not known to others: asking again under the same
-    key gives their result, or runs it again.
+    It happens when the event loop or the store was blocked for longer than the lease, or the store
+    refuses the outcome. Others do not know this operation's outcome: calling again under the same
+    key gives the stored result, or runs the operation again.
     """
 
     def __init__(self, key: str, why: str) -> None:
@@ -52,7 +52,7 @@ class ClaimLost(StreamsError):
 class OperationFailed(StreamsError):
     """The operation ran once and failed for good; that is its outcome, for every caller.
 
-    For the caller whose operation it was, the exception itself is the cause (``__cause__``).
+    The caller that ran the operation gets the exception itself as the cause (``__cause__``).
 
     :param kind: the name of the exception's class.
     :param reason: its text.

@@ -1,7 +1,7 @@
-"""An outcome as it is stored: one byte that says which kind, and the codec's bytes.
+"""The stored form of an outcome: one byte for its kind, and the codec's bytes.
 
-``=`` and the result, as its type's codec writes it, so that None, 0 and "" are results like any
-other; ``!`` and a JSON object of what failed for good. Nothing in it says what class to make.
+``=`` and the result, as its type's codec encodes it, so that None, 0 and "" are results like any
+other; ``!`` and a JSON object for a final failure. Nothing in it chooses a class to instantiate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RESULT_PREFIX = b"="
 _FAILURE_PREFIX = b"!"
 
 MAX_REASON = 2_000
-"""Characters of an exception's text that are stored."""
+"""The longest stored text of an exception, in characters."""
 
 
 class _Failure(msgspec.Struct, frozen=True):
@@ -31,21 +31,21 @@ _decode_failure = msgspec.json.Decoder(_Failure).decode
 
 
 def encode_result(data: bytes) -> bytes:
-    """A result, encoded, as it is stored."""
+    """The stored form of an encoded result."""
     return _RESULT_PREFIX + data
 
 
 def encode_failure(error: BaseException) -> bytes:
-    """A failure that is an outcome, as it is stored."""
+    """The stored form of a failure that is an outcome."""
     reason = " ".join(error_text(error).encode("utf-8", "replace").decode().split())[:MAX_REASON]
     return _FAILURE_PREFIX + msgspec.json.encode(_Failure(type(error).__name__, reason))
 
 
 def decode_outcome(key: str, stored: bytes, decode: Any) -> Any:
-    """The result in what was stored.
+    """The result in a stored outcome.
 
-    :raises OperationFailed: it is a failure.
-    :raises stream_codecs.DecodeError: it does not fit the type, or is no outcome.
+    :raises OperationFailed: the outcome is a failure.
+    :raises stream_codecs.DecodeError: the bytes do not fit the type, or are no outcome.
     """
     if stored.startswith(_RESULT_PREFIX):
         return decode(stored[1:])

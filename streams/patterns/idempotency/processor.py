@@ -1,9 +1,9 @@
 """One execution per key, among any number of callers in any number of processes.
 
-How: a caller claims its key in the store. Whoever gets the claim runs the operation, renewing the
-claim meanwhile, and replaces it with the outcome; the others wait for that outcome, or take over
-when the claim is released (the operation failed) or has expired (its owner is gone). Callers of one
-process first wait for each other, so that a process asks the store once per key.
+How: a caller claims its key in the store. The caller that gets the claim runs the operation,
+renewing the claim meanwhile, and replaces it with the outcome; the others wait for that outcome, or
+take over when the claim is released (the operation failed) or has expired (its owner is gone).
+Callers of one process first wait for each other, so that a process asks the store once per key.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from streams.patterns.operation import await_call, call_operation, check_operati
 T = TypeVar("T", default=Any)
 
 POLL_PAUSES = 0.005, 0.25
-"""Seconds between two looks at another process's claim, at first and at most."""
+"""Seconds between two polls of another process's claim, at first and at most."""
 
 
 class _Stored(NamedTuple):
-    """An outcome as it is stored, and the fingerprint of its request."""
+    """A stored outcome, and the fingerprint of its request."""
 
     fingerprint: str
     value: bytes
@@ -61,27 +61,27 @@ class _Call(NamedTuple):
     store_key: bytes
     operation: Callable[[], Any]
     fingerprint: str
-    """A hash of it; empty: none was given."""
+    """A hash of the request's fingerprint; empty: none was given."""
     waits: bool
     failures: list[Exception]
-    """What its operation failed with, if that is its outcome."""
+    """The failure of its operation, if that is its outcome."""
 
 
 class IdempotentProcessor(Generic[T]):
     """Runs an operation once per key.
 
-    :param store: where outcomes and claims are.
+    :param store: the store of outcomes and claims.
     :param ttl: seconds for which an outcome is remembered.
     :param lease: seconds after which others take over from a process that was killed. It is renewed
-        while the operation runs, so it need not be as long as that.
-    :param wait: whether callers wait while somebody else works under their key; False: they get
+        while the operation runs, so it may be shorter than that.
+    :param wait: whether callers wait while another caller works under their key; False: they get
         :class:`InProgress`.
-    :param errors: exception types that are outcomes: remembered like a result, and raised for every
-        caller as :class:`OperationFailed`. After any other the key is free again, and after a
-        :class:`~streams.ConfigError` always.
-    :param type: what results are; None, 0 and "" are results like any other. Every caller, the one
-        whose operation ran included, gets the result as it was decoded.
-    :param codec: how results are written; by default as bytes, text or JSON, as the type is.
+    :param errors: exception types that are outcomes: stored like a result, and raised for every
+        caller as :class:`OperationFailed`. After any other exception the key is free again, and
+        after a :class:`~streams.ConfigError` always.
+    :param type: the type of results; None, 0 and "" are results like any other. Every caller, also
+        the one that ran the operation, gets the decoded result.
+    :param codec: how results are encoded; by default as bytes, text or JSON, depending on the type.
     :raises ConfigError: a parameter is impossible.
     """
 
@@ -111,7 +111,7 @@ class IdempotentProcessor(Generic[T]):
 
     @property
     def _client(self) -> ClaimsClient:
-        return self.store.client  # another one each time that the store is opened
+        return self.store.client  # it is replaced each time that the store is opened
 
     async def process(
         self,
@@ -121,24 +121,25 @@ class IdempotentProcessor(Generic[T]):
         fingerprint: object = None,
         wait: bool | None = None,
     ) -> T:
-        """The outcome under ``key``: of ``operation``, unless somebody else's was first.
+        """The outcome under ``key``: of ``operation``, unless another caller's was first.
 
-        Cancelled, it cancels the operation and frees the key for the next caller. A plain function
+        If this is cancelled, the operation is cancelled and the key is free for the next caller. A
+        plain function
         runs in a worker thread, which cannot be interrupted: its result is stored first.
 
         :param key: names the operation and its request: ``"charge:order-17"``.
         :param operation: ``async def`` without parameters, a lambda around a call of one, or a
             plain function.
-        :param fingerprint: the request, or what of it must be the same under the same key: bytes,
-            or what can be written as JSON. A digest of it is stored.
-        :param wait: instead of the processor's.
-        :raises InProgress: somebody else works on it, and ``wait`` is False.
+        :param fingerprint: the request, or the part of it that must be the same under the same key:
+            bytes, or a value that JSON can represent. A digest of it is stored.
+        :param wait: overrides the processor's.
+        :raises InProgress: another caller works on it, and ``wait`` is False.
         :raises InvalidValue: the key or the fingerprint cannot be one.
         :raises KeyReused: the key was used with another fingerprint.
         :raises OperationFailed: it failed with one of ``errors``, or with a result that cannot be
             stored.
-        :raises ClaimLost: the claim ended while the operation ran, or the store refuses what came
-            of it.
+        :raises ClaimLost: the claim ended while the operation ran, or the store refuses the
+            outcome.
         :raises LogError: the store cannot be reached, or refuses; the operation was not begun.
         """
         check_operation(operation, "process(key, operation)")
@@ -173,7 +174,7 @@ class IdempotentProcessor(Generic[T]):
         return result
 
     async def _claim_or_wait(self, call: _Call, shared_call: SharedCall[_Stored]) -> _Stored:
-        """Claim the key, or wait for what comes of another's claim."""
+        """Claim the key, or wait for the outcome of another caller's claim."""
         token = new_token()
         claim = Claim(call.store_key, token, self.lease, call.fingerprint)
         pause, longest = POLL_PAUSES
@@ -184,7 +185,7 @@ class IdempotentProcessor(Generic[T]):
             except NotRunning:
                 raise
             except BaseException:
-                # Perhaps it was granted, and nobody would know.
+                # The claim may have been granted without this caller's knowledge.
                 self._client.send_unanswered(Release(call.store_key, token))
                 raise
             if not isinstance(existing, StoredClaim):
@@ -212,7 +213,7 @@ class IdempotentProcessor(Generic[T]):
                 failures.append(error)
                 value = outcome.encode_failure(error)
             except BaseException:
-                # Cancelled: this is no time to wait for an answer.
+                # Cancelled: do not wait for an answer.
                 self._client.send_unanswered(Release(store_key, token))
                 raise
             else:
@@ -225,14 +226,14 @@ class IdempotentProcessor(Generic[T]):
             try:
                 is_stored = await self._complete(Complete(store_key, token, value, self.ttl))
             except LogError as error:
-                # It has been done: what says so must not say that it was not begun.
+                # The operation ran: the error must not say that it was not begun.
                 raise ClaimLost(key, f"its outcome cannot be stored: {error}") from error
             if not is_stored:
                 raise ClaimLost(key, "somebody else has taken it over")
         return _Stored(call.fingerprint, value)
 
     async def _complete(self, request: Complete) -> bool:
-        """Store an outcome, through an outage as long as the claim lasts (else it is lost)."""
+        """Store an outcome, retrying through an outage while the claim lasts (else it is lost)."""
         pause, longest = POLL_PAUSES
         while True:
             try:
@@ -242,7 +243,7 @@ class IdempotentProcessor(Generic[T]):
                 pause = min(longest, 2 * pause)
 
     async def _release(self, store_key: bytes, token: str) -> None:
-        with suppress(LogError, NotRunning):  # then the claim ends with its lease
+        with suppress(LogError, NotRunning):  # if that fails, the claim ends with its lease
             await self._client.send(Release(store_key, token))
 
 

@@ -1,7 +1,7 @@
-"""Many callers of one loop that want the same: one leads, the others wait for its result.
+"""Sharing one call among callers of one loop: one leads, the others wait for its result.
 
-If the leader fails or is cancelled, the next waiter leads, with its own call: a failure is its
-caller's own. No waiter is woken but the one that leads next.
+If the leader fails or is cancelled, the next waiter leads, with its own call: each caller gets only
+its own failure. Only the waiter that leads next is woken.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ R = TypeVar("R")
 
 
 class SharedCall(Generic[R]):
-    """The call that runs for one key."""
+    """The running call for one key."""
 
     __slots__ = ("fingerprint", "is_running", "waiters")
 
     def __init__(self) -> None:
         self.waiters: dict[asyncio.Future[tuple[R] | None], None] = {}
-        """Who waits, first come first. They get the result, or None: they lead."""
+        """The waiters, in order of arrival. They get the result, or None: they lead."""
         self.fingerprint = ""
         """The fingerprint of the leader's request."""
         self.is_running = False
-        """The leader has begun the work."""
+        """Whether the leader has begun the work."""
 
 
 class SingleFlight(Generic[R]):
-    """The calls that run, by key."""
+    """The running calls, by key."""
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, SharedCall[R]] = {}
@@ -37,11 +37,11 @@ class SingleFlight(Generic[R]):
         return len(self._calls)
 
     def get(self, key: str) -> SharedCall[R] | None:
-        """The call that runs for a key on this loop."""
+        """The running call for a key on this loop."""
         return self._calls.get(self._loop_key(key))
 
     async def run(self, key: str, lead: Callable[[SharedCall[R]], Awaitable[R]]) -> tuple[R, bool]:
-        """The result of ``lead``, called by this caller or by one before it; and whether it was
+        """The result of ``lead``, called by this caller or by an earlier one; and whether it was
         this one."""
         loop_key = self._loop_key(key)
         call = self._calls.get(loop_key)
@@ -84,5 +84,5 @@ class SingleFlight(Generic[R]):
 
     @staticmethod
     def _loop_key(key: str) -> Hashable:
-        # Futures belong to a loop; callers on another one are somebody else.
+        # Futures belong to a loop, so callers on another one do not share a call.
         return asyncio.get_running_loop(), key

@@ -1,8 +1,8 @@
-"""Where outcomes are kept under idempotency keys, and the claims of those who work on them.
+"""The store of outcomes and claims by idempotency key.
 
-Memory (``memory://``), a file (``sqlite:///claims.db``, which may be a log's) or Redis
-(``redis://…``, also Sentinel and cluster). The three do the same, as one suite of tests shows.
-Values are written by a codec, JSON unless said otherwise.
+In memory (``memory://``), in a file (``sqlite:///claims.db``, which may be a log's) or in Redis
+(``redis://…``, also Sentinel and cluster). The three behave the same, which one test suite checks.
+Values are encoded by a codec, JSON by default.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DAY = 86_400.0
-"""Seconds for which outcomes are kept unless said otherwise."""
+"""Seconds for which outcomes are kept by default."""
 
 DEFAULT_LEASE = 30.0
-"""Seconds for which a claim lasts without being renewed, unless said otherwise."""
+"""Seconds for which a claim lasts without being renewed, by default."""
 
 MAX_KEY_BYTES = 1_024
-"""Bytes of a key."""
+"""The longest key, in bytes."""
 
 MAX_SECONDS = 100 * 365 * DAY
 
@@ -61,20 +61,20 @@ _NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,100}\Z")
 class IdempotencyStore:
     """Outcomes and claims by key. Usable from any thread and any loop.
 
-    Of an app it keeps them where the app's log is, is usable while the app is entered, and needs
-    no closing. With a URL it is opened by its first request, and closed by whoever made it, after
-    those who use it have ended: with :meth:`close`, or at the end of ``async with``, which opens it
-    again when it is entered again. Whatever asks the store raises :class:`~streams.LogError` where
-    that cannot be reached.
+    The store of an app is where the app's log is, is usable while the app is entered, and needs
+    no closing. With a URL it is opened by its first request, and its creator closes it after its
+    users have ended: with :meth:`close`, or at the end of ``async with``, which opens it
+    again when it is entered again. All calls that ask the store raise :class:`~streams.LogError` if
+    it cannot be reached.
 
-    :param url: an app, on whose log, driver settings and clock it is; or ``memory://`` (this store
+    :param url: an app, whose log, driver settings and clock it uses; or ``memory://`` (this store
         alone), ``memory://name`` (shared in the process), ``sqlite:///file.db`` (shared on the
         machine) or ``redis://…``. Options are the log's.
     :param name: keys of one name are one namespace: letters, digits, ``.``, ``_``, ``-``.
     :param config: driver settings, as in ``Streams(config=...)``.
     :param clock: an app's or a test's clock, for memory and SQLite; Redis has its own.
-    :raises ConfigError: the URL cannot be used, or names a log that keeps no claims (Kafka). Of an
-        app this is said when it is entered.
+    :raises ConfigError: the URL cannot be used, or names a log that keeps no claims (Kafka). For an
+        app this is raised when it is entered.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class IdempotencyStore:
 
     @property
     def clock(self) -> Clock:
-        """What leases are counted on."""
+        """The clock of the leases."""
         return self.client.clock
 
     @property
@@ -162,9 +162,9 @@ class IdempotencyStore:
     # -- outcomes
 
     async def get(self, key: str, default: Any = None, *, type: TypeForm[Any] = Any) -> Any:
-        """The outcome under a key; ``default`` where there is none (yet).
+        """The outcome under a key; ``default`` if there is none (yet).
 
-        :param type: what the value is decoded as; without one, as JSON comes.
+        :param type: the type that the value is decoded as; without one, any JSON value.
         :raises OperationFailed: the outcome is a failure.
         """
         found = await self.client.send(GetClaim(self.store_key(key)))
@@ -175,7 +175,7 @@ class IdempotencyStore:
     async def set(
         self, key: str, value: Any, ttl: float = DAY, *, type: TypeForm[Any] = Any
     ) -> None:
-        """Store an outcome under a key, whatever is there; whoever has a claim loses it.
+        """Store an outcome under a key, replacing its outcome or claim; the claim's owner loses it.
 
         :param ttl: seconds for which it is kept.
         :raises EncodeError: the value cannot be written as its type.
@@ -184,7 +184,7 @@ class IdempotencyStore:
         await self.client.send(PutOutcome(self.store_key(key), data, check_seconds("ttl", ttl)))
 
     async def forget(self, key: str) -> bool:
-        """Remove what is stored under a key, outcome or claim; whether anything was."""
+        """Remove the outcome or claim under a key; returns whether there was one."""
         return bool(await self.client.send(DeleteClaim(self.store_key(key))))
 
     # -- claims
@@ -192,9 +192,10 @@ class IdempotencyStore:
     async def claim(
         self, key: str, *, lease: float = DEFAULT_LEASE, fingerprint: object = None
     ) -> str | None:
-        """Take a key to work on: a token, or None where somebody has it or it has an outcome.
+        """Claim a key: a token, or None if it is claimed already or has an outcome.
 
-        :param lease: seconds after which somebody else may take it, unless :meth:`renew` is called.
+        :param lease: seconds after which another caller may claim it, unless :meth:`renew` is
+            called.
         :param fingerprint: of the request, for others to compare; see
             :meth:`IdempotentProcessor.process`.
         """
@@ -215,16 +216,16 @@ class IdempotencyStore:
         return bool(await self.client.send(request))
 
     async def release(self, key: str, token: str) -> bool:
-        """Give a key back without an outcome: True, or False if it is claimed by others now."""
+        """Release a key without an outcome: True, or False if it is claimed by others now."""
         return bool(await self.client.send(Release(self.store_key(key), token)))
 
     async def renew(self, key: str, token: str, lease: float = DEFAULT_LEASE) -> bool:
-        """Keep a key for ``lease`` seconds from now: False if it is claimed by others now."""
+        """Renew a claim for ``lease`` seconds from now: False if it is claimed by others now."""
         request = Renew(self.store_key(key), token, check_seconds("lease", lease))
         return bool(await self.client.send(request))
 
     def store_key(self, key: str) -> bytes:
-        """A key as it is stored, within this store's name.
+        """The stored form of a key, within this store's name.
 
         :raises InvalidValue: it cannot be one.
         """
@@ -240,7 +241,7 @@ class IdempotencyStore:
 
 
 def _check_app(given: object) -> Streams:
-    """:raises ConfigError: it is no app, and was no URL."""
+    """:raises ConfigError: it is neither an app nor a URL."""
     from streams.app import Streams  # not before: a store with a URL needs no app
 
     if not isinstance(given, Streams):
@@ -254,7 +255,7 @@ def _check_app(given: object) -> Streams:
 def bind_codec(type: TypeForm[Any], codec: Codec | None) -> Bound[Any]:
     """The codec's functions for outcomes of a type.
 
-    :raises ConfigError: the type cannot be carried.
+    :raises ConfigError: no codec can encode the type.
     """
     if codec is not None and not callable(getattr(codec, "bind", None)):
         raise ConfigError(
@@ -273,9 +274,9 @@ def new_token() -> str:
 
 
 def hash_fingerprint(fingerprint: object) -> str:
-    """A fingerprint in a few characters; empty for None, which is never compared.
+    """A digest of a fingerprint; empty for None, which is never compared.
 
-    :raises InvalidValue: it cannot be written as JSON.
+    :raises InvalidValue: JSON cannot represent it.
     """
     if fingerprint is None:
         return ""
@@ -297,7 +298,7 @@ def check_seconds(
 ) -> float:
     """Seconds, as a float.
 
-    :param error: raised if they are not: ``ConfigError`` where they are declared.
+    :param error: raised if they are invalid: ``ConfigError`` where they are declared.
     """
     if not is_seconds(value) or value > MAX_SECONDS:
         raise error(f"{option}={value!r}: seconds, more than 0 and at most 100 years")

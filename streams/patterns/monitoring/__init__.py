@@ -1,7 +1,7 @@
 """Monitoring: metrics, health over HTTP, traces. None of it runs or is imported unless asked for.
 
-Metrics are read from :meth:`streams.Streams.stats` when somebody scrapes, so a message costs no
-more than before; how far behind a partition is, the log is asked then too.
+Metrics are read from :meth:`streams.Streams.stats` on each scrape, so a message costs no more than
+without monitoring; the log is asked for the lag of each partition then too.
 """
 
 from typing import TYPE_CHECKING

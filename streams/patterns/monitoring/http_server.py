@@ -1,18 +1,19 @@
 """``/metrics``, ``/healthz`` and ``/readyz`` over HTTP, in threads of their own.
 
-* ``/metrics``: what Prometheus scrapes; the process's other metrics in ``prometheus_client``'s
-  registry come with it. 501 where the package is not installed.
+* ``/metrics``: the metrics for Prometheus, together with the process's other metrics in
+  ``prometheus_client``'s registry. 501 if the package is not installed.
 * ``/healthz``: 200 while a restart would not help: no processor died, and the event loop answers.
 * ``/readyz``: 200 while messages are handled: the app is entered and not stopping, every processor
   runs and its log answers.
 
-The last two answer with JSON that says why; what an exception says stays out of it, for it may hold
-what should not leave the process. There is no login: listen where only who may see it can connect.
+The last two answer with JSON that gives the reason; texts of exceptions stay out of it, for they
+may hold secrets. There is no login: listen where only clients that may see it can connect.
 
-Clients are bounded: a request has :data:`REQUEST_TIMEOUT` seconds and :data:`MAX_REQUEST_BYTES`
-bytes, its response as many seconds to be read, and then the connection is closed. Beyond
-:data:`MAX_CONNECTIONS` at once, the one that has been sending its request for longest is closed for
-the next, so that nobody shuts out the others by holding connections open.
+Clients are bounded: a request must be complete within :data:`REQUEST_TIMEOUT` seconds and
+:data:`MAX_REQUEST_BYTES` bytes, its response be read within as many seconds, and then the
+connection is closed. Beyond :data:`MAX_CONNECTIONS` at once, the connection that has been sending
+its request for longest is closed for the next one, so that no client can shut out the others by
+holding connections open.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ STUCK_AFTER = 5.0
 """Seconds after which an event loop that does not answer counts as stuck."""
 
 REQUEST_TIMEOUT = 10.0
-"""Seconds in which a request must be complete, and as many in which its response must be read."""
+"""Seconds within which a request must be complete; the same for the reading of its response."""
 
 MAX_REQUEST_BYTES = 16 << 10
 """Bytes of a request's line and headers together."""
 
 MAX_CONNECTIONS = 64
-"""Connections at once, each of which has a thread."""
+"""The most connections at once; each has a thread."""
 
 
 class HttpResponse(NamedTuple):
-    """What a page answers."""
+    """The answer to a request."""
 
     status: HTTPStatus
     content_type: str
@@ -62,19 +63,19 @@ class HttpResponse(NamedTuple):
 
 
 class MetricsRoute(NamedTuple):
-    """What answers ``/metrics``."""
+    """The function that answers ``/metrics``."""
 
     respond: Callable[[str], HttpResponse]
     unregister: Callable[[], None]
-    """Undoes what was registered with ``prometheus_client``."""
+    """Undoes the registration with ``prometheus_client``."""
 
 
 class MonitoringServer:
     """Serves an app's metrics and health until it is closed; also a context manager.
 
-    :param app: entered or not: what does not run yet is not ready.
+    :param app: entered or not; as long as it does not run it is not ready.
     :param host: the address to listen on; ``"0.0.0.0"`` is all of IPv4, ``"::"`` all.
-    :param port: 0 is one that is free; :attr:`port` says which.
+    :param port: 0 chooses a free one; :attr:`port` says which.
     :param stuck: seconds after which a loop that does not answer fails ``/healthz``.
     :raises ConfigError: it cannot listen there.
     """
@@ -105,7 +106,7 @@ class MonitoringServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no more. It may be called again.
+        """Stop listening. It may be called again.
 
         The app's metrics stay in ``prometheus_client``'s registry while another server has them.
         """
@@ -151,14 +152,14 @@ def _health_response(ok: bool, health: Health, **extra: str) -> HttpResponse:
 
 
 _registered: dict[Any, int] = {}
-"""The collectors that servers have registered with ``prometheus_client``, and how many servers have
-each."""
+"""The collectors that servers have registered with ``prometheus_client``, with the number of
+servers that use each."""
 
 _registered_lock = threading.Lock()
 
 
 def _unregister(collector: Any) -> None:
-    """A server has a collector no more; the last one takes it out of the registry."""
+    """Count one server less for a collector; the last one removes it from the registry."""
     from prometheus_client import REGISTRY
 
     with _registered_lock:
@@ -187,14 +188,14 @@ def _metrics_route(app: Streams) -> MetricsRoute:
             registry.register(collector)
             _registered[collector] = 0
         except ValueError:
-            names = registry._names_to_collectors  # noqa: SLF001 - it has no public way to ask
+            names = registry._names_to_collectors  # noqa: SLF001 - there is no public API
             registered = names.get("streams_app_up")
             if isinstance(registered, MetricsCollector) and registered.app is app:
                 collector = registered
             else:  # another app of this process has taken the names
                 registry = CollectorRegistry()
                 registry.register(collector)
-        if collector in _registered:  # else somebody else has registered it, or nobody else sees it
+        if collector in _registered:  # else it is registered elsewhere, or not visible elsewhere
             _registered[collector] += 1
             unregister = partial(_unregister, collector)
 
@@ -277,7 +278,7 @@ class _HttpServer(ThreadingHTTPServer):
             self._incomplete.pop(request, None)
 
     def complete_request(self, request: socket.socket) -> bool:
-        """A request is complete; whether its connection is still wanted."""
+        """Record that a request is complete; returns whether its connection is still wanted."""
         with self._lock:
             still_open = request in self._incomplete
             self._incomplete.pop(request, None)

@@ -1,7 +1,7 @@
-"""How far behind a processor is in each partition that it owns, and a view, as the log says now.
+"""The lag of a processor in each partition that it owns, and of a view, as the log reports it now.
 
-The log is asked in a thread of its own: a scrape is never kept waiting by a log that does not
-answer, and gets nothing then rather than something old. Unknown is unknown, never 0.
+The log is asked in a thread of its own: a scrape is never blocked by a log that does not
+answer; it then gets nothing rather than an old figure. An unknown lag is unknown, never 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = get_logger("streams")
 
 
 class PartitionLag(NamedTuple):
-    """What is not settled in one partition.
+    """The unsettled part of one partition.
 
     :param processor: the processor's name.
     :param lag: messages from the first one that is not settled to the partition's end; None where
@@ -40,15 +40,15 @@ class PartitionLag(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What is left to do."""
+    """The remaining work."""
 
     partitions: Sequence[PartitionLag]
     views: Sequence[ViewBacklog]
 
 
 def measure_backlog(app: Streams, stats: Stats) -> Backlog:
-    """Ask the log about the app's processors and views; blocks. What it does not answer is left
-    out."""
+    """Ask the log about the app's processors and views; blocks. Figures that it does not give are
+    left out."""
     views: list[ViewBacklog] = []
     for name, view in list(app.views.items()):
         try:
@@ -61,7 +61,7 @@ def measure_backlog(app: Streams, stats: Stats) -> Backlog:
 def measure_lag(app: Streams, stats: Stats) -> list[PartitionLag]:
     """Ask the log about every partition that the app's processors own; blocks.
 
-    What it does not answer is left out.
+    Partitions for which it does not answer are left out.
     """
     found: list[PartitionLag] = []
     for name, processor_stats in stats.processors.items():
@@ -90,9 +90,9 @@ def _lag_and_age(log: Log, part: PartitionProgress, now: float) -> tuple[int | N
 
 
 class LagProbe:
-    """Asks the log for callers that cannot wait for ever.
+    """Asks the log for callers whose waiting time is bounded.
 
-    :param app: what is measured.
+    :param app: the app to measure.
     """
 
     def __init__(self, app: Streams) -> None:
@@ -101,7 +101,7 @@ class LagProbe:
         self._running: Future[Backlog | None] | None = None
 
     def measure(self, stats: Stats, timeout: float) -> Backlog | None:
-        """What is left to do now; None where the log has not answered within ``timeout``
+        """The remaining work now; None if the log has not answered within ``timeout``
         seconds. One measurement runs at a time."""
         with self._lock:
             running = self._running

@@ -1,8 +1,8 @@
-"""An app's figures for Prometheus: a collector that reads them when somebody scrapes.
+"""An app's figures for Prometheus: a collector that reads them on each scrape.
 
-Counters begin at 0 with each start of a processor, as Prometheus expects of a process. What the log
-did not answer in time is missing from that scrape (``streams_backlog_known`` is 0 then), so an
-alert can tell "nothing waits" from "unknown".
+Counters begin at 0 with each start of a processor, as Prometheus expects of a process. Figures for
+which the log did not answer in time are missing from that scrape (``streams_backlog_known`` is 0
+then), so an alert can tell "nothing waits" from "unknown".
 """
 
 from __future__ import annotations
@@ -181,9 +181,9 @@ class MetricsCollector(Collector):
 
     From then on the app takes the time of handlers' calls (:meth:`streams.Streams.measure`).
 
-    :param app: before or after it is entered; what does not run has no figures.
+    :param app: before or after it is entered; processors that do not run have no figures.
     :param patience: seconds that a scrape waits for the log at most.
-    :raises ConfigError: the app is none.
+    :raises ConfigError: ``app`` is not an app.
     """
 
     def __init__(self, app: Streams, *, patience: float = SCRAPE_TIMEOUT) -> None:
@@ -195,13 +195,13 @@ class MetricsCollector(Collector):
         app.measure()
 
     def describe(self) -> Iterable[Metric]:
-        """The metrics without figures, so that a registry finds names given twice."""
+        """The metrics without figures, so that a registry finds duplicate names."""
         metrics = _app_metrics(Stats({}, 0), Health(False, {}), {})
         return [*metrics, *_lag_metrics(None, {}), *_view_backlog_metrics(None)]
 
     @override
     def collect(self) -> Iterator[Metric]:
-        """Read the figures, and ask the log how far behind each partition is."""
+        """Read the figures, and ask the log for the lag of each partition."""
         app = self.app
         stats, health = app.stats(), app.health()
         groups = {each.name: each.group for each in list(app.processors)}
@@ -213,7 +213,7 @@ class MetricsCollector(Collector):
 
 
 def _app_metrics(stats: Stats, health: Health, groups: dict[str, str]) -> Iterator[Metric]:
-    """All metrics but those that the log is asked for."""
+    """All metrics except those that the log is asked for."""
     yield from _families(CounterMetricFamily, _COUNTERS, stats.processors, groups)
     yield from _families(GaugeMetricFamily, _GAUGES, stats.processors, groups)
     for field, name, documentation in _DURATIONS:
@@ -274,7 +274,7 @@ def _families(
     processors: Mapping[str, object],
     groups: dict[str, str],
 ) -> Iterator[Metric]:
-    """A metric of each row, with the figure of each processor."""
+    """A metric for each row, with the figure of each processor."""
     for field, name, documentation in rows:
         family = make(name, documentation, labels=_PROCESSOR_LABELS)
         for processor, found in processors.items():
@@ -283,7 +283,7 @@ def _families(
 
 
 def _view_metrics(views: Mapping[str, ViewStats]) -> Iterator[Metric]:
-    """The metrics of versions of views that this process knows by itself."""
+    """The metrics of versions of views that this process knows without asking the log."""
     events = CounterMetricFamily("streams_view_events", "Events folded", labels=_VIEW_LABELS)
     for found in views.values():
         events.add_metric([found.view, str(found.version)], found.events)
@@ -309,7 +309,7 @@ def _manager_metrics(managers: Mapping[str, ManagerStats]) -> Iterator[Metric]:
 
 
 def _projection_metrics(projections: Mapping[str, ProjectionStats]) -> Iterator[Metric]:
-    """The metrics of versions of SQL projections; how far each is, its processor's lag says."""
+    """The metrics of versions of SQL projections; their progress is their processors' lag."""
     serving = GaugeMetricFamily(
         "streams_projection_serving", "1 where this version serves, as this process saw last",
         labels=_PROJECTION_LABELS,
@@ -327,8 +327,8 @@ def _projection_metrics(projections: Mapping[str, ProjectionStats]) -> Iterator[
 
 
 def _outbox_metrics(outboxes: Mapping[str, OutboxStats]) -> Iterator[Metric]:
-    """The metrics of outboxes, each with the label ``outbox``; how many rows there are, those say
-    that relay."""
+    """The metrics of outboxes, each with the label ``outbox``; only processes that relay report how
+    many rows there are."""
     for make, rows in (
         (CounterMetricFamily, _OUTBOX_COUNTERS),
         (GaugeMetricFamily, _OUTBOX_GAUGES),
@@ -343,7 +343,7 @@ def _outbox_metrics(outboxes: Mapping[str, OutboxStats]) -> Iterator[Metric]:
 
 
 def _view_backlog_metrics(found: Backlog | None) -> Iterator[Metric]:
-    """Those that the log is asked for; they are the same in each process."""
+    """The metrics that the log is asked for; they are the same in each process."""
     for field, name, documentation in _VIEW_BACKLOG:
         family = GaugeMetricFamily(name, documentation, labels=_VIEW_LABELS)
         for each in () if found is None else found.views:
@@ -381,6 +381,6 @@ def _labels(processor: str, groups: dict[str, str]) -> tuple[str, str]:
 
 
 def _buckets(durations: Durations) -> list[Any]:
-    """Upper bounds with how many were not longer, as Prometheus counts them."""
+    """Upper bounds with cumulative counts, as in a Prometheus histogram."""
     bounds = map(floatToGoString, BUCKET_BOUNDS)
     return list(zip([*bounds, "+Inf"], accumulate(durations.counts), strict=True))

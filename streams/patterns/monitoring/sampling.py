@@ -1,15 +1,15 @@
 """Whether a span will be sampled, decided before anything is built for it.
 
 OpenTelemetry makes a span, its parent and its attributes first and asks the sampler then, which
-costs some 20 µs for a span that nobody will see. Its own samplers look at two things alone: the
+costs some 20 µs for a span that is dropped. Its own samplers decide by two things alone: the
 trace ID, and whether the parent is sampled. Both are known from the header ``traceparent``, or from
 a trace ID that is drawn here. So a span that they will drop is not built. A :class:`DroppedContext`
-replaces it, which has OpenTelemetry build the span when somebody reads it: a log record that wants
+replaces it, which makes OpenTelemetry build the span when it is read: by a log record that needs
 the trace ID, a child span, a message that is published.
 
-The decision is never another one than OpenTelemetry's: what it does not drop, it is asked about
-again, with the same trace ID. Where the sampler is not one of its own, or the context travels in
-other headers than W3C's, :func:`early_sampler` is None and every span is built.
+The decision is always OpenTelemetry's: a span that is not dropped here is decided by its sampler
+again, with the same trace ID. If the sampler is not one of its own, or the context travels in
+headers other than W3C's, :func:`early_sampler` is None and every span is built.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LOW_BITS = (1 << 64) - 1
 """The bits of a trace ID that the samplers compare."""
 
 SAMPLE_ALL = LOW_BITS + 1
-"""The bound that samples all spans."""
+"""The bound for which all spans are sampled."""
 
 NEVER_SAMPLED = 1 << 62
-"""More spans than any process makes."""
+"""More spans than any process creates."""
 
 TRACEPARENT = "traceparent"
 
@@ -47,8 +47,8 @@ _build_lock = threading.Lock()
 
 
 class SamplerBounds(NamedTuple):
-    """A sampler: a span is sampled where the low bits of its trace ID are below the bound for its
-    parent: none at 0, all at :data:`SAMPLE_ALL`."""
+    """A sampler's bounds: a span is sampled if the low bits of its trace ID are below the bound for
+    its parent: none at 0, all at :data:`SAMPLE_ALL`."""
 
     root: int
     remote_sampled: int
@@ -58,7 +58,7 @@ class SamplerBounds(NamedTuple):
 
 
 class EarlySampler:
-    """Decides for one tracer, for all who share an outer context."""
+    """Decides for one tracer and one outer context."""
 
     def __init__(
         self, tracer: Any, bounds: SamplerBounds, outer: Context, *, reads_parent: bool
@@ -68,17 +68,17 @@ class EarlySampler:
         self._reads_parent = reads_parent
         self._generate_trace_id: Callable[[], int] = tracer.id_generator.generate_trace_id
         self.outer = outer
-        """What is current around every message: neither a span nor baggage is in it."""
+        """The context current around every message: it has neither a span nor baggage."""
         self._has_random_ids = _has_random_ids(tracer.id_generator)
         self._log_drop_rate = (
             math.log1p(-bounds.root / SAMPLE_ALL) if 0 < bounds.root < SAMPLE_ALL else 0.0
         )
 
     def draw_gap(self) -> int:
-        """How many spans without a parent are dropped from now on, until :meth:`sampled_id` is
-        asked about the next one.
+        """The number of spans without a parent to drop from now on, before :meth:`sampled_id` is
+        called for the next one.
 
-        Where trace IDs are random it comes to the same as drawing one for each, and is cheaper.
+        If trace IDs are random this is equivalent to drawing one for each, and cheaper.
         """
         if self._bounds.root == 0:
             return NEVER_SAMPLED
@@ -89,13 +89,13 @@ class EarlySampler:
     def sampled_id(self) -> int | None:
         """The trace ID of a span without a parent. None: it is dropped, too."""
         if self._has_random_ids and self._log_drop_rate:
-            # One of those that are sampled, as any other would mean drawing a hundred times.
+            # An ID among those that are sampled; drawing any ID would take a hundred tries.
             return (random.getrandbits(64) << 64 | random.randrange(self._bounds.root)) or 1
         return self.draw_trace_id()
 
     def draw_trace_id(self) -> int | None:
-        """The trace ID of the next span without a parent, whatever came before. None: dropped,
-        and its trace ID is drawn when somebody asks for it."""
+        """The trace ID of the next span without a parent, independently of the last. None: dropped,
+        and its trace ID is drawn when it is needed."""
         trace_id = self._generate_trace_id()
         return trace_id if trace_id & LOW_BITS < self._bounds.root else None
 
@@ -107,11 +107,11 @@ class EarlySampler:
                 return trace_id
 
     def dropped_class(self) -> type[DroppedContext]:
-        """Makes contexts of messages whose span this drops."""
+        """The class of contexts of messages whose span this drops."""
         return type("Dropped", (DroppedContext,), {"__slots__": (), "early": self})
 
     def traceparent(self, headers: Headers) -> bytes | None:
-        """The header that names a message's parent, None where there is none or it is not read."""
+        """The header that names a message's parent; None if there is none or it is not read."""
         found = None
         if self._reads_parent:
             for name, value in headers:
@@ -120,7 +120,7 @@ class EarlySampler:
         return found
 
     def drops_remote_child(self, traceparent: bytes) -> bool:
-        """The span of a message with this header is dropped for sure."""
+        """Whether the span of a message with this header is certainly dropped."""
         match = _W3C.fullmatch(traceparent)
         if match is None:
             return False
@@ -130,7 +130,7 @@ class EarlySampler:
         return bound == 0 or (bound < SAMPLE_ALL and int(low, 16) >= bound)
 
     def drops_child(self, parent: SpanContext) -> bool:
-        """A child span of this one is dropped for sure."""
+        """Whether a child of this span is certainly dropped."""
         bounds = self._bounds
         if parent.is_remote:
             choice = bounds.remote_dropped, bounds.remote_sampled
@@ -139,7 +139,7 @@ class EarlySampler:
         return parent.trace_id & LOW_BITS >= choice[parent.trace_flags.sampled]
 
     def tracer_with_id(self, trace_id: int) -> Tracer:
-        """The tracer, for a span without a parent that is to have this trace ID."""
+        """The tracer, for a span without a parent that gets this trace ID."""
         # A copy, as the tracer is its provider's; a new one each time, as the provider may change
         # its tracers' settings at any time.
         copy: Any = object.__new__(type(self._tracer))
@@ -159,7 +159,7 @@ class EarlySampler:
 
 
 class _FixedTraceId:
-    """An ID generator whose trace ID is drawn already; the rest is another one's."""
+    """An ID generator whose trace ID is drawn already; the rest is delegated."""
 
     def __init__(self, generator: Any, trace_id: int) -> None:
         self._generator = generator
@@ -178,14 +178,14 @@ class _FixedTraceId:
 
 
 def _has_random_ids(generator: Any) -> bool:
-    """It is the SDK's own, of which it is known that all bits of an ID are random."""
+    """Whether it is the SDK's own generator, in whose IDs all bits are known to be random."""
     kind = type(generator)
     module = "opentelemetry.sdk.trace.id_generator"
     return (kind.__module__, kind.__name__) == (module, "RandomIdGenerator")
 
 
 def _building_first(name: str) -> Any:
-    """A method of dict that builds what the context holds before it reads it."""
+    """A method of dict that builds the context's contents before it reads them."""
     read = getattr(dict, name)
 
     def build_and_read(self: DroppedContext, *given: Any) -> Any:
@@ -198,17 +198,17 @@ def _building_first(name: str) -> Any:
 
 
 class DroppedContext(Context):
-    """The context in which a message is handled whose span is dropped: the message's baggage and a
-    span that records nothing, in the message's trace. Built when it is first read.
+    """The context of a message whose span is dropped: the message's baggage and a span that records
+    nothing, in the message's trace. Built when it is first read.
 
-    One for each message, so that what outlives the handler (a task, a thread, a callback that
-    kept the context) stays in the trace of its own message. To be cheap, what is the same for all
-    messages is in the class, which :meth:`EarlySampler.dropped_class` makes.
+    There is one for each message, so that work that outlives the handler (a task, a thread, a
+    callback that kept the context) stays in the trace of its own message. To be cheap, everything
+    that all messages share is in the class, which :meth:`EarlySampler.dropped_class` makes.
     """
 
     early: ClassVar[EarlySampler]
     headers: Headers = ()
-    """The message's, where it has any beside its ID."""
+    """The message's headers, if it has any beside its ID."""
 
     def build(self) -> None:
         """Build it."""
@@ -228,7 +228,7 @@ for _name in (
 
 
 def early_sampler(tracer: Tracer, outer: Context) -> EarlySampler | None:
-    """Decides for this tracer; None where only OpenTelemetry can."""
+    """An early sampler for this tracer; None if only OpenTelemetry can decide."""
     if type(tracer).__module__ != "opentelemetry.sdk.trace" or type(tracer).__name__ != "Tracer":
         return None
     # With the environment's OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED, dropped spans are counted.
@@ -263,12 +263,12 @@ def _propagated_headers(propagator: Any) -> set[str] | None:
 
 
 def _sampler_bounds(sampler: Any) -> SamplerBounds | None:
-    """The bounds of one of the SDK's samplers; None of any other."""
+    """The bounds of one of the SDK's samplers; None for any other."""
     from opentelemetry.sdk.trace import sampling
 
     kind: Any = type(sampler)
     if kind.__module__ != sampling.__name__:
-        return None  # a subclass, too, may decide as it likes
+        return None  # a subclass may decide in any way
     if not isinstance(sampler, sampling.ParentBased):
         bound = _sampler_bound(sampler)
         return None if bound is None else SamplerBounds(*[bound] * 5)
@@ -296,7 +296,7 @@ def _sampler_bound(sampler: Any) -> int | None:
 
 
 def extract_context(headers: Headers, outer: Context) -> Context:
-    """The context that a message came with, in an outer one that has nothing to do with it."""
+    """The context of a message's headers, within an outer one without a span of its own."""
     carrier = {name: "" if value is None else text(value) for name, value in headers}
     return propagate.extract(carrier, outer) if carrier else outer
 
@@ -309,7 +309,7 @@ def without_span(outer: Context) -> Context:
 
 
 def get_context_switch() -> tuple[Callable[[Context], Any], Callable[[Any], None]]:
-    """What makes a context the current one, and what undoes that.
+    """A function that makes a context the current one, and one that undoes that.
 
     OpenTelemetry keeps the current context in a context variable, unless configured otherwise;
     setting that costs half as much as its own functions.

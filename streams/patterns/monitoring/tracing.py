@@ -8,13 +8,13 @@ Spans, attributes and headers are those of OpenTelemetry's conventions for messa
   writes it: W3C ``traceparent`` and ``tracestate`` by default.
 * ``process TOPIC`` (consumer) around each call of a handler, one for each attempt. It links to the
   span that published the message and, for a single message, is its child, so that one trace shows
-  the way of a message. A batch handler's span links to each of its messages.
-* What a handler returned (``to=``) carries the context of its span.
-* The baggage that a message carries is current in its handler, and travels on with what that
-  publishes and returns.
+  a message's path. A batch handler's span links to each of its messages.
+* A handler's result (``to=``) carries the context of the handler's span.
+* The baggage of a message is current in its handler, and is passed on to the messages that the
+  handler publishes and returns.
 
 A span that will not be sampled is not built: see :mod:`streams.patterns.monitoring.sampling`.
-Without the SDK, or where the span that published is unknown, nothing is written and nothing breaks.
+Without the SDK, or if the publishing span is unknown, nothing is written and nothing breaks.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ MAX_LINKS = 128
 Attributes = dict[str, str | int | bool]
 
 Row = tuple[Batch, int, int, Any]
-"""A message as its handler is called with it: batch, index, attempt and transaction."""
+"""A message in the form in which its handler is called: batch, index, attempt and transaction."""
 
 _handler_context: ContextVar[_ContextHeaders | None] = ContextVar("streams-handled", default=None)
 """The context of the handler that was called last in this task or thread, if its results are
@@ -80,9 +80,9 @@ published."""
 def instrument(app: Streams, *, tracer_provider: TracerProvider | None = None) -> None:
     """Trace an app's publishing and its handlers from its next start on.
 
-    :param tracer_provider: where spans go; OpenTelemetry's global one if not given.
-    :raises ConfigError: the app is none, runs already, or is instrumented already, or the provider
-        is none.
+    :param tracer_provider: receives the spans; OpenTelemetry's global one if not given.
+    :raises ConfigError: ``app`` is no app, runs already, or is instrumented already, or
+        ``tracer_provider`` is no provider.
     """
     check_app(app, "instrument")
     if app.runtime.is_open:
@@ -112,7 +112,7 @@ class _AppTracing:
         self._context_switch = get_context_switch()
 
     def _refresh_settings(self) -> None:
-        """Look at OpenTelemetry's settings, once each time that the app is entered."""
+        """Read OpenTelemetry's settings, once each time that the app is entered."""
         if self._log is not self._app.log:
             self._tracer = self._get_tracer()  # the global provider may have been set meanwhile
             self._early = early_sampler(self._tracer, Context())
@@ -229,7 +229,7 @@ class _AppTracing:
             return lambda value, *row: call_in_span(value, None, row)
         draw_gap, sampled_id = sampler.draw_gap, sampler.sampled_id
         make_dropped = sampler.dropped_class()
-        # Handlers' threads that meet at this number may count one message for two: no harm.
+        # Threads of handlers that race for this number may count one message for two: no harm.
         until_sampled = draw_gap()
 
         def call_any(value: Any, headers: Headers, row: Row) -> Any:
@@ -260,8 +260,8 @@ class _AppTracing:
         if has_results:
             return lambda value, *row: call_any(value, row[0].extra_headers(row[1]), row)
 
-        # Most messages have no headers and are dropped. Theirs is one function each, which does
-        # as `call_any`: a call more would be felt with every message.
+        # Most messages have no headers and are dropped. They get one function each that does the
+        # same as `call_any`: a further call would be noticeable with every message.
 
         def call_async(value: Any, batch: Batch, index: int, attempt: int, transaction: Any) -> Any:
             nonlocal until_sampled
@@ -323,7 +323,7 @@ class _AppTracing:
     def _message_span(
         self, job: Job, outer: Context, trace_id: int | None, row: Row
     ) -> AbstractContextManager[Any]:
-        """The span of a message, which is a root span if its trace ID is given."""
+        """The span of a message; a root span if a trace ID is given."""
         batch, index, attempt, _ = row
         topic, headers = batch.topic, batch.extra_headers(index)
         attributes = self._topic_attributes("process", "process", topic) | {
@@ -361,7 +361,8 @@ class _AppTracing:
         origin: Context,
         trace_id: int | None,
     ) -> AbstractContextManager[Any]:
-        """A handler's span, current beside the baggage of ``origin``, which has its parent."""
+        """Start a handler's span, current beside the baggage of ``origin``, which has its
+        parent."""
         tracer = self._tracer
         if trace_id is not None and self._early is not None:
             tracer = self._early.tracer_with_id(trace_id)
@@ -373,8 +374,8 @@ class _AppTracing:
 
 
 class _SpanContext:
-    """Makes a context the current one; its span ends with the block, and records an exception. As
-    OpenTelemetry's ``use_span`` does it, with ``error.type``."""
+    """Makes a context the current one; its span ends with the block, and records an exception. The
+    same as OpenTelemetry's ``use_span``, with ``error.type``."""
 
     __slots__ = ("_attach", "_context", "_detach", "_span", "_token")
 
@@ -406,7 +407,7 @@ class _SpanContext:
 
 
 class _ContextHeaders:
-    """The headers of a context, made when they are asked for."""
+    """The headers of a context, created on first use."""
 
     __slots__ = ("_context", "_headers")
 
@@ -415,7 +416,7 @@ class _ContextHeaders:
         self._headers: dict[str, str] | None = None
 
     def headers(self) -> Mapping[str, str]:
-        """What the propagator writes."""
+        """The headers that the propagator writes."""
         if self._headers is None:
             self._headers = {}
             propagate.inject(self._headers, self._context)
@@ -423,7 +424,7 @@ class _ContextHeaders:
 
 
 def _with_handler_context(results: ResultEncoder) -> ResultEncoder:
-    """What a handler returned goes with the context of the handler's span, not its source's."""
+    """A handler's results carry the context of the handler's span, not that of its message."""
 
     def make(result: Any, batch: Batch, index: int, identity: str | None) -> Sequence[Outgoing]:
         outgoing = results(result, batch, index, identity)
@@ -437,7 +438,7 @@ def _with_handler_context(results: ResultEncoder) -> ResultEncoder:
 
 
 def _inject_headers(record: Record, carrier: Mapping[str, str], *, overwrite: bool) -> None:
-    """Write the context into a record's headers, which may have one already."""
+    """Write the context into a record's headers, which may contain one already."""
     existing = {name for name, _ in record.headers}
     if not carrier or (not overwrite and not existing.isdisjoint(carrier)):
         return

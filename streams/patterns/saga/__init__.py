@@ -1,4 +1,4 @@
-"""Sagas: steps over several services that are all done, or all taken back.
+"""Sagas: steps over several services that are either all done, or all undone.
 
 A saga is a sequence of steps, each with a compensation that undoes it. There is no transaction
 around them: when one fails, those before it are compensated in reverse. A saga is in memory, or

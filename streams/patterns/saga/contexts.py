@@ -1,8 +1,8 @@
 """The context of a saga: copied for every call, so that no two calls share one, and merged again.
 
 Between steps the context is *stored*: as a deep copy in memory, as an encoded document of its
-declared type in a durable saga. Every call of a step gets a context made from what is stored, and
-its result is stored anew: a step that fails half-way leaves no trace in it.
+declared type in a durable saga. Every call of a step gets a new context made from the stored one,
+and its result is stored again: a step that fails half-way leaves no trace in it.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from streams.errors import ConfigError, InvalidValue
 from streams.patterns.saga.errors import ContextConflict
 
 MAX_CONTEXT_BYTES = 512 << 10
-"""The largest context of a durable saga in bytes: with what is around it, it must fit into one
-message of Kafka's default size."""
+"""The largest context of a durable saga in bytes: with the rest of its journal entry it must fit
+into one message of Kafka's default size."""
 
 _MAX_DEPTH = 500
-"""Levels of nesting; the journal's own come around them."""
+"""Levels of nesting; the journal's own are added to them."""
 
 
 class ContextStore(Protocol):
     """How contexts are stored between steps."""
 
     def store(self, context: Any) -> Any:
-        """What is stored of a context.
+        """The stored form of a context.
 
         :raises Exception: it cannot be stored.
         """
         ...
 
     def load(self, stored: Any) -> Any:
-        """A context that is the caller's own.
+        """A new context, which belongs to the caller.
 
-        :raises Exception: what was stored is no context (any more).
+        :raises Exception: the stored form is not a context (any more).
         """
         ...
 
@@ -50,9 +50,10 @@ class CopiedContexts:
     """Contexts of a saga that lives in this process's memory: deep copies."""
 
     def store(self, context: Any) -> Any:
-        """A copy: the caller may go on changing its context.
+        """A copy, so that the caller may go on changing its context.
 
-        :raises ConfigError: it holds what cannot be copied, such as a connection or a lock.
+        :raises ConfigError: it holds an object that cannot be copied, such as a connection or a
+            lock.
         :raises InvalidValue: it is nested too deeply.
         """
         try:
@@ -66,12 +67,13 @@ class CopiedContexts:
             ) from error
 
     def load(self, stored: Any) -> Any:
-        """A copy of the copy."""
+        """A copy of the stored copy."""
         return deepcopy(stored)
 
 
 class EncodedContexts:
-    """Contexts of a durable saga: JSON documents of the declared type, bounded both ways.
+    """Contexts of a durable saga: JSON documents of the declared type, with a size limit in both
+    directions.
 
     :raises ConfigError: the type cannot be carried.
     """
@@ -93,12 +95,12 @@ class EncodedContexts:
 
 
 def merge_contexts(base: Any, results: Sequence[tuple[str, Any]]) -> Any:
-    """The context after steps that ran side by side, each on a copy of ``base``.
+    """The merged context of steps that ran side by side, each on a copy of ``base``.
 
-    What a step changed is merged, field by field.
+    The changes of the steps are merged, field by field.
 
     :param results: steps' names and the contexts they left.
-    :raises ContextConflict: two changed one field differently.
+    :raises ContextConflict: two steps changed one field differently.
     """
     if len(results) == 1:
         return results[0][1]
@@ -140,7 +142,7 @@ def _apply_changes(base: Any, changes: Mapping[Any, Any]) -> Any:
         return msgspec.structs.replace(base, **changes)
     found: Any = copy(base)
     by_item = isinstance(base, Mapping)
-    # Of an object, frozen or not: it is our own copy.
+    # For an object, frozen or not: it is our own copy.
     delete: Any = delitem if by_item else object.__delattr__
     put: Any = setitem if by_item else object.__setattr__
     for name, value in changes.items():

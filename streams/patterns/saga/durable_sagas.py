@@ -5,8 +5,8 @@ next entry, which the processor publishes before the message counts as settled (
 processor's own promises are the saga's: the owner of the saga ID's partition advances it, one entry
 after the other; if it is killed at any instant, the entry that was not settled is handled again by
 the partition's next owner, unless the journal already has its successor
-(:mod:`streams.patterns.saga.successor_reader`); what was written twice under one number is dropped
-by deduplication; and an entry that is due later waits like a message that is retried later. There
+(:mod:`streams.patterns.saga.successor_reader`); a second entry of one number is dropped by
+deduplication; and an entry that is due later waits like a message that is retried later. There
 is no state but the journal.
 """
 
@@ -45,21 +45,21 @@ if TYPE_CHECKING:
     from streams.log.protocol import Log
 
 DEFAULT_PARTITIONS = 8
-"""Partitions of a journal that is created, where nobody said how many: so many processes can share
+"""Partitions of a journal that is created without a number: as many processes as this can share
 its sagas."""
 
 POLL_INTERVAL = 0.25
-"""Seconds between looks at the journal of whoever waits for a saga that another process owns."""
+"""Seconds between polls of the journal by a caller that waits for a saga of another process."""
 
 FRESH = 1.0
-"""Seconds for which an entry that waits for nothing is held to be its saga's last one, though
-somebody may have abandoned the saga since: so most steps are called without asking the log."""
+"""Seconds for which an entry that waits for nothing is assumed to be its saga's last one, though
+the saga may have been abandoned since: so most steps are called without asking the log."""
 
 MIN_INDEXED_ENTRIES = 10_000
-"""Entries of a partition among which a saga is looked for by its ID, at least."""
+"""The minimum of entries of a partition that are searched for a saga by its ID."""
 
 _INTERNAL_RETRY = Retry(attempts=8, delay=0.5)
-"""For failures that are not a step's: our own, or an entry that the log refuses."""
+"""For failures that are not a step's: the toolkit's own, or an entry that the log refuses."""
 
 
 class _JournalTopic(InternalTopic[StoredEntry]):
@@ -67,7 +67,8 @@ class _JournalTopic(InternalTopic[StoredEntry]):
 
 
 class DurableSagas:
-    """The journal's topic and processor in one app, and who waits here for a saga to end."""
+    """The journal's topic and processor in one app, and this process's callers that wait for a
+    saga."""
 
     def __init__(
         self,
@@ -93,11 +94,11 @@ class DurableSagas:
         self._decoder = EntryDecoder(self.topic.name)
         self._waiters: dict[str, set[asyncio.Future[StoredEntry]]] = {}
         self._last_numbers: dict[str, int] = {}
-        """The number of the last entry seen, of each saga that is waited for."""
+        """The number of the last entry seen, by saga that is waited for."""
         self._awaited_keys: set[bytes] = set()
-        """Their keys; read in another thread."""
+        """The keys of these sagas; read in another thread."""
         self._next_offsets: dict[int, int] = {}
-        """The next offset to read, by partition, while somebody waits."""
+        """The next offset to read, by partition, while a caller waits."""
         self._poll_task: asyncio.Task[None] | None = None
         self._successors = SuccessorReader()
         self.processor = app.processor(
@@ -108,9 +109,9 @@ class DurableSagas:
         self._indexed_entries = max(2 * dedup.window, MIN_INDEXED_ENTRIES)
         self._recent_sagas = RecentSagas(self._indexed_entries)
         self._known_log: Log | None = None
-        """That of the app's life in which anybody looked or waited last."""
+        """The log of the app's life in which a caller last looked or waited."""
         self._catch_ups: dict[int, SharedRun] = {}
-        """Reads what was written since the last time, by partition."""
+        """Reads the entries written since the last time, by partition."""
 
     @property
     def journal(self) -> Journal:
@@ -122,7 +123,7 @@ class DurableSagas:
             successors = self._successors
             if entry.has_ended:
                 successors.forget(entry, message)
-                # One that is redelivered may be of a saga that was resumed since.
+                # A redelivered one may be of a saga that was resumed since.
                 if entry.is_final or not await successors.has_successor(
                     self.journal, entry, message
                 ):
@@ -148,7 +149,7 @@ class DurableSagas:
         return advance
 
     async def start(self, id: str, context: Any) -> int:
-        """Write the first entry; the partition it went to."""
+        """Write the first entry; returns its partition."""
         entry = StoredEntry(
             saga=id,
             context=self._engine.contexts.store(context),
@@ -169,7 +170,7 @@ class DurableSagas:
         self._notice_new_life()
         future: asyncio.Future[StoredEntry] = asyncio.get_running_loop().create_future()
         future.add_done_callback(retrieve_exception)
-        # First, so that whatever is written from now on is seen.
+        # First, so that every entry written from now on is seen.
         self._waiters.setdefault(id, set()).add(future)
         self._last_numbers.setdefault(id, -1)
         self._awaited_keys.add(saga_key(id))
@@ -191,13 +192,13 @@ class DurableSagas:
 
     async def _find_or_start(self, id: str, context: Any) -> StoredEntry | None:
         """Make sure that a saga of that ID exists; its last entry if it has ended already, as
-        nothing more is written then that could be waited for."""
+        no further entry would be written to wait for."""
         last_entry = self._find_recent(id)
         if last_entry is None:
             partition = await self.start(id, context)
         else:
             partition = last_entry.position.partition
-            # Before it is read, so that whatever is written from then on is seen.
+            # Before it is read, so that every entry written from then on is seen.
             self._next_offsets.setdefault(partition, last_entry.position.offset)
         if last_entry is None or not last_entry.is_final:
             await self._catch_up(partition)
@@ -229,12 +230,12 @@ class DurableSagas:
         return (await asyncio.to_thread(self.journal.latest, id, newest)).entry
 
     def _find_recent(self, id: str) -> LastEntry | None:
-        """The last entry of a saga, as far as the journal was read."""
+        """The last entry of a saga, in the part of the journal that was read."""
         self._notice_new_life()
         return self._recent_sagas.find(id)
 
     def _notice_new_life(self) -> None:
-        """Forget what was read in a former life of the app, and let nobody wait in it any more.
+        """Forget the entries read in a former life of the app, and release all its waiters.
 
         :raises NotRunning: the app is not entered.
         """
@@ -250,7 +251,7 @@ class DurableSagas:
         self._fail_waiters(self._left_error())
 
     async def _catch_up(self, partition: int) -> None:
-        """Read everything that a partition holds at this moment into :attr:`_recent_sagas`."""
+        """Read everything that a partition holds now into :attr:`_recent_sagas`."""
         if partition not in self._catch_ups:
             recent, journal = self._recent_sagas, self.journal
             self._catch_ups[partition] = SharedRun(lambda: recent.catch_up(journal, partition))
@@ -298,12 +299,13 @@ class DurableSagas:
             try:
                 found = await asyncio.to_thread(journal.read_since, offsets, self._awaited_keys)
             except LogError as error:
-                # The saga advances without us; and a log that is being closed is gone next time.
+                # The saga advances without us; and a log that is being closed is reopened next
+                # time.
                 if isinstance(error, Unavailable) or self._app.runtime.stopping:
                     continue
                 raise
             for entry in found:
-                # The first of a number counts; what was written too late has no higher one.
+                # The first of a number counts; one that was written too late has no higher number.
                 if entry.n > self._last_numbers.get(entry.saga, entry.n):
                     self._last_numbers[entry.saga] = entry.n
                     if entry.has_ended:
@@ -316,7 +318,7 @@ def _message_id(entry: StoredEntry) -> str:
 
 
 def new_saga_id() -> str:
-    """A saga's ID where none was given."""
+    """A new ID for a saga without a given one."""
     return str(uuid7())
 
 

@@ -36,21 +36,21 @@ same process."""
 
 
 class StepOutcome(NamedTuple):
-    """How a call ended: the context it left as it is to be stored, or what it raised."""
+    """How a call ended: the context in its stored form, or the exception."""
 
     step: str
     context: Any = None
     error: BaseException | None = None
     took_effect: bool = True
-    """It had its effect; if there is an error too, its context cannot be stored."""
+    """Whether it had its effect; if there is an error too, its context cannot be stored."""
 
 
 class SagaEngine:
-    """The steps of a saga, and how one leads to the next.
+    """A saga's steps and its transitions from one entry to the next.
 
     :param name: the orchestrator's; part of every idempotency key.
-    :param compensate_cancelled: a step that is cancelled has failed, and the saga is compensated.
-        Else the cancellation is passed on, and the saga stays at the entry it had.
+    :param compensate_cancelled: a cancelled step has failed, and the saga is compensated.
+        Else the cancellation is raised, and the saga stays at its last entry.
     """
 
     def __init__(
@@ -80,16 +80,16 @@ class SagaEngine:
     # -- one transition
 
     async def advance(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
-        """Call the steps that are due; the entry that follows.
+        """Call the steps that are due; returns the entry that follows.
 
         A saga whose steps cannot all be found is stopped before anything more is called.
 
-        :param errors: filled with what calls raised.
+        :param errors: filled with the exceptions of the calls.
         """
         if not entry.plan:
             if not self.plan:
                 return self._stop(entry, f"{self.name} has no steps here")
-            # Written down before the first step runs, so that what runs once is the plan for ever.
+            # Written down before the first step runs, so that the plan of a saga never changes.
             return entry.next_entry(self.now(), plan=self.plan)
         missing = self._missing_steps(entry)
         if missing:
@@ -109,7 +109,7 @@ class SagaEngine:
 
     def check_progress(self, entry: JournalEntry, following: JournalEntry) -> None:
         """Make sure that a saga has a bounded number of entries: each is nearer to an end than the
-        one before it, whatever that says.
+        one before it, whatever its content.
 
         :raises SagaError: this one is not.
         """
@@ -124,8 +124,8 @@ class SagaEngine:
             )
 
     def _distance_to_end(self, entry: JournalEntry) -> tuple[int, ...]:
-        """How far a saga is from its end: tuples of natural numbers, compared from the left, so
-        that no saga can come nearer for ever."""
+        """A saga's distance from its end: tuples of natural numbers, compared from the left, so
+        that no saga can come nearer forever."""
         if entry.has_ended:
             return (0,)
         compensating = entry.status == "compensating"
@@ -199,7 +199,7 @@ class SagaEngine:
         if cancelled is not None:
             errors["", False] = cancelled
             if not final_failures:
-                # Every step had its effect before it could be interrupted; whoever cancelled
+                # Every step had its effect before it could be interrupted; the cancelling caller
                 # cannot know, and expects that nothing is done.
                 final_failures.append(make_failure(names[-1], cancelled, 1))
         now = self.now()
@@ -220,7 +220,7 @@ class SagaEngine:
         return entry.moved_on(now, status=status, context=context, stage=stage, done=done)
 
     def _merged_context(self, entry: JournalEntry, finished: Sequence[StepOutcome]) -> Any:
-        """What is stored after these steps."""
+        """The stored context after these steps."""
         if not finished:
             return entry.context
         if len(finished) == 1:
@@ -232,7 +232,7 @@ class SagaEngine:
     def _turn_back(
         self, entry: JournalEntry, done: Iterable[str], failure: Failure, context: Any
     ) -> JournalEntry:
-        """Go backward: compensate what is done, as far as that can be."""
+        """Go backward: compensate the steps that are done, as far as they can be."""
         remaining = tuple(name for name in done if self.steps[name].compensate is not None)
         status = "compensating" if remaining else "compensated"
         return entry.moved_on(
@@ -242,7 +242,7 @@ class SagaEngine:
     def cancel_retries(
         self, entry: JournalEntry, error: BaseException, errors: StepErrors
     ) -> JournalEntry:
-        """A saga that is cancelled while its steps wait to be tried again goes backward."""
+        """Turn a saga back that is cancelled while its steps wait for a retry."""
         for name in entry.current_steps:
             errors[name, False] = error
         first = entry.current_steps[0]
@@ -303,8 +303,8 @@ class SagaEngine:
     async def _call_steps(
         self, entry: JournalEntry, names: Sequence[str], *, compensating: bool
     ) -> tuple[Sequence[StepOutcome], asyncio.CancelledError | None]:
-        """Call steps side by side; how each ended, in their order, and the cancellation that
-        interrupted them, if any."""
+        """Call steps side by side; returns how each ended, in their order, and the cancellation
+        that interrupted them, if any."""
         if len(names) == 1 and not self._compensate_cancelled:
             return (await self._call(entry, names[0], compensating=compensating),), None
         outcomes: dict[str, StepOutcome] = {}
@@ -337,7 +337,7 @@ class SagaEngine:
         except Exception as error:
             no_failure = find_config_error(error) or find_code_too_old(error)
             if no_failure is not None and not self._compensate_cancelled:
-                raise  # of the saga: it goes on here once the code is mended, or newer
+                raise  # also for the saga: it goes on here once the code is fixed, or newer
             return StepOutcome(name, None, error, False)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -367,8 +367,9 @@ class SagaEngine:
         raise StepTimeout(f"step {step.name!r} ran longer than {step.timeout:g} s")
 
     async def _call_in_thread(self, action: Callable[[Any], Any], context: Any) -> Any:
-        """No thread can be interrupted: whoever is to undo what was done has to wait for it, and
-        needs to know how it ended. What else was cancelled is :meth:`_call_steps`'s to say."""
+        """Await an action in a thread to its end. No thread can be interrupted, and the caller
+        needs to know how it ended to undo it. :meth:`_call_steps` handles the cancellation of the
+        rest."""
         if not self._compensate_cancelled:
             return await asyncio.to_thread(_call_plain, action, context)
         work = asyncio.ensure_future(asyncio.to_thread(_call_plain, action, context))
@@ -377,7 +378,7 @@ class SagaEngine:
 
 
 def _call_plain(action: Callable[[Any], Any], context: Any) -> Any:
-    """Call a plain action. No future can hold ``StopIteration``: its caller would wait for ever."""
+    """Call a plain action. No future can hold ``StopIteration``: its caller would wait forever."""
     try:
         return action(context)
     except StopIteration as error:
@@ -385,9 +386,9 @@ def _call_plain(action: Callable[[Any], Any], context: Any) -> Any:
 
 
 def _resulting_context(context: Any, returned: Any, step: str) -> Any:
-    """The context after a step: the one it was given, or the one it returned.
+    """The context after a step: the one it was called with, or the one it returned.
 
-    :raises SagaError: what it returned is none.
+    :raises SagaError: its result is not a context.
     """
     if returned is None:
         return context

@@ -1,10 +1,10 @@
-"""Which journal entries are possible: every entry is validated as a whole before it counts.
+"""Validation of journal entries: every entry is validated as a whole before it counts.
 
-Whoever may write to the journal's topic can write anything, so an entry is believed only where the
-saga engine (:mod:`streams.patterns.saga.engine`) could have written it: its plan names each step
-once, its stage lies in that plan, the steps that are done are those before its stage, its counters
-and times are in range. Every transition of such an entry moves the saga towards an end, so no entry
-can make a saga go on for ever.
+Any process with write access to the journal's topic can write anything, so an entry is accepted
+only if the saga engine (:mod:`streams.patterns.saga.engine`) could have written it: its plan names
+each step once, its stage lies in that plan, the steps that are done are those before its stage, its
+counters and times are in range. Every transition of such an entry moves the saga towards an end, so
+no entry can make a saga go on forever.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ StepNames = tuple[str, ...]
 Plan = tuple[StepNames, ...]
 
 MAX_COUNT = 1_000_000_000
-"""Transitions of a saga, and attempts of a step, at most."""
+"""The maximum of transitions of a saga, and of attempts of a step."""
 
 MAX_TIME = 253_402_300_799.0
 """The last second of the year 9999, after which Python has no dates."""
 
 MAX_WAIT = 31 * 86_400.0
-"""Seconds between an entry and when it is due, at most: a partition's position waits meanwhile."""
+"""The most seconds between an entry and its due time: a partition's position waits meanwhile."""
 
 _MAX_ID_LENGTH = 200
-"""Characters of a saga's ID, at most."""
+"""The longest ID of a saga, in characters."""
 
 _MAX_STEP_LENGTH = 200
-"""Characters of a step's name, at most."""
+"""The longest name of a step, in characters."""
 
 _MAX_KIND_LENGTH = 200
 _MAX_MESSAGE_LENGTH = 1 << 10
-"""Characters of the text of a failure, at most (``journal_entry.make_failure``)."""
+"""The longest text of a failure, in characters (``journal_entry.make_failure``)."""
 
 _PREVIOUS_STATUSES = {
     "stopped": ("running", "compensating"),
     "abandoned": ("running", "compensating", "failed"),
 }
-"""What the status was before a saga was stopped or abandoned."""
+"""The possible statuses before a saga was stopped or abandoned."""
 
 
 def is_saga_id(id: object) -> TypeGuard[str]:
@@ -49,10 +49,10 @@ def is_saga_id(id: object) -> TypeGuard[str]:
 
 
 def invalid_reason(entry: JournalEntry, *, cache: bool = False) -> str:
-    """Why no saga can stand like this, without quoting the entry; empty if one can.
+    """Why no saga can have this entry, without quoting the entry; empty if one can.
 
-    :param cache: the entry is small, and others like it will come: what is found about its plan
-        and its steps is cached for them.
+    :param cache: the entry is small, and others like it will follow: the results for its plan
+        and its steps are cached for them.
     """
     if not is_saga_id(entry.saga):
         return f"its saga's ID is not a text of 1 to {_MAX_ID_LENGTH} printable characters"
@@ -85,7 +85,7 @@ def _invalid_steps(
     uncompensated: StepNames,
     has_failure: bool,
 ) -> str:
-    """Whether the plan is one, and the status fits what is done and what is left to be done.
+    """Why the plan is invalid, or the status does not fit the steps done and left; else empty.
 
     :param uncompensated: the steps that could not be compensated.
     :param has_failure: the entry says which step failed.
@@ -134,7 +134,7 @@ def _invalid_steps(
 
 
 def _invalid_counts(entry: JournalEntry) -> str:
-    """Whether the failures are of steps at hand, and counted in range."""
+    """Why the failures are not of current steps, or their counts out of range; else empty."""
     names = {name for group in entry.plan for name in group}
     current_steps = (
         set(entry.current_steps)

@@ -1,4 +1,4 @@
-"""How a saga can fail, and what a step raised when only its text is left."""
+"""The failures of a saga, and a step's exception when only its text is left."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from streams.errors import StreamsError
 
 
 class SagaError(StreamsError):
-    """Base of what sagas raise."""
+    """Base class of the exceptions that sagas raise."""
 
 
 class UnknownSaga(SagaError, LookupError):
-    """There is no saga of that ID in the log (any more)."""
+    """The log has no saga of that ID (any more)."""
 
     id: str | None = None
-    """The ID; None: there are no sagas of that name at all."""
+    """The ID; None: there are no sagas with that orchestrator's name at all."""
 
 
 class StepTimeout(SagaError, TimeoutError):
@@ -24,10 +24,10 @@ class StepTimeout(SagaError, TimeoutError):
 
 
 class StepError(SagaError):
-    """What a step of a durable saga raised, as the log kept it: its type's name and its text.
+    """The exception of a step of a durable saga, as the log kept it: its type's name and its text.
 
     :param kind: the name of the exception's type.
-    :param message: what it said, cut to 1 KiB.
+    :param message: its text, cut to 1 KiB.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -42,10 +42,10 @@ class ContextConflict(SagaError):
 
 @dataclass(frozen=True, slots=True)
 class FailedCompensation:
-    """A compensation that failed for good: what it should have undone is not undone.
+    """A compensation that failed for good: the effect of its step is not undone.
 
     :param step: the step's name.
-    :param error: what its last attempt raised.
+    :param error: the exception of its last attempt.
     :param attempts: how often it was called.
     """
 
@@ -55,12 +55,12 @@ class FailedCompensation:
 
 
 class SagaFailedError(SagaError):
-    """A step failed for good, and what was done before it was compensated.
+    """A step failed for good, and the steps before it were compensated.
 
     :param saga_id: which saga.
     :param step: the step that failed.
-    :param cause: what it raised; a :class:`StepError` if the saga is durable.
-    :param failed_compensations: those that failed, in the order they were tried.
+    :param cause: its exception; a :class:`StepError` if the saga is durable.
+    :param failed_compensations: the compensations that failed, in the order they were tried.
     :param context: the context after the last compensation.
     """
 
