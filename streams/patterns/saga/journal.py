@@ -1,12 +1,12 @@
-"""A saga's journal in the log: read by everybody, and written to by commands.
+"""A saga's journal in the log: read by any process, and written to by commands.
 
 The journal of all sagas of one name is the topic ``NAME.saga``, keyed by saga ID. Reading it joins
 no group. Only the newest entries of each partition are read, as many as the caller says, so that
-the cost does not grow with all that was ever written; what is older, or was removed by the log's
-retention, is unknown.
+the cost does not grow with the journal; entries that are older, or were removed by the log's
+retention, are unknown.
 
-What is no entry of a saga, or is written under another key than its saga's ID, is ignored by
-everybody (:mod:`streams.patterns.saga.journal_decoder`).
+A record that is not an entry of a saga, or has another key than its saga's ID, is ignored by
+all readers (:mod:`streams.patterns.saga.journal_decoder`).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from streams.patterns.saga.journal_entry import JournalEntry, StoredEntry
 TOPIC_SUFFIX = ".saga"
 
 DEFAULT_NEWEST = 1_000_000
-"""Entries of each partition that are looked at, where nobody says how many."""
+"""How many entries of each partition are searched by default."""
 
 FIRST_LOOK = 200
-"""Entries of each partition among which a saga is looked for first."""
+"""How many entries of each partition are searched for a saga first."""
 
 LOOK_GROWTH = 10
-"""How many times as many are looked at each time it was not there."""
+"""The factor by which the search grows each time that the saga was not found."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 def journal_topic(saga: str) -> str:
-    """The topic of all sagas of this name."""
+    """The journal topic of all sagas of this name."""
     return f"{saga}{TOPIC_SUFFIX}"
 
 
 def saga_name(topic: str) -> str | None:
-    """The name of the sagas whose journal a topic is; None: it is none."""
+    """The name of the sagas whose journal this topic is; None: it is not a journal."""
     return topic.removesuffix(TOPIC_SUFFIX) or None if topic.endswith(TOPIC_SUFFIX) else None
 
 
@@ -63,14 +63,14 @@ class EntryRange(NamedTuple):
     start: int
     end: int
     is_whole: bool
-    """Nothing that the log keeps is before it."""
+    """Whether the log keeps no entry before it."""
 
 
 class SagaListing(NamedTuple):
     """Sagas, and whether the journal was read from its beginning.
 
-    :param entries: the last one of each saga, in the order of their times.
-    :param is_complete: the journal was read from its beginning.
+    :param entries: the last entry of each saga, in the order of their times.
+    :param is_complete: whether the journal was read from its beginning.
     """
 
     entries: list[StoredEntry]
@@ -78,31 +78,31 @@ class SagaListing(NamedTuple):
 
 
 class _BackwardSearch:
-    """The last entry of one saga, looked for in one part of the journal after the other, the newest
+    """The search for the last entry of one saga, in one part of the journal after the other, newest
     first."""
 
     def __init__(self) -> None:
         self.found: PositionedEntry | None = None
-        """That with the highest number."""
+        """The entry with the highest number so far."""
         self._numbers: set[int] = set()
 
     @property
     def is_certain(self) -> bool:
-        """No older part has an entry that counts more than the one that was found.
+        """Whether no older part can have an entry that counts more than the one that was found.
 
-        An entry is written after the one of the number before it, so all that follow an entry that
-        counts stand behind it, and number 0 is the first there is. Of a former owner that stood
-        still, one entry of a saga may have been written too late; where there are two numbers, one
-        of them counts.
+        An entry is written after the one with the previous number, so all that follow an entry that
+        counts are behind it, and number 0 is the first. A former owner that was paused may have
+        written one entry of a saga too late; if two numbers were found, one of them is of an entry
+        that counts.
         """
         return 0 in self._numbers or len(self._numbers) > 1
 
     def add_older(self, entries: Iterable[PositionedEntry]) -> None:
-        """What an older part has of the saga."""
+        """Add the saga's entries in an older part."""
         newest: PositionedEntry | None = None
         for each in entries:
             self._numbers.add(each.entry.n)
-            # Of entries with one number the first counts: the others were too late.
+            # Of entries with one number the first counts: the others were written too late.
             if newest is None or each.entry.n > newest.entry.n:
                 newest = each
         if newest is not None and (self.found is None or newest.entry.n >= self.found.entry.n):
@@ -114,7 +114,7 @@ class Journal:
 
     on_ignored: Callable[[int, int], None] | None = None
     """Called with partition and offset of each record that is read and is no entry of a saga,
-    tombstones apart."""
+    except tombstones."""
 
     def __init__(self, log: Log, saga: str, decoder: EntryDecoder | None = None) -> None:
         self.log = log
@@ -125,16 +125,16 @@ class Journal:
     def latest(self, id: str, newest: int | None = DEFAULT_NEWEST) -> PositionedEntry:
         """The last entry of a saga.
 
-        :param newest: how many entries of each partition are looked at; None: all there are.
+        :param newest: how many entries of each partition are searched; None: all there are.
         :raises UnknownSaga: it does not exist.
         """
         return self._find_latest(id, newest)[0]
 
     def _find_latest(self, id: str, newest: int | None) -> tuple[PositionedEntry, dict[int, int]]:
-        """The same, and before which offset of each partition it was looked for.
+        """The same, and by partition the offset before which it was searched for.
 
         Reads backwards, a larger part each time, so the cost depends on how long ago the saga's
-        last entries were written, and not on how many entries there are.
+        last entries were written, and not on how many entries the journal has.
         """
         search = _BackwardSearch()
         ranges = self._newest_ranges(FIRST_LOOK if newest is None else min(FIRST_LOOK, newest))
@@ -167,9 +167,9 @@ class Journal:
     def list_latest(
         self, is_wanted: Callable[[JournalEntry], bool], newest: int | None = DEFAULT_NEWEST
     ) -> SagaListing:
-        """The last entries of the sagas of which they are wanted.
+        """The last entries of the selected sagas.
 
-        :param newest: how many entries of each partition are looked at; None: all there are.
+        :param newest: how many entries of each partition are searched; None: all there are.
         """
         numbers: dict[str, int] = {}
         found: dict[str, StoredEntry] = {}
@@ -186,7 +186,7 @@ class Journal:
         return SagaListing(sorted(found.values(), key=lambda entry: entry.at), is_complete)
 
     def saga_ids(self, newest: int) -> set[str]:
-        """The IDs of sagas among so many entries of each partition, the newest."""
+        """The IDs of the sagas among the newest ``newest`` entries of each partition."""
         ranges = self._newest_ranges(newest)
         return {
             each.entry.saga
@@ -197,10 +197,10 @@ class Journal:
     def read_since(
         self, offsets: MutableMapping[int, int], keys: Container[bytes]
     ) -> list[StoredEntry]:
-        """The entries under some keys from these offsets on, by partition; moves the offsets
-        behind what was read.
+        """The entries with these keys from these offsets on, by partition; moves the offsets
+        past the records that were read.
 
-        :param keys: asked for each record as it is read, so that a key may be added meanwhile.
+        :param keys: checked for each record as it is read, so that a key may be added meanwhile.
         """
         found: list[StoredEntry] = []
         for partition, offset in offsets.items():
@@ -221,7 +221,7 @@ class Journal:
     def last_numbers(self, partition: int, start: int) -> dict[str, int]:
         """The number of the last entry of every saga that is under way, from an offset on.
 
-        Sagas that were only started are left out: however many wait, they take no memory.
+        Sagas that were only started are left out, so that any number of them takes no memory.
         """
         first, end = self.log.watermarks(self.topic, partition)
         found: dict[str, int] = {}
@@ -236,26 +236,26 @@ class Journal:
         make_next: Callable[[StoredEntry], StoredEntry],
         newest: int | None = DEFAULT_NEWEST,
     ) -> StoredEntry:
-        """Append the entry that follows a saga's last one; again if somebody else was quicker.
+        """Append the entry that follows a saga's last one; retried if another writer was quicker.
 
-        :param make_next: the entry that follows; raises if there is none.
+        :param make_next: makes the entry that follows; raises if there is none.
         :param newest: as of :meth:`latest`.
         :returns: the entry that counts.
         :raises UnknownSaga: there is no such saga.
-        :raises OutcomeUnknown: perhaps written; look before giving the command again.
+        :raises OutcomeUnknown: it may be written; check before giving the command again.
         """
         while True:
             last, ends = self._find_latest(id, newest)
             entry = make_next(last.entry)
-            # In the partition of the entry that it follows, however that was chosen. Under an
-            # ID of its own, so that it differs from another entry of the same number; deduplication
-            # compares what is in the entry.
+            # In the partition of the entry that it follows, however that was chosen. Under an ID of
+            # its own, so that it differs from another entry of the same number; deduplication uses
+            # the ID that the entry's content gives.
             partition = last.position.partition
             record = Record(_encode(entry), saga_key(id), str(uuid7()), partition=partition)
             (position,) = append_and_wait(self.log, self.topic, [record])
             if isinstance(position, LogError):
                 raise position
-            # None of that number stood before the ends, so only what is new has to be looked at.
+            # No entry of that number was before the ends, so only newer ones have to be searched.
             end = position.offset + 1
             after = self.read_range(partition, ends[partition], end, (saga_key(id),))
             first = next((each for each in after if each.entry.n >= entry.n), None)
@@ -278,7 +278,7 @@ class Journal:
         return self._range_before(partition, end, newest)
 
     def _range_before(self, partition: int, end: int, count: int | None) -> EntryRange:
-        """So many entries of a partition, those before an offset; None: all of them."""
+        """The last ``count`` entries of a partition before an offset; None: all of them."""
         first, _ = self.log.watermarks(self.topic, partition)
         if count is None or first >= end:
             return EntryRange(min(first, end), end, True)

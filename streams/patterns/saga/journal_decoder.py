@@ -1,8 +1,8 @@
-"""How entries of a journal are decoded: one way, for everybody who reads them.
+"""Decoding the entries of a journal, in the same way for all readers.
 
-A record that the owner would dead-letter must not count for anybody else either: else whoever looks
-for a saga's last entry finds one that nobody ever advances. So the processor that drives the sagas,
-commands, listings and whoever waits for a saga all use an :class:`EntryDecoder`.
+A record that the owner would dead-letter must not count for any other reader: else a search for a
+saga's last entry would find one that is never advanced. So the processor that drives the sagas,
+commands, listings and callers that wait for a saga all use an :class:`EntryDecoder`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from streams.patterns.saga.journal_entry import StoredEntry
 from streams.processing import Skip
 
 _CACHEABLE_BYTES = 4 << 10
-"""Bytes of an entry, at most, whose validation may be cached."""
+"""The largest entry whose validation may be cached, in bytes."""
 
 
 class EntryIdReader:
@@ -41,7 +41,7 @@ class EntryDecoder:
 
     gives_several = False
     id_reader = EntryIdReader()
-    """An entry's ID is made of its content, whatever its headers say."""
+    """The ID of an entry is derived from its content, whatever its headers say."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -51,18 +51,18 @@ class EntryDecoder:
         self._fast_limit = bound.small
 
     def unwrap(self, batch: Batch) -> Batch:
-        """Entries have no envelope."""
+        """The batch unchanged: entries have no envelope."""
         return batch
 
     def fast_decoder(self, values: Sequence[bytes | None], largest: int) -> None:
-        """There is none: an entry counts only under its saga's key."""
+        """None: there is no fast decoder, as an entry counts only under its saga's key."""
         return
 
     def decode_one(self, batch: Batch, index: int) -> StoredEntry:
-        """The entry in one message.
+        """The entry in a message.
 
         :raises Skip: a tombstone.
-        :raises DecodeError: it is no entry, or not one that a saga can have.
+        :raises DecodeError: it is no entry, or not a possible one.
         """
         value = batch.values[index]
         if value is None:
@@ -70,24 +70,24 @@ class EntryDecoder:
         return self.decode_entry(batch.keys[index], value)
 
     def decode_entry(self, key: bytes | None, value: bytes) -> StoredEntry:
-        """The entry that a record holds.
+        """The entry in a record.
 
-        :raises DecodeError: it is no entry, or not one that a saga can have.
+        :raises DecodeError: it is no entry, or not a possible one.
         """
         try:
-            # So small a document is neither too large nor too deep.
+            # A document of this size is neither too large nor too deep.
             entry = self._fast(value) if len(value) <= self._fast_limit else self._decode(value)
         except Exception:
             entry = self._decode(value)  # says what is wrong
         reason = invalid_reason(entry, cache=len(value) <= _CACHEABLE_BYTES)
         if reason:
             raise self._error(f"no saga can have this entry: {reason}", value)
-        if key != entry.saga.encode():  # a text of printable characters holds no surrogate
+        if key != entry.saga.encode():  # printable characters include no surrogate
             raise self._error("the entry of a saga stands under another key than its ID", value)
         return entry
 
     def try_decode(self, key: bytes | None, value: bytes | None) -> StoredEntry | None:
-        """As :meth:`decode_entry`; None for what is no entry."""
+        """As :meth:`decode_entry`; None if the record is no entry."""
         if value is None:
             return None
         try:

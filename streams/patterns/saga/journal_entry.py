@@ -1,9 +1,9 @@
-"""One entry of a saga's journal: all there is to know about the saga after one transition.
+"""One entry of a saga's journal: the whole state of the saga after one transition.
 
-Entry ``n + 1`` follows entry ``n``, and their IDs say so: whoever else writes an entry of that
-number (a process that was thought dead, a command at the same time) is too late, and deduplication
-drops what it wrote. So the first entry of a number in the log is the one that counts, for the owner
-of the saga and for whoever reads the journal.
+Entry ``n + 1`` follows entry ``n``, and their IDs say so: another writer of an entry with that
+number (a process that was thought dead, a concurrent command) is too late, and deduplication
+drops its entry. So the first entry of a number in the log is the one that counts, for the owner
+of the saga and for all readers of the journal.
 
 On the wire an entry is a JSON object; a saga is started by writing ``{"saga": ID, "context":
 {...}}`` under that ID as key.
@@ -31,16 +31,16 @@ Status = Literal[
 """
 
 ENDED_STATUSES = frozenset({"completed", "compensated", "failed", "stopped", "abandoned"})
-"""No owner advances it without a command."""
+"""Statuses in which no owner advances the saga without a command."""
 
 FINAL_STATUSES = frozenset({"completed", "compensated", "abandoned"})
-"""Final: no entry follows."""
+"""Statuses after which no entry follows."""
 
 _MAX_MESSAGE_BYTES = 1 << 10
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a step or a compensation raised last, and how often it had been called."""
+    """The last exception of a step or a compensation, and the number of calls until then."""
 
     step: str
     kind: str
@@ -49,12 +49,12 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def error(self) -> StepError:
-        """As an exception."""
+        """The failure as an exception."""
         return StepError(self.kind, self.message)
 
 
 def make_failure(step: str, error: BaseException, attempts: int) -> Failure:
-    """A failure to be written down: the type's name, and at most 1 KiB of its text."""
+    """A failure to be stored: the type's name, and at most 1 KiB of its text."""
     message = error_text(error)
     data = message.encode("utf-8", "backslashreplace")
     if len(data) > _MAX_MESSAGE_BYTES:
@@ -65,57 +65,57 @@ def make_failure(step: str, error: BaseException, attempts: int) -> Failure:
 
 
 class JournalEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A saga after one transition."""
+    """The state of a saga after one transition."""
 
     saga: str
     """The saga's ID."""
     n: int = 0
-    """Transitions so far."""
+    """The number of transitions so far."""
     status: Status = "running"
     context: Any
-    """As it is stored; see :mod:`streams.patterns.saga.contexts`."""
+    """The context in its stored form; see :mod:`streams.patterns.saga.contexts`."""
     plan: tuple[tuple[str, ...], ...] = ()
-    """The steps by name, in groups of parallel ones, as they were when the saga began. Empty before
-    a process that has the steps has seen it."""
+    """The steps by name, in groups of parallel ones, as they were when the saga began. Empty until
+    a process that has the steps has handled the saga."""
     stage: int = 0
-    """The current group of the plan, while it goes forward."""
+    """The index of the current group of the plan, while the saga goes forward."""
     done: tuple[str, ...] = ()
-    """Steps that are done, and not compensated."""
+    """The steps that are done, and not compensated."""
     attempts: dict[str, int] = {}
-    """Failed calls of the current steps."""
+    """The number of failed calls, by current step."""
     last: tuple[Failure, ...] = ()
-    """Their last failures."""
+    """The last failures of the current steps."""
     due: float = 0.0
-    """Not to be advanced before, in seconds since the epoch."""
+    """The time before which it is not advanced, in seconds since the epoch."""
     failure: Failure | None = None
-    """Why it goes backward."""
+    """The failure because of which the saga goes backward."""
     uncompensated: tuple[Failure, ...] = ()
     """Compensations that failed for good, in the order they were tried."""
     error: str = ""
-    """Why it was stopped or abandoned."""
+    """Why the saga was stopped or abandoned."""
     stood: Status | None = None
-    """What its status was before that."""
+    """The status before the saga was stopped or abandoned."""
     at: float = 0.0
     """When this entry was made, in seconds since the epoch."""
 
     @property
     def has_ended(self) -> bool:
-        """It advances only on an explicit command."""
+        """Whether the saga advances only on an explicit command."""
         return self.status in ENDED_STATUSES
 
     @property
     def is_final(self) -> bool:
-        """No entry follows."""
+        """Whether no entry follows."""
         return self.status in FINAL_STATUSES
 
     @property
     def message_id(self) -> str:
-        """The message ID; the first in the log counts."""
+        """The message ID; the first entry with it in the log counts."""
         return f"{self.saga}/{self.n}"
 
     @property
     def effective_status(self) -> str:
-        """Its status; of a saga that was stopped or abandoned, the status before that (empty if
+        """The saga's status; if it was stopped or abandoned, its status before that (empty if
         unknown)."""
         return (self.stood or "") if self.status in ("stopped", "abandoned") else self.status
 
@@ -133,8 +133,8 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @property
     def uncompensated_steps(self) -> tuple[str, ...]:
-        """Steps whose effect would stay if it ended now: those that are done and not compensated,
-        and those whose compensation failed; in the order of the plan."""
+        """The steps whose effect would stay if the saga ended now: those that are done and not
+        compensated, and those whose compensation failed; in the order of the plan."""
         remaining = {*self.done, *(each.step for each in self.uncompensated)}
         planned = tuple(name for group in self.plan for name in group if name in remaining)
         return planned + tuple(sorted(remaining.difference(planned)))
@@ -144,12 +144,12 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return msgspec.structs.replace(self, n=self.n + 1, at=made_at, **changes)
 
     def moved_on(self, made_at: float, **changes: Any) -> Self:
-        """The entry that follows where other steps are at hand than before: none was tried yet."""
+        """The entry that follows with other current steps, none of which was tried yet."""
         return self.next_entry(made_at, attempts={}, last=(), due=0.0, **changes)
 
 
 class StoredEntry(JournalEntry, frozen=True, kw_only=True, omit_defaults=True):
-    """An entry as it is in the log: its context is an encoded document within it."""
+    """An entry as the log stores it: its context is an encoded document within it."""
 
     context: msgspec.Raw
 
@@ -158,7 +158,7 @@ E = TypeVar("E", bound=JournalEntry)
 
 
 def resume_entry(entry: E, made_at: float) -> E:
-    """The entry that resumes a saga which was stopped or has failed.
+    """The entry that resumes a saga that was stopped or has failed.
 
     :raises SagaError: there is nothing to resume.
     """
@@ -166,7 +166,7 @@ def resume_entry(entry: E, made_at: float) -> E:
         status = entry.stood or "running"
         return entry.moved_on(made_at, status=status, error="", stood=None)
     if entry.status == "failed":
-        # Compensated from the end, so the first that was tried is tried first again.
+        # Compensations ran from the end, so the first that was tried is tried first again.
         failed_steps = tuple(each.step for each in reversed(entry.uncompensated))
         return entry.moved_on(made_at, status="compensating", done=failed_steps, uncompensated=())
     if entry.is_final:
@@ -179,7 +179,7 @@ def resume_entry(entry: E, made_at: float) -> E:
 def abandon_entry(entry: E, made_at: float, reason: str = "") -> E:
     """The entry that ends a saga: no further step, no further compensation.
 
-    :raises SagaError: it is over.
+    :raises SagaError: the saga is final.
     """
     if entry.is_final:
         raise SagaError(f"saga {entry.saga} is {entry.status} already")

@@ -1,4 +1,4 @@
-"""The orchestrator: it knows a saga's steps, their order, and how to compensate them.
+"""The orchestrator: the steps of a saga, their order, and their compensations.
 
 In memory a saga lives as long as the call of :meth:`SagaOrchestrator.execute`. With an app and a
 name it is durable: its journal is in the log, and the owner of its partition advances it
@@ -62,7 +62,7 @@ class SagaStatus(Generic[C]):
     :param done: steps that are done and not compensated.
     :param failure: why it goes or went backward.
     :param failed_compensations: compensations that failed for good.
-    :param retrying: the last failures of these steps, which are tried again.
+    :param retrying: the last failures of the steps that wait for a retry.
     :param reason: why it was stopped or abandoned.
     :param updated: when it reached this state; UTC.
     """
@@ -81,7 +81,7 @@ class SagaStatus(Generic[C]):
 
     @property
     def context(self) -> C:
-        """The context as it is now.
+        """The current context.
 
         :raises DecodeError: it is not of the declared type.
         """
@@ -97,18 +97,18 @@ class SagaOrchestrator(Generic[C]):
 
     With an app they are durable: declare the orchestrator before the app is entered.
 
-    :param app: the app on whose log the journals stand.
-    :param name: of these sagas: their journal is the topic ``NAME.saga``, their group is
+    :param app: the app on whose log the journals are.
+    :param name: the name of these sagas: their journal is the topic ``NAME.saga``, their group is
         ``NAME``, and it is in every idempotency key.
-    :param context: the type of their context, which msgspec can carry.
-    :param partitions: of the journal's topic. Not given: one that exists is used as it is, and a
+    :param context: the type of their context, which msgspec can encode.
+    :param partitions: of the journal's topic. Not given: an existing topic is used as it is, and a
         new one gets 8.
     :param retention: how long the journal is kept, if its topic is created here: see
-        :meth:`streams.Streams.topic`. Longer than any saga takes.
-    :param concurrency: how many sagas are at a step at once in this process.
-    :param dedup: how far back a second start of one saga ID is noticed.
-    :param flow: the processor's; its ``drain`` is how long steps may take to end when the app
-        stops or partitions move. Then they are cancelled, and called again by the next owner.
+            :meth:`streams.Streams.topic`. It must be longer than any saga takes.
+        :param concurrency: how many sagas run a step at once in this process.
+        :param dedup: how far back a second start of one saga ID is detected.
+        :param flow: the processor's; its ``drain`` is how long steps may take to end when the app
+            stops or partitions move. Then they are cancelled, and called again by the next owner.
     :raises ConfigError: any of these cannot work.
     """
 
@@ -184,8 +184,8 @@ class SagaOrchestrator(Generic[C]):
     def add_step(
         self, step: SagaStep[C] | str, execute: Any = None, compensate: Any = None, **options: Any
     ) -> Self:
-        """Add a step after those that are there: a :class:`SagaStep`, or a name and what else
-        makes one.
+        """Add a step after the earlier ones: a :class:`SagaStep`, or a name and the other arguments
+        of one.
 
         :raises ConfigError: it cannot work, there is one of that name already, or its functions'
             annotations are of another context's type.
@@ -199,9 +199,9 @@ class SagaOrchestrator(Generic[C]):
     def add_parallel(self, *steps: SagaStep[C]) -> Self:
         """Add a group of steps that run side by side; the next begins when all are done.
 
-        Each gets a context of its own, and what they changed is merged, field by field: two that
-        change one field differently are a failure. If one fails for good, the others are let
-        finish; compensations run one after the other.
+        Each gets a context of its own, and their changes are merged, field by field: two steps that
+        change one field differently are a failure. If one fails for good, the others run to their
+        end; compensations run one after the other.
 
         :raises ConfigError: there is one of that name already.
         """
@@ -226,20 +226,20 @@ class SagaOrchestrator(Generic[C]):
     # -- running
 
     async def execute(self, context: C, *, id: str | None = None) -> C:
-        """Run a saga to its end; the context after its last step.
+        """Run a saga to its end; returns the context after its last step.
 
-        The context that is given is not touched. In memory, cancelling this call fails the step
-        at hand: what was done is compensated, and then the cancellation is raised. A durable saga
-        advances whether or not somebody waits for it here.
+        The given context is not changed. In memory, cancelling this call fails the current step:
+        the steps done are compensated, and then the cancellation is raised. A durable saga
+        advances whether or not a caller waits for it here.
 
         :param id: the saga's ID, part of every idempotency key; a fresh one if not given. A
-            durable saga of that ID is not started twice: the one there is is waited for.
-        :raises SagaFailedError: a step failed; what was done before it was compensated.
+                durable saga of that ID is not started twice: this call waits for the existing one.
+            :raises SagaFailedError: a step failed; the steps before it were compensated.
         :raises SagaStoppedError: a durable saga cannot go on, or was abandoned.
         :raises NotRunning: the app of a durable saga is not entered, or was left before the saga
-            had ended; whoever runs it goes on with it.
+            had ended; another process that runs it goes on with it.
         :raises ConfigError: there are no steps, or the context cannot be copied; or a step raised
-            it: in memory, after what was done has been compensated.
+            it: in memory, after the steps done have been compensated.
         :raises InvalidValue: a saga cannot have that ID, or such a context.
         :raises EncodeError: the context does not fit the declared type.
         """
@@ -259,14 +259,14 @@ class SagaOrchestrator(Generic[C]):
                 raise error
         for error in errors.values():
             if (found := find_config_error(error)) is not None:
-                # What was done is compensated, as nobody could go on with it. The failure is not
-                # the saga's, and the caller must not try again.
+                # The steps done are compensated, as no process could go on with the saga. The
+                # failure is not the saga's, and the caller must not try again.
                 self._note_uncompensated(found, "cannot work", entry)
                 raise found
         return self._result_or_raise(entry, errors)
 
     async def start(self, context: C, *, id: str | None = None) -> str:
-        """Start a durable saga; its ID, once that it is started is durable.
+        """Start a durable saga; returns its ID, once the start is durable.
 
         :param id: the saga's ID; a fresh one if not given. A second start of one ID is dropped,
             as far back as ``dedup`` remembers.
@@ -279,7 +279,7 @@ class SagaOrchestrator(Generic[C]):
         return saga_id
 
     async def _run_in_memory(self, entry: JournalEntry, errors: StepErrors) -> JournalEntry:
-        """Forward until it completes or fails; compensations run to their end, whatever happens."""
+        """Run until it completes or fails; compensations run to their end, whatever happens."""
         engine = self._engine
         while entry.status == "running":
             try:
@@ -313,19 +313,19 @@ class SagaOrchestrator(Generic[C]):
         raise SagaFailedError(entry.saga, failure.step, cause, failed, context) from cause
 
     def _note_uncompensated(self, error: BaseException, verb: str, entry: JournalEntry) -> None:
-        """Say what is not undone, in what is raised in place of a :class:`SagaFailedError`."""
+        """Name the steps not undone in an error that replaces a :class:`SagaFailedError`."""
         uncompensated = ", ".join(each.step for each in entry.uncompensated)
         if uncompensated:
             error.add_note(f"saga {entry.saga} {verb}; not compensated: {uncompensated}")
 
-    # -- looking, and commands
+    # -- inspecting, and commands
 
     async def status(self, id: str, *, newest: int | None = DEFAULT_NEWEST) -> SagaStatus[C]:
         """The state of a durable saga.
 
-        :param newest: how many journal entries of each partition are looked at, the last ones;
-            None: all that the log keeps. Costs little for a saga that :meth:`execute` was asked
-            for by its ID in this process.
+        :param newest: how many of the newest journal entries of each partition are searched;
+            None: all that the log keeps. It is cheap for a saga that this process has
+            :meth:`executed <execute>` by its ID.
         :raises UnknownSaga: there is none of that ID.
         """
         durable = self._require_durable("status")
@@ -339,8 +339,8 @@ class SagaOrchestrator(Generic[C]):
 
         :param statuses: only those; if none is given, all that are not final: running,
             compensating, failed or stopped.
-        :param newest: how many journal entries of each partition are looked at, the last ones;
-            None: all that the log keeps. A warning is logged where there are more.
+        :param newest: how many of the newest journal entries of each partition are searched;
+            None: all that the log keeps. A warning is logged if there are more.
         """
         journal = self._require_durable("list").journal
         newest = _check_newest("list", newest)
@@ -363,8 +363,8 @@ class SagaOrchestrator(Generic[C]):
         return [self._status_of(entry) for entry in found.entries]
 
     async def resume(self, id: str) -> SagaStatus[C]:
-        """Resume a saga that was stopped, at the step where it was; or try the compensations of a
-        failed one again.
+        """Resume a stopped saga at the step where it was; or retry the compensations of a
+        failed one.
 
         :raises UnknownSaga: the log knows none of that ID.
         :raises SagaError: there is nothing to resume.
@@ -372,13 +372,13 @@ class SagaOrchestrator(Generic[C]):
         return await self._append_command("resume", id, resume_entry)
 
     async def abandon(self, id: str, reason: str = "") -> SagaStatus[C]:
-        """Take no further step of a saga, neither forward nor backward.
+        """End a saga: take no further step, neither forward nor backward.
 
-        A step that is being called at this moment, or within a second from now, is not interrupted,
-        but nothing follows on it. One that waits to be tried again is not called any more.
+        A step that is being called now, or within a second from now, is not interrupted,
+        but no step follows it. One that waits for a retry is not called any more.
 
         :raises UnknownSaga: the log knows none of that ID.
-        :raises SagaError: the saga is over.
+        :raises SagaError: the saga is final.
         """
         if not isinstance(reason, str):
             raise InvalidValue(f"abandon(reason={reason!r}): a str")

@@ -2,11 +2,11 @@
 
 To find one saga by its ID, its partition's journal would have to be read from the beginning. So
 a partition that was read once is followed: :meth:`RecentSagas.catch_up` reads its newest entries
-the first time, and afterwards what was written since. A number and an offset are kept of each saga
+the first time, and afterwards those written since. A number and an offset are kept for each saga
 that has an entry among the last ``min_entries`` that count.
 
 ``min_entries`` is at least what deduplication can remember. So a saga that is not found here is
-unknown to deduplication too: a second start of it runs it again, as the promise says.
+unknown to deduplication too: a second start of it runs it again, as documented.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from streams.patterns.saga.journal_entry import JournalEntry
 class LastEntry(NamedTuple):
     """The last entry of a saga.
 
-    :param has_ended: the saga advances only on an explicit command.
-    :param is_final: no entry follows.
+    :param has_ended: whether the saga advances only on an explicit command.
+    :param is_final: whether no entry follows.
     """
 
     number: int
@@ -33,19 +33,19 @@ class LastEntry(NamedTuple):
 
 
 class _PartitionIndex:
-    """One partition, as far as it was read."""
+    """The index of one partition, as far as it was read."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.read_until: int | None = None
-        """Everything before this offset was read; None before the first time."""
+        """The offset up to which the partition was read; None before the first time."""
         self.entry_count = 0
-        """Entries that counted so far."""
+        """The number of entries that counted so far."""
         self.sagas: dict[str, tuple[int, LastEntry]] = {}
         """By ID, in the order of their last entries: :attr:`entry_count` then, and that entry."""
 
     def add_entry(self, entry: JournalEntry, position: Position, min_entries: int) -> None:
-        """The next entry. The first of a number counts, what was written too late does not."""
+        """Add the next entry. The first of a number counts, later ones with that number do not."""
         known = self.sagas.get(entry.saga)
         if known is not None and entry.n <= known[1].number:
             return
@@ -60,7 +60,7 @@ class _PartitionIndex:
 class RecentSagas:
     """Sagas of one name by ID; usable from any thread.
 
-    :param min_entries: how many of the last entries of a partition are looked at, at least.
+    :param min_entries: the minimum of the last entries of a partition that are indexed.
     """
 
     def __init__(self, min_entries: int) -> None:
@@ -68,7 +68,7 @@ class RecentSagas:
         self._partitions: dict[int, _PartitionIndex] = {}
 
     def find(self, id: str) -> LastEntry | None:
-        """The last entry of a saga, as far as was read; does not block."""
+        """The last entry of a saga, in the part that was read; does not block."""
         for part in list(self._partitions.values()):
             known = part.sagas.get(id)
             if known is not None:
@@ -76,14 +76,14 @@ class RecentSagas:
         return None
 
     def catch_up(self, journal: Journal, partition: int) -> None:
-        """Read what a partition holds by now; blocks.
+        """Read the entries that a partition has by now; blocks.
 
         :raises LogError: the log cannot be read.
         """
         index = self._partitions.setdefault(partition, _PartitionIndex())
         with index.lock:
             first, end = journal.log.watermarks(journal.topic, partition)
-            if index.read_until is None or end < index.read_until:  # the topic was made anew
+            if index.read_until is None or end < index.read_until:  # the topic was recreated
                 self._read_newest(index, journal, partition)
                 return
             for entry, position in journal.read_range(partition, max(first, index.read_until), end):
@@ -91,7 +91,7 @@ class RecentSagas:
             index.read_until = end
 
     def _read_newest(self, index: _PartitionIndex, journal: Journal, partition: int) -> None:
-        """Read the newest entries: further back where many of them do not count."""
+        """Read the newest entries; further back if many of them do not count."""
         lookback = self._min_entries + self._min_entries // 4
         while True:
             start, end, is_whole = journal.newest_range(partition, lookback)

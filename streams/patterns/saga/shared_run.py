@@ -8,19 +8,19 @@ from typing import Any
 
 
 class SharedRun:
-    """Runs one blocking action for callers that need a run which *began* after they asked: those
-    who ask while it runs share the next run. Used on one loop."""
+    """Runs one blocking action for callers that need a run which *began* after their call: all
+    calls during one run share the next one. Used on one loop."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
         self._running: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
-        """Has not begun."""
+        """The run that has not begun."""
 
     async def wait_for_next(self) -> None:
         """Wait for a run that has not begun yet.
 
-        :raises Exception: what it raised.
+        :raises Exception: the action's error.
         """
         if self._next is None:
             self._next = asyncio.ensure_future(self._run(self._running))
@@ -35,6 +35,7 @@ class SharedRun:
 
 
 def retrieve_exception(future: asyncio.Future[Any]) -> None:
-    """Whoever waited may be gone: asyncio is not to log that nobody read the exception."""
+    """Read the exception, as the waiter may be gone: asyncio would log that it was not
+    retrieved."""
     if not future.cancelled():
         future.exception()

@@ -1,4 +1,4 @@
-"""A saga's steps: what they are called, what they do and undo, and how often they are tried."""
+"""A saga's steps: their names, their actions and compensations, and their retries."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Action = (
     Callable[[C], Awaitable[C | None] | C | None]
     | Callable[[C, "StepCall"], Awaitable[C | None] | C | None]
 )
-"""What a step does: it takes the context, or the context and the call, and returns None (it changed
+"""A step's action: it takes the context, or the context and the call, and returns None (it changed
 the context in place) or a new context."""
 
 NO_RETRY = Retry(attempts=1)
-"""A step that fails has failed, unless its own policy says otherwise."""
+"""The default: a step that fails is not retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepCall:
-    """One call of a step, for those that ask for it with a second parameter.
+    """One call of a step, passed to functions that have a second parameter.
 
     :param saga: the orchestrator's name.
     :param saga_id: which saga.
     :param step: the step's name.
-    :param attempt: which call of this step it is, from 1. A crash can make a call come again
-        under the same number.
-    :param compensating: it is the compensation that is called.
+    :param attempt: the number of the call of this step, from 1. After a crash a call may be
+        repeated with the same number.
+    :param compensating: whether the compensation is called.
     """
 
     saga: str
@@ -48,7 +48,7 @@ class StepCall:
     @property
     def idempotency_key(self) -> str:
         """The same for every call of this step in this saga, and for no other; the compensation
-        has one of its own. Whoever has an effect once per key has it once per saga."""
+        has one of its own. A service that acts once per key acts once per saga."""
         key = f"{self.saga}/{self.saga_id}/{self.step}"
         return f"{key}/undo" if self.compensating else key
 
@@ -57,17 +57,17 @@ class StepCall:
 class SagaStep(Generic[C]):
     """One step of a saga.
 
-    :param name: unlike that of any other step of the saga. A durable saga finds its steps by it,
-        so it must outlive the code around it.
+    :param name: unique among the steps of the saga. A durable saga finds its steps by name,
+        so it must survive changes of the code.
     :param execute: ``(context)`` or ``(context, call)``, async or plain (a plain one runs in a
         worker thread). It changes the context, or returns a new one.
-    :param compensate: undoes it, called the same way; None where there is nothing to undo.
-    :param retry: how a failing ``execute`` is tried again; once is the rule. ``Reject`` and
-        ``RetryAfter`` mean what they mean in a handler.
+    :param compensate: undoes it, called the same way; None if there is nothing to undo.
+    :param retry: how a failing ``execute`` is retried; by default it is not. ``Reject`` and
+        ``RetryAfter`` have the same meaning as in a handler.
     :param compensation_retry: the same for ``compensate``.
     :param timeout: seconds for one call of either, which must then be async.
     :param compensate_failed: when ``execute`` has failed for good, call its own ``compensate``
-        too: it may have had a part of its effect, or all of it with the answer lost.
+            too: it may have had a part of its effect, or all of it with the answer lost.
     :raises ConfigError: any of these cannot work.
     """
 
@@ -103,17 +103,18 @@ class SagaStep(Generic[C]):
 
     def check_context(self, saga: str, type: Any) -> None:
         """
-        :param type: of the contexts that this saga's steps get.
+        :param type: the type of the contexts that this saga's steps get.
         :raises ConfigError: one of its functions is annotated with another type.
         """
         for option, function in (("execute", self.execute), ("compensate", self.compensate)):
             if function is not None:
                 where = f"saga {saga!r}: step {self.name!r}: {option}"
-                # Of a union a step may be known to get only what the step before it returned.
+                # In a union a step may be known to get only the type that the step before it
+                # returned.
                 check_arguments(where, function, ArgumentType(type), any_part=True)
 
     def action(self, call: StepCall) -> StepAction:
-        """What a call means: a function of the context."""
+        """The action of a call, as a function of the context."""
         found: StepAction = getattr(self, "_compensate" if call.compensating else "_execute")
         return StepAction(partial(found.function, call=call), found.asynchronous)
 
@@ -127,7 +128,7 @@ class StepAction(NamedTuple):
 
 
 def _inspect(where: str, option: str, function: Any, timeout: object) -> StepAction:
-    """:raises ConfigError: it cannot be called as an action is."""
+    """:raises ConfigError: it cannot be called as an action."""
     expected = "(context) or (context, call)"
     if not callable(function) or inspect.isclass(function):
         raise ConfigError(f"{where}: {option}={function!r}: give a function {expected}")

@@ -1,15 +1,15 @@
-"""Whether the journal has an entry that follows the one at hand, so that its step is not called.
+"""Whether the journal has a successor of an entry, so that the entry's step must not be called.
 
 An entry that was not settled when its owner died is redelivered, though the entry that follows it
-may have been written. To call its step again would be wrong: a step that failed could have its
-effect now, and nobody would ever undo it. So before the first entry of an assignment is handled,
-the part of the journal that is redelivered is read once, up to its end. Of each saga that was under
-way a number is kept, until that entry has been redelivered.
+may have been written. Calling its step again would be wrong: a step that failed could have its
+effect now, and would never be undone. So before the first entry of an assignment is handled,
+the part of the journal that is redelivered is read once, up to its end. For each saga that was
+under way a number is kept, until that entry has been redelivered.
 
-Of a saga that waits in a partition that is ours, nobody else writes the next entry, but for one
-that abandons it. That entry comes behind the one that waits, so it is looked for before a step of
-that one is called: everything from the entry that waits to the journal's end is read, each part
-once for all sagas of the partition, and the numbers of those that were abandoned are kept.
+While a saga waits in a partition that is ours, the only other writer of its next entry is a command
+that abandons it. That entry is behind the waiting one, so it is searched for before the waiting
+entry's step is called: everything from the waiting entry to the journal's end is read, each part
+once for all sagas of the partition, and the numbers of the abandoned sagas' entries are kept.
 
 An entry that was put back from the dead letters is in a topic of its own; its successor is looked
 up in the journal, for that saga alone.
@@ -38,7 +38,7 @@ RETRY_PAUSE = 1.0
 
 
 class SuccessorReader:
-    """Knows the successors of redelivered entries, and which sagas that wait were abandoned, by
+    """Finds the successors of redelivered entries, and the waiting sagas that were abandoned, by
     partition. Used on the app's loop."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class SuccessorReader:
         self, journal: Journal, entry: JournalEntry, message: Message[Any]
     ) -> bool:
         """Whether the journal already had an entry that follows this one when its partition became
-        ours; of an entry that was put back, whether it has one now."""
+        ours; for an entry that was put back, whether it has one now."""
         assignment: Any = message.assignment
         if assignment is None:
             return False
@@ -82,15 +82,15 @@ class SuccessorReader:
         return await reading.last_number(entry.saga, behind) > entry.n
 
     def forget(self, entry: JournalEntry, message: Message[Any]) -> None:
-        """An entry that ends its saga is handled, so nothing of it waits any more."""
+        """An entry that ends its saga is handled, so no entry of the saga waits any more."""
         reading = self._abandonments.get(message.partition)
         if reading is not None:
             reading.numbers.pop(entry.saga, None)
 
 
 class _LastNumbers:
-    """The number of each saga's last entry behind the position of an assignment. It is read as long
-    as somebody waits for it."""
+    """The number of each saga's last entry behind the position of an assignment. Reading goes on as
+    long as a caller waits for it."""
 
     def __init__(self, journal: Journal, assignment: Any) -> None:
         self.assignment = assignment
@@ -101,16 +101,16 @@ class _LastNumbers:
         self._task = asyncio.ensure_future(reading)
         self._waiting = 0
         self.is_over = False
-        """It has failed, or was given up: whoever asks now has to read again."""
+        """Whether it has failed or was cancelled: the next caller has to read again."""
 
     async def wait(self) -> dict[str, int]:
-        """What was read.
+        """The numbers that were read.
 
         :raises LogError: the journal cannot be read.
         """
         self._waiting += 1
         try:
-            # Whoever is cancelled must not end it for the others.
+            # The cancellation of one caller must not end it for the others.
             return await asyncio.shield(self._task)
         except Exception:
             self.is_over = True
@@ -125,19 +125,19 @@ class _LastNumbers:
 class _Abandonments:
     """The sagas of one partition that were abandoned, in the part of the journal that was read.
 
-    :param start: where that part begins, for now.
+    :param start: the offset at which that part begins, for now.
     """
 
     def __init__(self, journal: Journal, assignment: Any, start: int) -> None:
         self.assignment = assignment
         self.numbers: dict[str, int] = {}
-        """The number of the entry that abandons a saga."""
+        """The number of the entry that abandons a saga, by ID."""
         self._journal = journal
         self._start = self._end = self._wanted_start = start
         self._run = SharedRun(self._read)
 
     async def last_number(self, id: str, start: int) -> int:
-        """The number of the entry that abandons a saga, of those from an offset on; -1: none."""
+        """The number of the entry that abandons a saga, searched from an offset on; -1: none."""
         self._wanted_start = min(self._wanted_start, start)
         await _ask_when_reachable(self._journal, self._run.wait_for_next)
         return self.numbers.get(id, -1)
@@ -161,7 +161,7 @@ def _last_number(journal: Journal, id: str) -> int:
 
 
 async def _ask_when_reachable(journal: Journal, ask: Callable[[], Awaitable[T]]) -> T:
-    """What a journal answers, once its log can be reached."""
+    """The result of ``ask``, once the log can be reached."""
     while True:
         try:
             return await ask()
