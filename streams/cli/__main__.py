@@ -1,4 +1,4 @@
-"""``python -m streams.cli``: the command ``streams``, where it is not on the path."""
+"""``python -m streams.cli``: the command ``streams``, if it is not on the path."""
 
 from streams.cli import main
 

@@ -1,4 +1,4 @@
-"""``module:app`` on a command line, as the app it names."""
+"""Loading the app that ``module:app`` on a command line names."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def load_app(target: str, url: str | None = None) -> Streams:
 
     :param target: ``module:app``; both may have dots.
     :param url: the log to use instead of the app's own.
-    :raises UsageError: it is not written so.
-    :raises CommandFailed: it cannot be imported: there is no such module, it fails by itself, or
+    :raises UsageError: it does not have this form.
+    :raises CommandFailed: it cannot be imported: there is no such module, its import fails, or
         it has no such app.
     """
     from streams.app import Streams
@@ -53,7 +53,7 @@ def load_app(target: str, url: str | None = None) -> Streams:
 def app_and_topic(command: str, first: str, second: str | None) -> tuple[str | None, str]:
     """``[MODULE:APP] TOPIC`` on a command line: the app, if one was given, and the topic.
 
-    :raises UsageError: an app alone.
+    :raises UsageError: only an app was given.
     """
     if second is not None:
         return first, second
@@ -88,7 +88,8 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_failure(name: str, error: BaseException) -> str:
-    """What an exception inside a module says, and the last line of the user's that led there."""
+    """The text of an exception inside a module, and the last line of the user's code that led
+    there."""
     from streams.errors import StreamsError
     from streams.text import error_text, one_line
 

@@ -1,4 +1,4 @@
-"""What can go wrong, as one line and an exit status."""
+"""Errors of commands, as one line and an exit status."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ DONE = 0
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
-"""128 + SIGINT, as a shell says it."""
+"""128 + SIGINT, as shells report it."""
 PIPE_CLOSED = 141
-"""128 + SIGPIPE: whoever read our output has enough (``| head``)."""
+"""128 + SIGPIPE: the reader of our output has closed it (``| head``)."""
 
 
 class CommandFailed(Exception):
-    """A command could not do what it was asked to; its text is the line for the user."""
+    """A command could not do its work; the text is the line for the user."""
 
     status = FAILED
 
 
 class UsageError(CommandFailed):
-    """The command line itself cannot be: a value that means nothing, a URL that is missing."""
+    """The command line is invalid: a value without a meaning, a URL that is missing."""
 
     status = USAGE
 
 
 class PipeClosed(Exception):
-    """Standard output is closed at its other end."""
+    """The other end of standard output is closed."""
 
 
 class ErrorLine(NamedTuple):
-    """The line to show for an error, and the status to end with."""
+    """The line to show for an error, and the exit status."""
 
     text: str
     status: int
 
 
 def error_line(error: BaseException) -> ErrorLine:
-    """What to show for an error, and the status to end with."""
+    """The line to show for an error, and the exit status."""
     if isinstance(error, CommandFailed):
         return ErrorLine(one_line(str(error)), error.status)
     text = "; ".join([error_text(error), *map(str, getattr(error, "__notes__", ()))])
@@ -60,12 +60,12 @@ def error_line(error: BaseException) -> ErrorLine:
 
 
 def print_error(text: str) -> None:
-    """Say on standard error what went wrong, without any secret of the command line's."""
+    """Print an error on standard error, without any secret of the command line's."""
     _write_stderr(f"{_format_error(_without_secrets(one_line(text)))}\n")
 
 
 def print_traceback(error: BaseException) -> None:
-    """Show where an error comes from, for whoever asked for it (:func:`is_debugging`)."""
+    """Show where an error comes from, for users who ask for it (:func:`is_debugging`)."""
     text = "".join(traceback.format_exception(error))
     _write_stderr(_without_secrets(escape(text, keep_lines=True)))
 
@@ -78,7 +78,7 @@ _format_error: Callable[[str], str] = _format_plain
 
 
 def set_error_format(format_error: Callable[[str], str] = _format_plain) -> None:
-    """From now on :func:`print_error` writes its lines in this form."""
+    """Set the form of the lines that :func:`print_error` writes from now on."""
     global _format_error
     _format_error = format_error
 
@@ -87,14 +87,14 @@ _secret_sources: Sequence[str] = ()
 
 
 def hide_secrets_of(arguments: Sequence[str]) -> None:
-    """The words of the command line: of a URL among them, wherever it stands, no error shows a
-    secret."""
+    """Register the words of the command line: if one contains a URL, no error shows a secret of
+    it."""
     global _secret_sources
     _secret_sources = arguments
 
 
 def hide_secret_also(text: str) -> None:
-    """The same of a word that came another way."""
+    """Do the same for a word from another source."""
     hide_secrets_of([*_secret_sources, text])
 
 
@@ -109,16 +109,16 @@ def _write_stderr(text: str) -> None:
     try:
         sys.stderr.write(text)
     except OSError:
-        return  # nobody listens there either
+        return  # standard error is not read either
 
 
 def is_debugging() -> bool:
-    """Tracebacks are wanted."""
+    """Whether tracebacks are wanted."""
     return os.environ.get("STREAMS_DEBUG", "") not in ("", "0")
 
 
 def is_closed_pipe(error: BaseException) -> bool:
-    """The error says that nobody reads what we write."""
+    """Whether the error means that our output is not read any more."""
     return isinstance(error, BrokenPipeError) or (
         isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ESHUTDOWN)
     )

@@ -1,4 +1,4 @@
-"""``streams doctor``: the checklist of an event-driven service, held against a real application.
+"""``streams doctor``: checks a real application against the checklist of an event-driven service.
 
 The checks are in :mod:`streams.inspection.doctor`.
 """
@@ -96,7 +96,7 @@ def doctor(
 def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
     """The app's log; or None and why it could not be opened.
 
-    :raises ConfigError: the URL or a setting cannot be.
+    :raises ConfigError: the URL or a setting is invalid.
     """
     from streams.cli.logging_setup import configure_warnings
     from streams.errors import LogError, NotFound

@@ -1,4 +1,4 @@
-"""``streams groups``: who reads, how far they are, and what they are waiting for."""
+"""``streams groups``: the consumer groups, their progress, and their lag."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="List, show and delete consumer groups.")
 
 AT_ONCE = 8
-"""Groups that are asked for at the same time: each takes several answers of a server."""
+"""How many groups are queried at the same time: each takes several answers of a server."""
 
 Name = Annotated[str, Argument(metavar="GROUP", help="Its name.")]
 
@@ -47,7 +47,7 @@ def list_groups(show_all: ShowAll = False, url: Url = None, json: Json = False) 
         names = log.groups()
         topics = output.call_or_report("topics", log.topics) or ()
         internal = internal_topics((info.name for info in topics), names)
-        # Others name their groups as they like, and one may be gone by now.
+        # Other clients name their groups in any way, and a group may be gone by now.
         rows = _ask_for_all(log, names)
         for name, row in zip(names, rows, strict=True):
             if row is None:

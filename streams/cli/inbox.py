@@ -1,4 +1,4 @@
-"""``streams inbox``: the tables of an inbox, for who makes them by hand."""
+"""``streams inbox``: the tables of an inbox, for administrators who create them by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for a log, where several commands do."""
+"""Waiting for a log, as several commands do."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 INDEX_LOOK = 0.05
-"""Seconds between looks at how far an index is."""
+"""Seconds between checks of an index's progress."""
 
 INDEX_PATIENCE = 30.0
-"""Seconds without progress after which nothing more is shown; whoever reads is told why."""
+"""Seconds without progress after which the progress bar ends; reading then reports the reason."""
 
 
 def await_index(log: Log, topic: str) -> None:
-    """Wait until a log knows which records of an event topic count, and show how far it is."""
+    """Wait until a log knows which records of an event topic count, and show its progress."""
     from streams.cli import output
     from streams.log.events import EventLog
 

@@ -1,7 +1,6 @@
-"""Log lines: for a person with colours, for everybody else plain or as JSON, always on standard
-error.
+"""Log lines: with colours for people, else plain or as JSON, always on standard error.
 
-Where several processes write to the same place (``--workers``), each line says whose it is.
+If several processes write to the same place (``--workers``), each line names its process.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class LogFormat(StrEnum):
-    """How log lines are written."""
+    """The form of log lines."""
 
     text = "text"
     json = "json"
 
 
 class PrefixFormatter(logging.Formatter):
-    """Lines for people. A traceback has lines of its own, between which other processes may write
-    theirs, so each says whose it is.
+    """Formats lines for people. A traceback has several lines, between which other processes may
+    write theirs, so each names its process.
 
-    :param prefix: what stands before each further line of a record.
+    :param prefix: the text before each further line of a record.
     """
 
     def __init__(self, form: str, prefix: str) -> None:
@@ -47,11 +46,11 @@ class PrefixFormatter(logging.Formatter):
 def configure_logging(
     level: int | None, log_format: LogFormat | None = None, worker: int | None = None
 ) -> None:
-    """For a process that runs: what the app set up by itself is left alone, unless a format was
-    asked for; then that takes the place of what writes to the terminal.
+    """Configure the logging of a process that runs: the app's own handlers are kept, unless a
+    format was asked for; then that replaces the handlers that write to the terminal.
 
-    :param level: the least level shown; INFO, or what the app set up, if None.
-    :param worker: which worker this process is, from 1; 0: it is the supervisor of workers.
+    :param level: the lowest level shown; if None, the app's own, or INFO.
+    :param worker: the number of this worker, from 1; 0: it is the supervisor of workers.
     """
     root = logging.getLogger()
     unconfigured = not root.handlers
@@ -61,18 +60,18 @@ def configure_logging(
                 root.removeHandler(each)
     if log_format is not None or unconfigured:
         handler = _make_handler(log_format or LogFormat.text, worker)
-        handler.addFilter(EscapingFilter())  # what other packages log, too
+        handler.addFilter(EscapingFilter())  # also for lines of other packages
         root.addHandler(handler)
     if unconfigured:
         root.setLevel(logging.INFO)
     if log_format is LogFormat.json or worker is not None:
-        logging.captureWarnings(True)  # Python writes them without any form
+        logging.captureWarnings(True)  # Python would write them unformatted
     if level is not None:
         root.setLevel(level)
 
 
 def format_errors_as_logs(log_format: LogFormat | None, worker: int | None) -> None:
-    """Let what a command says of its own end be in the form of its log lines."""
+    """Write the errors that end a command in the form of its log lines."""
     from streams.cli import command_errors
 
     if log_format is LogFormat.json:
@@ -88,7 +87,7 @@ def format_errors_as_logs(log_format: LogFormat | None, worker: int | None) -> N
 
 
 def _writes_to_terminal(handler: logging.Handler) -> bool:
-    """It writes to standard error or standard output."""
+    """Whether it writes to standard error or standard output."""
     console = getattr(handler, "console", None)  # rich's
     stream = getattr(handler, "stream", None) or getattr(console, "file", None)
     return stream in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
@@ -112,7 +111,7 @@ def _make_rich_handler(prefix: str) -> logging.Handler:
     from rich.logging import RichHandler
 
     class Handler(RichHandler):
-        """Escapes what exceptions say in the tracebacks that it draws itself."""
+        """Escapes the texts of exceptions in the tracebacks that it draws itself."""
 
         @override
         def render(self, *, traceback: Traceback | None, **more: Any) -> ConsoleRenderable:
@@ -137,7 +136,7 @@ def _escape_rich_trace(trace: Trace) -> None:
 
 
 class _OnceFilter(logging.Filter):
-    """Lets the same line through once: during an outage the drivers repeat theirs."""
+    """Passes the same line once: during an outage the drivers repeat theirs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +151,8 @@ class _OnceFilter(logging.Filter):
 
 
 def configure_warnings() -> None:
-    """For a command that ends: warnings and errors alone, each once, in the form of its errors."""
+    """Configure a command that ends: warnings and errors only, each once, formatted as its
+    errors."""
     root = logging.getLogger()
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LEFT_OUT = "(dropped by upcast)"
-"""In place of an event of which today's code makes none."""
+"""Shown in place of an event that is upcast to none."""
 
 
 class _Part(NamedTuple):
-    """An event of today; or what is shown where there is none.
+    """An upcast event; or the output that replaces it if there is none.
 
-    :param number: which it is of the several that the stored event is today; None: not several.
+    :param number: its number if the stored event is upcast to several; None: it is not.
     :param type: its type's name; None: it is no event.
-    :param document: it, as JSON; None: the value is shown as it stands.
+    :param document: the event as JSON; None: the value is shown as it is stored.
     :param reason: why the stored event cannot be decoded.
     """
 
@@ -38,7 +38,7 @@ class _Part(NamedTuple):
 
 
 def event_reader(app: Streams | None, topic: str) -> ReadEvent | None:
-    """How the events of a topic are read today; None: no app was given that declares them."""
+    """The function that reads a topic's events today; None: no app that declares them was given."""
     if app is None:
         return None
     from streams.eventsourcing.inspection import event_reader
@@ -47,10 +47,10 @@ def event_reader(app: Streams | None, topic: str) -> ReadEvent | None:
 
 
 class MessageLines:
-    """Makes lines of the messages of one topic.
+    """Formats the messages of one topic as lines.
 
-    :param holds_events: they are the events of an aggregate, whose ID and versions are shown.
-    :param read: how these are read today; None: they are shown as they are stored.
+    :param holds_events: whether they are events of an aggregate, whose ID and versions are shown.
+    :param read: how these are decoded today; None: they are shown as they are stored.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class MessageLines:
         self._read = read if holds_events else None
 
     def json(self, batch: Batch, index: int) -> bytes:
-        """A message as a line of JSON, or several where the event is several today; nothing where
-        it cannot be shown, which is said."""
+        """A message as a line of JSON, or several if the event is upcast to several; nothing if
+        it cannot be shown, which is reported."""
         return self._or_reported(batch, index, self._make_json) or b""
 
     def text(self, batch: Batch, index: int, *, colour: bool) -> bytes:
-        """The same for people: when, where, key, value; of an event, the version behind the key,
+        """The same for people: time, position, key, value; for an event, the version after the key,
         which is its aggregate's ID."""
         made = self._or_reported(batch, index, partial(self._make_text, colour=colour))
         return (made or "").encode("utf-8", "backslashreplace")
@@ -93,7 +93,7 @@ class MessageLines:
     def _line(self, batch: Batch, index: int, part: _Part, *, colour: bool) -> str:
         position = output.position_text(self._log, batch, index).removeprefix(f"{batch.topic}/")
         key, data = output.bytes_text(batch.keys[index]), batch.values[index]
-        batch.headers(index)  # what cannot be read is known once it was tried
+        batch.headers(index)  # unreadable headers are known after the attempt
         if part.document is not None:
             content = f"{part.type} {output.bytes_text(part.document)}"
         elif self._read is None or part.reason:
@@ -119,7 +119,7 @@ class MessageLines:
 
 
 def _parts(read: ReadEvent, value: bytes | None) -> Iterator[_Part]:
-    """What a stored event is today, event by event."""
+    """The events that a stored event is upcast to, one after the other."""
     from streams.eventsourcing.inspection import json_document
 
     found = read(value)
@@ -131,9 +131,9 @@ def _parts(read: ReadEvent, value: bytes | None) -> Iterator[_Part]:
 
 
 def _part_json(part: _Part, id: str, value: bytes | None) -> dict[str, Any]:
-    """What is said of an event of today in place of the stored one.
+    """The fields of an upcast event that replace those of the stored one.
 
-    :param id: the stored event's.
+    :param id: the stored event's ID.
     :param value: the stored event.
     """
     if part.reason:
@@ -145,7 +145,7 @@ def _part_json(part: _Part, id: str, value: bytes | None) -> dict[str, Any]:
 
 
 def _event_json(batch: Batch, index: int) -> dict[str, Any]:
-    """Which aggregate an event is of, its version, and what it was appended for if that is said."""
+    """The aggregate of an event, its version, and the cause it was appended for, if known."""
     from streams.log.event_headers import cause_of
 
     key, cause = batch.keys[index] or b"", cause_of(batch.headers(index))
@@ -159,7 +159,7 @@ def _event_json(batch: Batch, index: int) -> dict[str, Any]:
 
 
 def _event_version(batch: Batch, index: int) -> int | None:
-    """The version that an event has in its history."""
+    """The version of an event in its history."""
     from streams.log.event_headers import event_header, event_version, parse_event
 
     header = parse_event(event_header(batch.headers(index)), batch.id(index))

@@ -1,4 +1,4 @@
-"""Offsets, times and durations on a command line: what is wrong with them is an error of usage."""
+"""Offsets, times and durations on a command line: an invalid one is a usage error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _usage(parse: Callable[[], T]) -> T:
 def parse_duration(text: str, option: str) -> float:
     """See :func:`streams.inspection.offset_texts.parse_duration`.
 
-    :raises UsageError: it is none.
+    :raises UsageError: it is not a duration.
     """
     return _usage(lambda: offset_texts.parse_duration(text, option))
 
@@ -36,7 +36,7 @@ def parse_duration(text: str, option: str) -> float:
 def parse_offset(text: str, option: str) -> OffsetSpec:
     """See :func:`streams.inspection.offset_texts.parse_offset`.
 
-    :raises UsageError: it is none.
+    :raises UsageError: it is not an offset.
     """
     return _usage(lambda: offset_texts.parse_offset(text, option))
 
@@ -44,7 +44,7 @@ def parse_offset(text: str, option: str) -> OffsetSpec:
 def parse_time(text: str, option: str) -> datetime:
     """See :func:`streams.inspection.offset_texts.parse_time`.
 
-    :raises UsageError: it is none.
+    :raises UsageError: it is not a time.
     """
     return _usage(lambda: offset_texts.parse_time(text, option))
 
@@ -52,7 +52,7 @@ def parse_time(text: str, option: str) -> datetime:
 def parse_offsets(text: str, option: str, topic: str) -> OffsetSpec | Mapping[int, OffsetSpec]:
     """See :func:`streams.inspection.offset_texts.parse_offsets`.
 
-    :raises UsageError: it is none.
+    :raises UsageError: it is not a list of offsets.
     """
     return _usage(lambda: offset_texts.parse_offsets(text, option, topic))
 
@@ -63,9 +63,9 @@ def require_partition(
     partition: int | None,
     count: int,
 ) -> None:
-    """An offset belongs to one partition: is it said which?
+    """Check that an offset comes with its partition.
 
-    :raises UsageError: it is not, or twice.
+    :raises UsageError: there is no partition, or two.
     """
     absolute = isinstance(offsets, str) and offsets not in ("earliest", "latest")
     if isinstance(offsets, Mapping):
@@ -77,5 +77,5 @@ def require_partition(
 
 
 def format_positions(log: Log, positions: Mapping[int, int]) -> str:
-    """Positions as :func:`parse_offsets` reads them."""
+    """Positions in the form that :func:`parse_offsets` reads."""
     return ",".join(f"{each}/{log.format_offset(at)}" for each, at in sorted(positions.items()))

@@ -55,7 +55,7 @@ Index = Annotated[
 
 
 def argument_bytes(text: str) -> bytes:
-    """A word of the command line as it stands in the log: what was not UTF-8 is as it was."""
+    """A word of the command line as bytes in the log: bytes that were not UTF-8 are kept."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -79,14 +79,14 @@ def open_url(
     app: Streams | None = None,
     index: str | None = None,
 ) -> Iterator[Log]:
-    """The app's log, or that of ``--url``, else of the environment, closed afterwards. A person who
-    looks on is told which one it is.
+    """The app's log, or that of ``--url``, else of the environment, closed afterwards. On a
+    terminal the chosen log is shown.
 
     :param url: ``--url``, or a choice that was made already.
-    :param mode: ``ro`` for a command that only looks, ``rwc`` for one that may make a file.
-    :param app: whose log and driver settings it is, if it is one's.
+    :param mode: ``ro`` for a command that only reads, ``rwc`` for one that may create a file.
+    :param app: the app whose log and driver settings are used, if any.
     :param index: the folder of ``--index``.
-    :raises UsageError: neither is given; or an index, and the log has none.
+    :raises UsageError: neither is given; or an index is given, and the log has none.
     :raises NotFound: there is no such file.
     """
     from streams.cli import output
@@ -114,8 +114,8 @@ def open_url(
 
 
 def _with_suggestion(log: Log, error: NotFound) -> NotFound | None:
-    """The same error, which names the topic or group that was probably meant first; None: nothing
-    there is like it."""
+    """The same error with a similar existing topic or group named first; None: there is no similar
+    one."""
     if error.missing is None:
         return None
     kind, name = error.missing
@@ -134,7 +134,7 @@ def _with_suggestion(log: Log, error: NotFound) -> NotFound | None:
 def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT``, ``[IPV6]:PORT``, or ``:PORT`` for all of this machine's addresses.
 
-    :raises UsageError: it is not written so.
+    :raises UsageError: it does not have this form.
     """
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
@@ -146,9 +146,9 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something is lost.
+    """Ask before data is lost.
 
-    :raises UsageError: nobody is there to be asked.
+    :raises UsageError: there is no terminal to ask at.
     :raises typer.Abort: the answer is no.
     """
     if yes:

@@ -1,9 +1,9 @@
 r"""Output: tables, JSON, messages, progress.
 
-What stands in a message is somebody else's: whatever could steer a terminal is written as an
-escape (``\x1b``), in JSON as one of JSON's (:mod:`streams.text`). Every function here sees to that.
-A person gets tables with colours; when standard output is a file or a pipe, the same columns come
-plain and uncut.
+The contents of messages are untrusted: any character that could control a terminal is written as an
+escape (``\x1b``), in JSON as one of JSON's (:mod:`streams.text`). Every function here does so.
+On a terminal, tables have colours; if standard output is a file or a pipe, the same columns are
+plain and not truncated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def write_bytes(data: bytes) -> None:
-    """To standard output, as it is: JSON, or a line that was made for people."""
+    """Write bytes to standard output unchanged: JSON, or a line formatted for people."""
     sys.stdout.buffer.write(data)
 
 
@@ -60,25 +60,26 @@ def print_line(text: str) -> None:
 
 
 def print_indented(text: str) -> None:
-    """A text of several lines, on standard output: indented, so that none passes for ours."""
+    """Print a text of several lines, indented, so that none can be mistaken for the command's
+    own."""
     for row in escape(text, keep_lines=True).split("\n"):
         print(f"  {row}".rstrip())  # noqa: T201 - the command's own output
 
 
 def print_note(text: str) -> None:
-    """A line for people beside the data, on standard error."""
+    """Print a line for people that is not part of the data, on standard error."""
     print(escape(text), file=sys.stderr)  # noqa: T201 - the command's own output
 
 
 MAX_NAMED = 5
-"""Places of records that a note names."""
+"""How many positions of records a note names."""
 
 
 class LeftOut:
-    """Records of a topic that a command cannot list, to be named in a note: the first few places,
-    and how many there are.
+    """Collects records of a topic that a command cannot list, to be named in a note: the first
+    positions, and the total.
 
-    :param what: what they are not: ``"entry of a saga"``.
+    :param what: what they cannot be: ``"entry of a saga"``.
     """
 
     def __init__(self, log: Log, topic: str, what: str) -> None:
@@ -89,13 +90,13 @@ class LeftOut:
         self._count = 0
 
     def __call__(self, partition: int, offset: int) -> None:
-        """Note one."""
+        """Add a record."""
         self._count += 1
         if len(self._places) < MAX_NAMED:
             self._places.append(f"{self._topic}/{partition}/{self._log.format_offset(offset)}")
 
     def print(self) -> None:
-        """Name them, if there are any."""
+        """Print the note, if there are any."""
         if self._count:
             more = ", ..." if self._count > len(self._places) else ""
             print_note(
@@ -106,12 +107,12 @@ class LeftOut:
 
 
 def call_or_report(name: str, make: Callable[[], T]) -> T | None:
-    """What ``make`` returns. Where it cannot, one bad record must not hide the others: it is named
+    """The result of ``make``. If it fails, one bad record must not hide the others: it is named
     on standard error, and None is returned.
 
-    :param name: its name or its place.
+    :param name: the record's name or its position.
     :raises Unavailable: the log cannot be reached, which is no record's fault.
-    :raises Fatal: nor is this.
+    :raises Fatal: the log cannot work, which is not either.
     """
     from streams.cli.command_errors import error_line, print_error
     from streams.errors import Fatal, Unavailable
@@ -126,7 +127,7 @@ def call_or_report(name: str, make: Callable[[], T]) -> T | None:
 
 
 def print_hidden_count(count: int, noun: str) -> None:
-    """Say that so many topics of the toolkit's own, or groups that read only such, were left out of
+    """Print how many topics of the toolkit's own, or groups that read only these, were left out of
     a list."""
     if count:
         are, own = "is" if count == 1 else "are", "of the toolkit's own"
@@ -137,7 +138,7 @@ def print_hidden_count(count: int, noun: str) -> None:
 def print_rows(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str], *, json: bool
 ) -> None:
-    """Rows as one JSON document, or as a table.
+    """Print rows as one JSON document, or as a table.
 
     :param columns: the fields that the table shows; a mapping gives each a heading of its own.
     """
@@ -151,7 +152,7 @@ def print_rows(
 
 
 _WRITTEN_AS_THEY_ARE = frozenset({"partition", "position", "first", "end", "from", "to"})
-"""Fields whose numbers are names: they are shown so that they can be pasted."""
+"""Fields whose numbers are identifiers: they are shown unformatted, so that they can be pasted."""
 
 
 def field_cell(name: str, found: Any) -> Cell:
@@ -168,7 +169,7 @@ def field_cell(name: str, found: Any) -> Cell:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Rows under a heading; numbers to the right."""
+    """Print rows under a heading; numbers are right-aligned."""
     rows = list(rows)
     if sys.stdout.isatty():
         _print_rich_table(columns, rows)
@@ -205,14 +206,14 @@ def _print_rich_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) ->
 
 
 def cell_text(cell: Cell) -> str:
-    """A cell's text: thousands apart, a dash for what is not there."""
+    """A cell's text: numbers with thousands separators, a dash for a missing value."""
     if cell is None:
         return "-"
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
 def offset_json(log: Log, position: int) -> int | str:
-    """An offset for JSON: a number where the log writes it as one."""
+    """An offset for JSON: a number if the log writes offsets as numbers."""
     text = log.format_offset(position)
     return int(position) if text == str(int(position)) else text
 
@@ -252,7 +253,7 @@ def value_json(data: bytes | None) -> dict[str, Any]:
 
 
 def document_json(data: bytes) -> Any:
-    """A JSON document within another one, without loss; what is none as text."""
+    """A JSON document within another one, without loss; as text if it is not JSON."""
     found = _json_fragment(data)
     return bytes_text(data) if found is None else found
 
@@ -276,7 +277,7 @@ def base64_text(data: bytes) -> str:
 
 
 def lossless_json(name: str, data: bytes) -> dict[str, str]:
-    """Bytes under a name; where that is not all of them, in base64, too."""
+    """Bytes under a name as text; if that loses some, also in base64."""
     shown = data.decode("utf-8", "backslashreplace")
     if shown.encode("utf-8", "backslashreplace") == data:
         return {name: shown}
@@ -296,11 +297,11 @@ def is_text(data: bytes) -> bool:
 def progress_bar(
     description: str, *, quiet: bool = False
 ) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on standard error, where a person looks on; nothing otherwise.
+    """A progress bar on standard error if that is a terminal; nothing otherwise.
 
-    What it yields is called with how many are done, and how many there will be, if that is known.
+    The yielded function is called with the number done, and the total if that is known.
 
-    :param quiet: show nothing all the same.
+    :param quiet: show nothing on a terminal either.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
@@ -320,7 +321,7 @@ def progress_bar(
 
 
 def print_mapping(found: Mapping[str, Cell]) -> None:
-    """Names and what they say, one a line."""
+    """Print names with their values, one a line."""
     width = max(map(len, found), default=0)
     for name, cell in found.items():
         print_line(f"{name:<{width}}  {cell_text(cell)}")

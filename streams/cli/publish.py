@@ -1,7 +1,7 @@
 """``streams publish``: JSON lines from a file or standard input, as messages of a topic.
 
-Lines are taken as they come, and what came is written at once: a pipe that trickles is published
-line by line, a file in chunks of some thousand lines.
+Lines are published as soon as they arrive: a pipe that trickles is published line by line, a file
+in chunks of some thousand lines.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from streams.message import Record
 
 LINES_PER_APPEND = 5_000
-"""Lines written at once, at most."""
+"""The most lines in one append."""
 
 READ_SIZE = 1 << 18
-"""Bytes read at once, at most."""
+"""The most bytes in one read."""
 
 MAX_LINE = 64 << 20
-"""Bytes of one line, at most: a file without line ends is no JSON lines."""
+"""The longest line, in bytes: a file without line ends is not JSON lines."""
 
 
 def publish(
@@ -94,7 +94,7 @@ def publish(
 
 @contextmanager
 def _open_source(file: str) -> Iterator[tuple[BufferedReader, int | None]]:
-    """What to read, and how many bytes that is, where it can be known."""
+    """The source to read, and its size in bytes, if that is known."""
     if file != "-":
         with Path(file).open("rb") as source:
             yield source, os.fstat(source.fileno()).st_size or None
@@ -106,13 +106,13 @@ def _open_source(file: str) -> Iterator[tuple[BufferedReader, int | None]]:
 
 class _LineChunk(NamedTuple):
     lines: Sequence[tuple[int, bytes]]
-    """Numbers, from 1, and lines without their ends; empty ones are left out."""
+    """Line numbers, from 1, and lines without their ends; empty lines are left out."""
     bytes: int
-    """Read so far."""
+    """The number of bytes read so far."""
 
 
 def _read_lines(source: BufferedReader) -> Iterator[_LineChunk]:
-    """Lines as they come: whatever is there is given out before waiting for more."""
+    """Lines as they arrive: available lines are yielded before waiting for more."""
     number, done, size = 0, 0, 0
     rest: list[bytes] = []
     while True:
@@ -146,7 +146,7 @@ class _RecordMaker(NamedTuple):
     id_field: str | None
 
     def make_record(self, line: bytes) -> Record:
-        """:raises ValueError: the line is not JSON, or lacks a field; says why."""
+        """:raises ValueError: the line is not JSON, or lacks a field; the text says why."""
         import orjson
         from uuid_utils import uuid7
 
@@ -169,7 +169,7 @@ class _RecordMaker(NamedTuple):
 
 
 def _json_error_text(error: Exception) -> str:
-    """What orjson says, with the column alone: a line has no other lines."""
+    """The text of orjson's error, with the column only, as there is one line."""
     text, _, place = str(error).partition(": line ")
     column = place.partition("column ")[2].partition(" ")[0]
     return f"{text} (column {column})" if column else text
@@ -192,7 +192,7 @@ def _text_field(value: Any, name: str) -> str | None:
 def _make_records(
     maker: _RecordMaker, lines: Sequence[tuple[int, bytes]], *, skip: bool
 ) -> tuple[list[Record], str | None]:
-    """Records up to the first invalid line, and what is wrong with that."""
+    """Records up to the first invalid line, and the error of that line."""
     found: list[Record] = []
     for number, line in lines:
         try:
@@ -206,7 +206,7 @@ def _make_records(
 
 
 def _append_durably(log: Log, topic: str, records: Sequence[Record], before: int) -> int:
-    """Write records and wait until they are durable; how many.
+    """Append records and wait until they are durable; returns their number.
 
     :raises CommandFailed: some were not acknowledged.
     """

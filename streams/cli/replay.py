@@ -1,4 +1,4 @@
-"""``streams replay``: a range of a topic again, into a handler, another topic, or as JSON lines."""
+"""``streams replay``: reads a range of a topic again, into a handler, a topic, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ if TYPE_CHECKING:
     from streams.topic_reader import OffsetSpec
 
 MAX_FAILURES_SHOWN = 10
-"""Failures told one by one; more are counted."""
+"""How many failures are shown one by one; further ones are only counted."""
 
 
 class OnError(StrEnum):
-    """What to do at a message that fails for good."""
+    """The reaction to a message that fails for good."""
 
     stop = "stop"
     skip = "skip"
 
 
 class _Range:
-    """What is to be read."""
+    """The range to read."""
 
     def __init__(
         self, topic: str, start: str, end: str, partition: int | None, key: str | None
@@ -80,7 +80,7 @@ class _Range:
         self.key = None if key is None else argument_bytes(key)
 
     def require_partitions(self, log: Log) -> None:
-        """:raises UsageError: an offset, and not said of which partition."""
+        """:raises UsageError: an offset is given without its partition."""
         count = log.topic(self.topic).partitions
         require_partition(self.start, "--start", self.partition, count)
         if not isinstance(self.start, Mapping):
@@ -184,7 +184,7 @@ def _print_range(
     rate: float | None,
     index: str | None,
 ) -> None:
-    """The range as JSON lines."""
+    """Print the range as JSON lines."""
     from streams.log.range_reader import RangeReader
     from streams.replay.result import total_messages
     from streams.replay.token_bucket import TokenBucket
@@ -202,7 +202,7 @@ def _print_range(
         rows = stack.enter_context(closing(RangeReader(log, topic, ranges, key=span.key)))
         lines = MessageLines(log, holds_events=holds_events, read=read)
         bucket, total = TokenBucket(rate), total_messages(log, topic, ranges)
-        quiet = sys.stdout.isatty()  # the lines themselves are what a person sees
+        quiet = sys.stdout.isatty()  # the lines themselves show the progress
         bar = output.progress_bar(f"reading {topic}", quiet=quiet)
         show_progress = stack.enter_context(bar)
         while True:
@@ -229,14 +229,14 @@ def _replay_range(
     errors: OnError,
     began: float,
 ) -> ReplayResult:
-    """The range into a handler or a topic."""
+    """Replay the range into a handler or a topic."""
     import asyncio
 
     from streams.cli.logging_setup import configure_warnings
     from streams.event_loop import loop_factory
     from streams.replay import ReplayFailed, ReplayResult, replay
 
-    app.open_mode = "rw"  # what is not there cannot be replayed
+    app.open_mode = "rw"  # a log that does not exist has nothing to replay
     configure_warnings()
     last_result = ReplayResult(None)
 

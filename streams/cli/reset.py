@@ -1,4 +1,4 @@
-"""``streams reset``: move a group, so that its processors go on from another place."""
+"""``streams reset``: moves a group, so that its processors go on from another position."""
 
 from __future__ import annotations
 

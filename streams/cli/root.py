@@ -1,8 +1,8 @@
 """All commands together, and how each of them ends.
 
-To read a command line takes the library longer than most commands take, and grows with every option
-of every command. So of the commands only the one that is called is imported and made; all of them
-where it is not known which one that is: for the help, for a name that is wrong, for completion.
+Building the command line takes the library longer than most commands take, and grows with every
+option of every command. So only the called command is imported and built; all of them are if it is
+not known which one is called: for the help, for a wrong name, for completion.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _COMMANDS = {
 
 
 class _RootGroup(TyperGroup):
-    """Tells what the library below would swallow: a closed pipe, an interrupt."""
+    """Handles exceptions that the library would swallow: a closed pipe, an interrupt."""
 
     @override
     def invoke(self, ctx: Any) -> Any:
@@ -104,7 +104,7 @@ def _root(
 
 
 def make_app(names: Iterable[str] = tuple(_COMMANDS)) -> typer.Typer:
-    """The command line with these commands."""
+    """The command line with the named commands."""
     app = typer.Typer(
         name="streams",
         cls=_RootGroup,
@@ -125,7 +125,7 @@ def make_app(names: Iterable[str] = tuple(_COMMANDS)) -> typer.Typer:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; its exit status."""
+    """Run one command; returns its exit status."""
     hide_secrets_of(arguments)
     set_error_format()
     try:
@@ -142,7 +142,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @cache
 def _command(*names: str) -> Any:
-    """These commands as they are called."""
+    """The click command of these names."""
     return typer.main.get_command(make_app(names))
 
 
@@ -169,7 +169,7 @@ def _invoke(arguments: Sequence[str]) -> int:
 
 
 def _print_usage_error(error: Any) -> int:
-    """The command line could not be read: what is wrong, and where help is."""
+    """Print why the command line is invalid, and where help is."""
     text = one_line(str(error.format_message()))
     if not text:  # a group without a command: its help was shown
         return USAGE

@@ -1,4 +1,4 @@
-"""``streams run``: an app's processors, until a signal."""
+"""``streams run``: runs an app's processors until a signal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = get_logger("streams")
 
 @contextmanager
 def _serve_monitoring(app: Streams, http_address: tuple[str, int] | None) -> Iterator[None]:
-    """Serve metrics and health meanwhile, where that is wanted."""
+    """Serve metrics and health during the block, if that is wanted."""
     if http_address is None:
         yield
         return
@@ -47,17 +47,18 @@ def _serve_monitoring(app: Streams, http_address: tuple[str, int] | None) -> Ite
 
 
 GC_THRESHOLD = 20_000
-"""Objects that may come into being until Python looks for unreachable cycles among them."""
+"""The number of new objects after which Python looks for unreachable cycles among them."""
 
 
 def _raise_gc_threshold() -> None:
-    """Let most messages die before the cyclic garbage collector looks at them.
+    """Raise the threshold, so that most messages are freed before the cyclic garbage collector
+    runs.
 
-    With Python's own 700 it goes through everything that is under way again and again: a quarter
-    of the CPU time with a thousand async handlers at once. The app may set it otherwise.
+    With Python's own 700 it scans all live objects again and again: a quarter of the CPU time with
+    a thousand async handlers at once. The app may set another threshold.
     """
     first, *others = gc.get_threshold()
-    if first:  # 0: somebody turned it off
+    if first:  # 0: it was turned off
         gc.set_threshold(max(first, GC_THRESHOLD), *others)
 
 
@@ -161,7 +162,7 @@ def run(
     app = load_app(target, url)
     if member is not None:
         app.member = check_member(member)
-    gc.freeze()  # what was imported stays, and is not looked at again
+    gc.freeze()  # imported objects stay, and are not scanned again
     configure_logging(level, log_format, worker_index)
     if worker_process is not None:
         worker_process.report_loaded(target, app)
@@ -185,9 +186,9 @@ def run(
 
 
 def run_until_stopped(app: Streams) -> None:
-    """Run the app; say in one line what ended it.
+    """Run the app; print the error that ended it in one line.
 
-    :raises typer.Exit: something did.
+    :raises typer.Exit: an error ended it.
     """
     from streams.errors import ConfigError, StreamsError, exit_status
 

@@ -1,7 +1,7 @@
-"""``streams saga``: where durable sagas stand, and what to do about those that stand still.
+"""``streams saga``: the state of durable sagas, and commands for those that do not advance.
 
-The journal says all there is to know, so no app is needed: what is written here is what the
-running app goes on with.
+The journal holds the whole state, so no app is needed: the running app goes on from the entries
+that are written here.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ Newest = Annotated[
 ]
 
 NEWEST = 1_000_000
-"""What :data:`streams.patterns.saga.DEFAULT_NEWEST` is, which is imported only when it is
+"""The value of :data:`streams.patterns.saga.DEFAULT_NEWEST`, which is imported only when it is
 used."""
 
 
 _SUGGESTED_FROM = 1_000
-"""Newest entries of each partition among which an ID like one that is not there is looked for."""
+"""Newest entries of each partition that are searched for an ID similar to one that does not
+exist."""
 
 
-@app.command("ls", hidden=True)  # as the other groups of commands call it
+@app.command("ls", hidden=True)  # the name in the other groups of commands
 @app.command("list")
 def list_sagas(
     name: Annotated[
@@ -168,7 +169,7 @@ def abandon_saga(
 
     with _open_journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
-        abandon_entry(last, time.time())  # refused before anybody is asked
+        abandon_entry(last, time.time())  # refused before the user is asked
         rest = ", ".join(steps_not_undone(last)) or "nothing"
         confirm(f"Abandon saga {id}, which is {last.status}? Not undone: {rest}.", yes=yes)
         entry = journal.append_command(
@@ -179,9 +180,9 @@ def abandon_saga(
 
 @contextmanager
 def _as_command_errors(log: Log, name: str | None) -> Iterator[None]:
-    """What is not there is no fault of the program's; says what was probably meant.
+    """Turn errors for missing sagas into command errors, with a suggestion.
 
-    :param name: the orchestrator's, where it was given.
+    :param name: the orchestrator's name, if it was given.
     """
     from streams.patterns.saga import SagaError, UnknownSaga
 
@@ -195,7 +196,7 @@ def _as_command_errors(log: Log, name: str | None) -> Iterator[None]:
 
 
 def _suggestion(log: Log, name: str, id: str | None) -> str:
-    """Which saga was probably meant by one that is not there."""
+    """The similar saga that was probably meant, for one that does not exist."""
     from streams.errors import LogError
     from streams.inspection.sagas import saga_names
     from streams.patterns.saga import Journal

@@ -1,31 +1,32 @@
 """``streams run --workers N``: a supervisor of processes that share an app's groups.
 
-Promises: N workers run, each an interpreter of its own; one that dies is started again, at once if
-it lived for ten seconds, else after 1 s and then twice as long each time up to 30 s. What it owned
-goes to the others at once, where the log lets them take it. One whose name in its groups was taken
-by another process is not started again. SIGINT or SIGTERM is passed on and all workers may drain; a
+Promises: N workers run, each an interpreter of its own; one that dies is restarted, at once if
+it lived for ten seconds, else after 1 s and then twice as long each time up to 30 s. Its partitions
+go to the others at once, if the log lets them take these. One whose name in its groups was taken
+by another process is not restarted. SIGINT or SIGTERM is passed on and all workers may drain; a
 second signal ends everything at once. Workers whose app cannot be loaded, or that keep dying at
 their start, end the supervisor with one line.
 
-Theory of operation. The supervisor never imports the app: what an import opens belongs to one
-process. It starts the first worker alone, and the others once that one has loaded the app, so that
-a bad app is said once and not N times. Both are joined by a socket, the worker's standard input at
-its start: the worker writes a byte when the app is loaded, and drains when it reads the end, for
-then the supervisor is gone, however it went. Workers have process groups of their own: Ctrl-C in a
-terminal reaches the supervisor alone, and the one signal it passes on is not their second.
+Theory of operation. The supervisor never imports the app: an import may open resources that belong
+to one process. It starts the first worker alone, and the others once that one has loaded the app,
+so that a bad app is reported once and not N times. Supervisor and worker are joined by a socket,
+the worker's standard input at its start: the worker writes a byte when the app is loaded, and
+drains when it reads the end, for then the supervisor is gone, for whatever reason. Workers have
+process groups of their own: Ctrl-C in a terminal reaches the supervisor alone, and the one signal
+it passes on is not their second.
 
-Workers are static members of their groups: one that is started again has back what it had. For
+Workers are static members of their groups: one that is restarted gets its partitions back. For
 that its name must be the same after a restart and unique in its groups, so it is made of the name
 that the app was given, or of the host's and the app's, and of the worker's number; a second
 supervisor of the same app on this machine finds a lock file taken and puts the number of its *slot*
-before. The files are in a folder that only this user can write to; where another user has taken its
+before. The files are in a folder that only this user can write to; if another user has taken its
 name, the slot is a random number. With KIP-848 there are no static members that can be restarted:
 workers are ordinary ones.
 
-The supervisor sees a worker die, so nobody need wait for its leases. It has no connection to the
-log, but the other workers have: it tells them which process has ended, in a line of its name and
-its life (the word that no other process of that name has), and they expel it. A worker says both
-behind the byte that says that the app is loaded.
+The supervisor sees a worker die, so its leases need not be waited for. It has no connection to the
+log, but the other workers have: it sends them the dead process's name and its life (the word that
+no other process of that name has) in one line, and they expel it. A worker sends both after the
+byte that says that the app is loaded.
 """
 
 from __future__ import annotations
@@ -69,21 +70,21 @@ LOADED_BYTE = b"+"
 _MAX_LINE = 4_096
 GROUP_INSTANCE_ID = "group.instance.id"
 NUMBER_VARIABLE = "STREAMS_WORKER"
-"""Where an app finds its worker's number, from 1, in the environment."""
+"""The environment variable in which an app finds its worker's number, from 1."""
 _URL_VARIABLE = "STREAMS_WORKER_URL"
-"""How the supervisor hands ``--url`` to a worker. Not by ``STREAMS_URL``, which counts less than
-what the app's code gives."""
+"""The variable in which the supervisor passes ``--url`` to a worker. It is not ``STREAMS_URL``, as
+that has a lower priority than the app's code."""
 
 
 def worker_number() -> int | None:
-    """Which worker this process is, from 1; None: its supervisor did not say."""
+    """The number of this worker, from 1; None: its supervisor did not say."""
     return wire.parse_int(os.environ.get(NUMBER_VARIABLE))
 
 
 def take_supervisor_url() -> str | None:
-    """What ``--url`` said, taken out of the environment: the app's own children must not find it.
+    """The value of ``--url``, removed from the environment: the app's children must not find it.
 
-    From here on no error shows a secret of it.
+    From here on no error shows a secret in it.
     """
     url = os.environ.pop(_URL_VARIABLE, None)
     if url:
@@ -93,21 +94,22 @@ def take_supervisor_url() -> str | None:
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """How a supervisor bears the deaths of a worker; all times in seconds."""
+    """How a supervisor reacts to the deaths of a worker; all times in seconds."""
 
     first_delay: float = 1.0
-    """The wait before a worker is started again that did not live long."""
+    """The wait before the restart of a worker that did not live long."""
     max_delay: float = 30.0
-    """The wait doubles up to this."""
+    """The limit up to which the wait doubles."""
     stable_after: float = 10.0
-    """A worker that lived so long is started again at once."""
+    """The life after which a worker is restarted at once."""
     startup_time: float = 10.0
-    """A worker that dies sooner died at its start."""
+    """The life below which a worker's death counts as one at its start."""
     max_failed_starts: int = 5
-    """So many deaths at the start in a row, while no other worker lives on, are enough."""
+    """The number of consecutive deaths at the start, while no other worker lives on, that is
+    enough."""
 
     def delay(self, deaths: int) -> float:
-        """The wait after so many deaths in a row of workers that did not live long."""
+        """The wait after this many consecutive deaths of workers that did not live long."""
         return min(self.first_delay * 2.0 ** min(deaths - 1, 32), self.max_delay) if deaths else 0.0
 
 
@@ -122,20 +124,20 @@ def supervise(
     http: tuple[str, int] | None = None,
     member: str | None = None,
 ) -> int:
-    """Run an app in so many workers until a signal; the exit status.
+    """Run an app in this many workers until a signal; returns the exit status.
 
-    :param url: ``--url``, which goes before what the app's code gives.
-    :param options: of the command line, for each of them.
-    :param member: what their names in their groups begin with; the app's own if None.
-    :param http: where the first serves its metrics; each other has the port after the one before.
-    :raises UsageError: there are not so many ports.
+    :param url: ``--url``, which has priority over the app's code.
+    :param options: of the command line, for each worker.
+    :param member: the prefix of their names in their groups; the app's own name if None.
+    :param http: where the first serves its metrics; each other has the next port.
+    :raises UsageError: there are not enough ports.
     """
     if http is not None and http[1] and http[1] + workers - 1 > 65_535:
         where = f"--http {http[0]}:{http[1]}"
         raise UsageError(f"{where}: {workers} workers need as many ports from there")
     command = [sys.executable, "-m", "streams.cli", "run", target, *options]
     environment = dict(os.environ)
-    if url:  # not an argument: others on the machine see those, and a URL may hold a password
+    if url:  # not an argument: others on the machine see those, and a URL may contain a password
         environment[_URL_VARIABLE] = url
     if member is not None:
         command += ["--member", member]
@@ -152,7 +154,7 @@ def supervise(
 
 
 def _http_arguments(address: tuple[str, int] | None, index: int) -> list[str]:
-    """The words that tell a worker, counted from 0, where to serve its metrics."""
+    """The arguments that tell a worker, counted from 0, where to serve its metrics."""
     if address is None:
         return []
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -162,8 +164,8 @@ def _http_arguments(address: tuple[str, int] | None, index: int) -> list[str]:
 def claim_slot(target: str) -> tuple[int, int]:
     """The lowest slot that no other supervisor of this app holds on this machine, and its lock.
 
-    It is held while the descriptor is open. Where files cannot be locked the slot is always 1. It
-    is a random one, which nobody else has, where there can be no folder of this user's own.
+    It is held while the descriptor is open. If files cannot be locked the slot is always 1. It
+    is a random, unique one if this user cannot have a folder of its own.
     """
     try:
         import fcntl
@@ -194,9 +196,9 @@ def claim_slot(target: str) -> tuple[int, int]:
 
 
 def _open_private_folder(path: str) -> int:
-    """A folder that nobody else can write to, made if there is none, as a descriptor.
+    """A folder that no other user can write to, created if it is missing, as a descriptor.
 
-    :raises OSError: somebody else has made it, or opened it to others.
+    :raises OSError: another user has created it, or it is writable for others.
     """
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
@@ -210,22 +212,22 @@ def _open_private_folder(path: str) -> int:
 
 @dataclass(slots=True)
 class RunningWorker:
-    """A worker's process, and what joins the supervisor to it."""
+    """A worker's process, and the supervisor's socket to it."""
 
     process: Process
     connection: socket.socket
     started_at: float
-    """On :func:`time.monotonic`."""
+    """The start time on :func:`time.monotonic`."""
     received: bytes = b""
-    """What it has said since its start."""
+    """The bytes that it has sent since its start."""
 
 
 class Supervisor:
     """Keeps a process running for each command.
 
-    :param name: what runs, for its lines.
-    :param commands: a worker's words each.
-    :param environment: the workers'.
+    :param name: the app's name, for log lines.
+    :param commands: the arguments of each worker.
+    :param environment: the workers' environment.
     """
 
     def __init__(
@@ -245,7 +247,7 @@ class Supervisor:
         self._status = DONE
 
     async def run(self) -> int:
-        """Until a signal, or until it is hopeless; the exit status."""
+        """Run until a signal, or until it is hopeless; returns the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._handle_signal, number)
@@ -258,7 +260,7 @@ class Supervisor:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-            self._signal_workers(signal.SIGKILL)  # any are left only after an error of our own
+            self._signal_workers(signal.SIGKILL)  # some are left only after an error here
         return self._status
 
     def _handle_signal(self, number: signal.Signals) -> None:
@@ -296,7 +298,7 @@ class Supervisor:
             )
         self._running[number] = RunningWorker(process, socket_end, time.monotonic())
         logger.info("worker %d is process %d", number, process.pid)
-        if self._stop_requested.is_set():  # told while it was being started
+        if self._stop_requested.is_set():  # the signal came while it was being started
             with suppress(ProcessLookupError):
                 process.send_signal(self._signal)
         return process
@@ -312,19 +314,19 @@ class Supervisor:
         return worker.received.startswith(LOADED_BYTE)
 
     def _announce_ended(self, number: int) -> None:
-        """A worker's process has ended: tell the others, who give up its memberships."""
+        """A worker's process has ended: tell the others, which expel it from its groups."""
         ended = self._running.pop(number)
-        with suppress(OSError):  # what it said last, if there is anything
+        with suppress(OSError):  # its last bytes, if there are any
             ended.received += ended.connection.recv(_MAX_LINE)
         ended.connection.close()
         line, newline, _ = ended.received.removeprefix(LOADED_BYTE).partition(b"\n")
         if newline and line and not self._stop_requested.is_set():
             for other in self._running.values():
-                with suppress(OSError):  # it is about to end, or does not read
+                with suppress(OSError):  # the other worker is about to end, or does not read
                     other.connection.send(line + b"\n")
 
     def _load_failed(self, status: int) -> int:
-        """The first worker could not load the app. What it said itself is not said again."""
+        """The first worker could not load the app. Its own error is not repeated."""
         self._running.pop(1).connection.close()
         if status in (DONE, FAILED, 2):
             return status or FAILED
@@ -332,7 +334,7 @@ class Supervisor:
         return FAILED
 
     async def _keep_running(self, number: int) -> None:
-        """Let one worker run until it is over, in one process after another."""
+        """Keep one worker running until it is done, in one process after another."""
         policy = self._policy
         deaths = failed_starts = 0
         while True:
@@ -343,7 +345,7 @@ class Supervisor:
             uptime = time.monotonic() - worker.started_at
             self._announce_ended(number)
             if self._stop_requested.is_set():
-                # Whoever had no handler for the signal yet had nothing in flight either.
+                # A worker without a handler for the signal yet had nothing in flight either.
                 if status not in (DONE, -self._signal, INTERRUPTED):
                     logger.error("worker %d %s", number, exit_text(status))
                     self._status = self._status or FAILED
@@ -393,30 +395,30 @@ def exit_text(status: int) -> str:
 
 
 class WorkerProcess:
-    """What a process that a supervisor started does beside running its app.
+    """The part of a supervised process beside running its app.
 
-    :param tag: what tells it from the supervisor's other workers, the same after a restart.
+    :param tag: distinguishes it from the supervisor's other workers; the same after a restart.
     """
 
     def __init__(self, tag: str) -> None:
         self._tag = tag
-        # Standard input is what it would be without a supervisor; children must not hold ours.
+        # Standard input becomes what it is without a supervisor; children must not hold ours.
         self._supervisor = socket.socket(fileno=os.dup(0))
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0)
 
     def report_loaded(self, target: str, app: Streams) -> None:
-        """Fit the app for its place among others, and tell the supervisor that it is there.
+        """Configure the app as one of several workers, and tell the supervisor that it is loaded.
 
-        :raises UsageError: the app's log is one process's own.
-        :raises ConfigError: it has no URL, or one that cannot be.
+        :raises UsageError: the app's log is private to one process.
+        :raises ConfigError: it has no URL, or an invalid one.
         """
         if app.url.lower().startswith("memory:"):
             problem = "memory:// is one process's own: --workers needs another log"
             raise UsageError(f"{target}: {problem}")
         name_member(app, f"{socket.gethostname()}-{target}", self._tag)
         line = f"{app.member} {app.instance_id}\n".encode() if app.member else b""
-        with suppress(OSError):  # it is gone: the thread will see
+        with suppress(OSError):  # the supervisor is gone: the thread will notice
             self._supervisor.sendall(LOADED_BYTE + line)
         threading.Thread(
             target=self._follow_supervisor, args=(app,), name="streams-supervisor", daemon=True
@@ -457,7 +459,7 @@ def name_member(app: Streams, default_name: str, tag: str) -> None:
 
 
 def _name_part(text: str) -> str:
-    """The text as a part of a name: of letters that Kafka and file systems take."""
+    """The text as a part of a name: only characters that Kafka and file systems accept."""
     from streams.log.names import to_valid_name
 
     return to_valid_name(text)[-200:]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from streams.log.range_reader import LogRow, OffsetRanges
 
 POLL_INTERVAL = 0.2
-"""Seconds between looks at whether something arrived."""
+"""Seconds between polls for new messages."""
 
 
 def tail(
@@ -90,7 +90,7 @@ def tail(
     key_bytes = None if key is None else argument_bytes(key)
     if offsets is None and count == 0:
         offsets = "latest"
-    # With a key, how far back its last messages are is not known.
+    # With a key, it is unknown how far back its last messages are.
     begin = offsets if offsets is not None else -count if key_bytes is None else "earliest"
     app = None if target is None else load_app(target, url)
     read = None if raw else event_reader(app, topic)
@@ -119,10 +119,10 @@ def tail(
 def _last_messages(
     log: Log, topic: str, ranges: OffsetRanges, count: int, *, raw: bool
 ) -> list[LogRow]:
-    """The last messages there are: how far back these are is not known, as not every record of an
+    """The last messages: how far back they are is unknown, as not every record of an
     event topic is an event, and on Kafka not every offset is a message's.
 
-    :param ranges: the last offsets, as many of each partition.
+    :param ranges: the last offsets, as many in each partition.
     """
     from streams.log.range_reader import OffsetRange, RangeReader
 
@@ -173,7 +173,7 @@ def _follow(
 
 
 class _MessagePrinter:
-    """Messages on standard output."""
+    """Prints messages on standard output."""
 
     def __init__(self, log: Log, lines: MessageLines, *, json: bool) -> None:
         self.log = log

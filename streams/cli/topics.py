@@ -1,4 +1,4 @@
-"""``streams topics``: what there is to read."""
+"""``streams topics``: lists, shows, creates and deletes topics."""
 
 from __future__ import annotations
 

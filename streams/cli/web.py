@@ -104,27 +104,27 @@ def web(
 
     def started(address: str) -> None:
         output.print_line(f"{address}  ({app.url_source}; {may})")
-        sys.stdout.flush()  # whoever started this in the background waits for the address
+        sys.stdout.flush()  # a parent process in the background waits for the address
 
     serve(dashboard, host, port, started, certificate=tls_cert, key=tls_key)
 
 
 def _app(target: str | None, url: str | None) -> Streams:
-    """The app, or one without declarations on the log that is meant."""
+    """The app, or one without declarations on the chosen log."""
     from streams.app import Streams
 
     if target is not None:
         return load_app(target, url)
-    resolve_url(url)  # which says what is missing where there is none
+    resolve_url(url)  # if there is none, its error says what is missing
     app = Streams()
     app.url_override = url
     return app
 
 
 def _check_file(app: Streams) -> None:
-    """See that the file of a SQLite log is there. A server may come later: the pages say so.
+    """Check that the file of a SQLite log exists. A server may start later: the pages say so.
 
-    :raises NotFound: it is not.
+    :raises NotFound: the file does not exist.
     """
     from streams.log.url import open_log
 

@@ -1,12 +1,12 @@
 """``streams aggregates``: event-sourced aggregates, their events, states and snapshots.
 
-Without an app the log says what is stored. With one, ``MODULE:APP`` before the name, its code says
-what the events are today, what they add up to, and where it cannot go on. The app is not run, and
-nothing is made or changed but by ``drop-snapshots``.
+Without an app the stored records are shown. With one, ``MODULE:APP`` before the name, its code
+gives the events as they are today, the states, and the errors at which it cannot go on. The app is
+not run, and nothing is created or changed except by ``drop-snapshots``.
 
 ==========  ==========================================================
-``place``   the log and the app that a command is about
-``lists``   lists of aggregates and of IDs; those that code cannot read
+``place``   the log and the app of a command
+``lists``   lists of aggregates and of IDs; those that the code cannot read
 ``view``    one aggregate: state, events, snapshots
 ==========  ==========================================================
 """
@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 
 PAGE = 1_000
-"""IDs that are asked for at once."""
+"""How many IDs are read at once."""
 
 
 @app.command("ls")
@@ -224,7 +224,7 @@ def drop_snapshots(
 def _split_words(
     command: str, words: tuple[str | None, ...], count: int
 ) -> tuple[str | None, tuple[str | None, ...]]:
-    """``MODULE:APP`` if it was given, and the other words. A name of an aggregate has no colon."""
+    """``MODULE:APP`` if it was given, and the other words. An aggregate's name has no colon."""
     given = [word for word in words if word is not None]
     target = given.pop(0) if given and ":" in given[0] else None
     if len(given) > count:
@@ -236,7 +236,7 @@ def _split_words(
 
 
 def _parse_at(text: str) -> int | datetime:
-    """A version, a time, or a time that long ago.
+    """A version, a time, or a time relative to now.
 
     :raises UsageError: it is none of them.
     """

@@ -1,6 +1,6 @@
-"""Lists of aggregates, of their IDs, and of those that an app's code cannot go on with.
+"""Lists of aggregates, of their IDs, and of those that the app's code cannot read.
 
-Whatever stands in the log, what can be listed is, and what cannot is named on standard error.
+Records that can be listed are, whatever else is in the log; the others are named on standard error.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHECK_SIZE = 100
-"""Aggregates that are checked at once."""
+"""How many aggregates are checked at once."""
 
 PAGE = 1_000
-"""Keys that are listed at once, where nobody asked for fewer."""
+"""How many keys are listed at once, unless fewer are requested."""
 
 
 def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
     """A row for each event topic of the app, or of the log.
 
-    :param scan: also count the aggregates that the app's code cannot go on with, among so many.
+    :param scan: also count the aggregates that the app's code cannot read, among this many.
     """
     from streams.inspection.aggregates import event_topics
 
@@ -83,7 +83,7 @@ def _topic_json(log: Any, info: TopicInfo) -> dict[str, Any]:
 
 
 def _declared_json(place: Place, name: str, scan: int | None) -> dict[str, Any]:
-    """A row of an aggregate that the app declares."""
+    """A row for an aggregate that the app declares."""
     from streams.errors import NotFound
 
     aggregate = place.aggregate(name)
@@ -125,10 +125,10 @@ def _snapshots_text(row: Mapping[str, Any]) -> str | None:
 def list_keys(
     log: EventLog, info: TopicInfo, prefix: bytes, after: bytes | None, size: int
 ) -> Iterator[HistoryKey]:
-    """The keys of an event topic in the order of their bytes, with where their histories end; what
-    cannot be listed is named on standard error.
+    """The keys of an event topic in the order of their bytes, with the ends of their histories;
+    keys that cannot be listed are named on standard error.
 
-    :param size: how many are asked for at once.
+    :param size: how many are read at once.
     """
     from streams.inspection.aggregates import ordered_keys
 
@@ -136,7 +136,7 @@ def list_keys(
 
 
 class _Named:
-    """Names on standard error what cannot be listed (KeyProblems)."""
+    """Names keys that cannot be listed on standard error (KeyProblems)."""
 
     def call(self, where: str, make: Callable[[], T]) -> T | None:
         return output.call_or_report(where, make)
@@ -146,7 +146,7 @@ class _Named:
 
 
 def list_ids(keys: Iterator[HistoryKey], number: int, *, json: bool) -> None:
-    """A row for each ID, so many at most; 0: all."""
+    """A row for each ID, at most this number; 0: all."""
     found: list[dict[str, Any]] = []
     last = None
     for each in islice(keys, number or None):
@@ -173,7 +173,7 @@ def _key_json(found: HistoryKey) -> dict[str, Any]:
 def list_stopped(
     place: Place, name: str, keys: Iterator[HistoryKey], number: int, scan: int, *, json: bool
 ) -> None:
-    """The aggregates that the app's code cannot go on with."""
+    """The aggregates that the app's code cannot read."""
     found: list[dict[str, Any]] = []
     checked = _check(place, name, keys, scan)
     for key, stopped in islice(checked, number or None):
@@ -189,9 +189,9 @@ def list_stopped(
 def _check(
     place: Place, name: str, keys: Iterator[HistoryKey], scan: int
 ) -> Generator[tuple[bytes, StoppedAt], None, None]:
-    """Which aggregates are stopped, and by what; says how far it is, and where it stopped looking.
+    """The stopped aggregates and their errors; shows the progress, and where the scan ended.
 
-    :param scan: how many are looked at; 0: all.
+    :param scan: how many are checked; 0: all.
     """
     from streams.errors import LogError
 

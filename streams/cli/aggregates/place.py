@@ -1,4 +1,4 @@
-"""The log and the app that a command about aggregates is given, and the event topics there."""
+"""The log and the app of a command about aggregates, and the event topics there."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Place(NamedTuple):
     target: str
 
     def aggregate(self, name: str) -> Aggregate[Any, Any]:
-        """What the app declares.
+        """The aggregate that the app declares.
 
         :raises CommandFailed: it declares no such aggregate.
         """
-        assert self.app is not None  # noqa: S101 - who asks has one
+        assert self.app is not None  # noqa: S101 - callers check it
         found = self.app.aggregates.get(name)
         if found is None:
             raise CommandFailed(
@@ -41,7 +41,7 @@ class Place(NamedTuple):
         return found  # type: ignore[return-value]  # nothing else is declared as one
 
     def inspector(self, name: str) -> AggregateInspector:
-        """What looks at it with the app's code."""
+        """An inspector of the aggregate with the app's code."""
         from streams.eventsourcing.inspection import AggregateInspector
 
         return AggregateInspector(self.aggregate(name), self.log)

@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from streams.log.protocol import TopicInfo
 
 SUGGESTED_FROM = 1_000
-"""IDs among which one like one that is not there is looked for."""
+"""How many IDs are searched for one similar to an ID that does not exist."""
 
 
 class _Found(NamedTuple):
-    """What was found of an aggregate."""
+    """The records found for an aggregate."""
 
     head: Head
     partition: int
     version: int
-    """That is shown: the last one, or the one that was asked for."""
+    """The version that is shown: the last one, or the requested one."""
     last: StoredEvent | None
     """The event of that version, if it was read."""
     snapshot: StoredSnapshot | None
-    """Behind which reading began."""
+    """The snapshot from which reading began."""
     inspected: Inspected | None
 
 
 class AggregateView:
-    """One aggregate, as it is shown."""
+    """One aggregate in its shown form."""
 
     def __init__(self, place: Place, name: str, info: TopicInfo, key: bytes) -> None:
         self._place = place
@@ -52,9 +52,9 @@ class AggregateView:
         self._inspector = None if place.app is None else place.inspector(name)
 
     def document(self, at: int | datetime | None, number: int | None) -> dict[str, Any]:
-        """All that is shown.
+        """The whole document.
 
-        :param number: also so many of its last events, 0: all.
+        :param number: also this many of its last events, 0: all.
         """
         from streams.log.events import EMPTY
 
@@ -62,7 +62,7 @@ class AggregateView:
             "snapshots", partial(self._log.list_snapshots, self._topic, self._key)
         )
         found = self._find(at, snapshots or ())
-        if found.head == EMPTY:  # one with a refused command alone has no version either
+        if found.head == EMPTY:  # an aggregate with only a refused command has no version either
             raise self._not_there()
         head_version = found.head.base.version
         if isinstance(at, int) and at > head_version:
@@ -131,7 +131,8 @@ class AggregateView:
     def _pages(
         self, at: int | datetime | None, snapshots: Iterable[StoredSnapshot]
     ) -> Iterator[History]:
-        """The history, or its end, if that is enough: behind the newest snapshot of any kind."""
+        """The history, or only its end if that is enough: behind the newest snapshot of any
+        kind."""
         from streams.eventsourcing.inspection import history_pages
 
         newest = max(snapshots, key=lambda each: each.base.version, default=None)
@@ -151,7 +152,7 @@ class AggregateView:
         return CommandFailed(f"{self._name} {self._id}: there is no such aggregate{more}")
 
     def _last_json(self, found: _Found) -> dict[str, Any] | None:
-        """The last event: when and where."""
+        """The last event: its time and position."""
         moment: float | None
         if found.last is not None:
             offset, moment = found.last.offset, found.last.time
@@ -170,7 +171,7 @@ class AggregateView:
         return f"{self._topic}/{partition}/{self._log.format_offset(offset)}"
 
     def _time_at(self, partition: int, offset: int) -> float | None:
-        """When the log took a record."""
+        """The log's timestamp of a record."""
         from streams.log.range_reader import read_first
 
         where = self._position(partition, offset)
@@ -200,7 +201,7 @@ class AggregateView:
         }
 
     def _is_held(self, snapshot: StoredSnapshot) -> bool:
-        """Whether the log would hand it out: its history has what it was made of."""
+        """Whether the log would return it: the events that it was made of are in its history."""
         from streams.log.events import HistoryRequest
 
         request = HistoryRequest(self._key, limit=1, fingerprint=snapshot.fingerprint)
@@ -210,7 +211,7 @@ class AggregateView:
     # -- events
 
     def _events(self, at: int | datetime | None, number: int) -> Iterable[dict[str, Any]]:
-        """The last events up to a place, each as one document or several."""
+        """The last events up to a version or time, each as one document or several."""
         from streams.eventsourcing.inspection import history_pages, until
 
         wanted = until(at)
@@ -242,7 +243,7 @@ class AggregateView:
     def _event_json(
         self, event: InspectedEvent, partition: int, cause_before: str, append_before: str
     ) -> list[dict[str, Any]]:
-        """An event; several rows where it is several today."""
+        """An event; several rows if it is upcast to several events."""
         from streams.eventsourcing.inspection import json_document
         from streams.log.event_headers import (
             CAUSE,
@@ -295,7 +296,7 @@ def _stopped_json(stopped: StoppedAt | None) -> dict[str, Any] | None:
 
 
 def print_aggregate(document: Mapping[str, Any]) -> None:
-    """An aggregate for a person."""
+    """Print an aggregate for people."""
     closed = ", closed" if document["closed"] else ""
     name = f"{document['aggregate']} {document['id']}"
     output.print_line(f"{name}: version {document['version']}{closed}")
@@ -323,7 +324,7 @@ def print_aggregate(document: Mapping[str, Any]) -> None:
 
 
 def _event_text(row: Mapping[str, Any]) -> str:
-    """What stands in an event, on one line."""
+    """The content of an event, on one line."""
     why = f"  (cannot be decoded: {row['why']})" if row.get("why") else ""
     if row.get("type") is None and "event" in row:
         return LEFT_OUT

@@ -1,4 +1,4 @@
-"""``streams dead``: what could not be handled, and what to do about it.
+"""``streams dead``: messages that could not be handled, and the commands that deal with them.
 
 ============================  ======================================================
 ``listing``, ``show``         ``ls`` and ``show``
@@ -6,9 +6,9 @@
 ``purge``                     ``purge``: set letters aside
 ``closed_keys``               ``keys`` and ``drop``: keys that a dead message closes
 ``options``                   arguments and options
-``filter``                    which letters are meant by ``--error``, ``--key`` and so on
+``filter``                    the letters selected by ``--error``, ``--key`` and so on
 ``topics``                    the topics that hold dead letters, and opening one
-``handling``                  count, ask, and do it with the letters that are meant
+``handling``                  count, ask, and act on the selected letters
 ``rendering``                 a letter as JSON and as table cells
 ``editor``                    bytes in the user's editor
 ============================  ======================================================

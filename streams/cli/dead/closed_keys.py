@@ -84,7 +84,7 @@ def open_closed_keys(log: Log, group: str, topic: str) -> ClosedKeyReader:
 
 
 def closed_key_json(log: Log, head: ClosedKeyHead) -> dict[str, Any]:
-    """A closed key for JSON: the message that closes it, and what waits behind it."""
+    """A closed key for JSON: the message that closes it, and the messages behind it."""
     summary = letter_summary(log, head.row, waiting=head.is_dead)
     if not head.is_dead and summary["error"] == "?":
         summary["error"] = summary["failed_at"] = None

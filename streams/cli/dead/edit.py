@@ -109,9 +109,9 @@ def edit_dead_letter(
 def _closed_key_meant(
     log: Log, group: str, topic: str, which: str | None, key: str | None
 ) -> ClosedKeyHead | None:
-    """What closes the key that is meant; None: a letter is meant.
+    """The message that closes the selected key; None: a letter is selected.
 
-    :raises UsageError: it can be both.
+    :raises UsageError: the argument may be either.
     """
     try:
         closed_keys = open_closed_keys(log, group, topic)

@@ -1,4 +1,4 @@
-"""Bytes in the hands of the user's editor."""
+"""Editing bytes in the user's editor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from streams.cli.options import argument_bytes
 
 
 def replacement_value(value: str | None, file: Path | None) -> bytes | None:
-    """What ``--value`` or ``--file`` says; None where neither was given.
+    """The value of ``--value`` or ``--file``; None if neither was given.
 
-    :raises UsageError: both were.
+    :raises UsageError: both were given.
     """
     if value is not None and file is not None:
         raise UsageError("streams dead edit takes --value or --file, not both")
@@ -44,15 +44,15 @@ def editor_command() -> list[str]:
 
 
 def edit_in_editor(data: bytes, command: list[str]) -> bytes:
-    """What the editor makes of these bytes.
+    """The bytes after they were edited.
 
-    An editor that ends a file with a line break ends it with one that was not there: it is taken
-    off again.
+    Some editors end a file with a line break that it did not have: that is removed
+    again.
 
     :raises CommandFailed: the editor failed, or nothing was changed.
     """
     editor = f"the editor {command[0]!r}"
-    with tempfile.TemporaryDirectory(prefix="streams-") as folder:  # its owner's alone
+    with tempfile.TemporaryDirectory(prefix="streams-") as folder:  # only for its owner
         path = Path(folder, "letter.json" if data[:1] in (b"{", b"[") else "letter.txt")
         path.write_bytes(data)
         try:

@@ -1,4 +1,4 @@
-"""Which dead letters a command is about: those that fit ``--error``, ``--key`` and so on."""
+"""The dead letters that a command selects with ``--error``, ``--key`` and so on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from streams.inspection.letters import DeadLetterFilter
 def parse_filter(
     error: str | None, keys: list[str] | None, since: str | None, until: str | None
 ) -> DeadLetterFilter:
-    """What the options ask.
+    """The filter that the options describe.
 
-    :raises UsageError: one of them cannot be.
+    :raises UsageError: an option is invalid.
     """
     return DeadLetterFilter(
         error or None,

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 class LetterAction(NamedTuple):
-    """What a command does with letters, in words."""
+    """The action of a command on letters, in words."""
 
     field: str
-    """In JSON."""
+    """The name of the count in JSON."""
     done_text: str
     destination: str
 
 
 class LetterRequest(NamedTuple):
-    """Whose letters are meant, which of them, and how the command is to go about it."""
+    """The group and topic, the selected letters, and the options of the command."""
 
     group: str
     topic: str
     which: list[str] | None
-    """Their positions or message IDs; None: all that the filter lets through."""
+    """Their positions or message IDs; None: all that pass the filter."""
     letter_filter: DeadLetterFilter
     limit: int | None
     dry_run: bool
@@ -39,7 +39,7 @@ class LetterRequest(NamedTuple):
     json: bool
 
     def matches(self, row: LogRow) -> bool:
-        """Whether a dead letter is of the group and topic, and passes the filter."""
+        """Whether a dead letter belongs to the group and topic, and passes the filter."""
         return is_of(row, self.group, self.topic) and self.letter_filter(row)
 
 
@@ -49,10 +49,10 @@ def handle_letters(
     action: LetterAction,
     handle: Callable[[Selection], int],
 ) -> None:
-    """Do it with the letters that are meant. Unless each is named, they are counted first, and
-    somebody is asked.
+    """Act on the selected letters. Unless each is named, they are counted first, and the user is
+    asked.
 
-    :param handle: does it, and says with how many.
+    :param handle: acts, and returns the number of letters.
     """
     if request.which:
         if request.limit is not None:
@@ -72,26 +72,26 @@ def handle_letters(
 
 
 def print_dry_run(request: LetterRequest, count: int, field: str, text: str) -> None:
-    """Say how many are meant, with which nothing was done."""
+    """Print how many letters are selected, of which none was changed."""
     group, topic, counts = request.group, request.topic, {field: 0, "matching": count}
     print_counts(group, topic, counts, f"{text}; nothing is changed", json=request.json)
 
 
 def print_handled(group: str, topic: str, done: int, action: LetterAction, *, json: bool) -> None:
-    """Say with how many dead letters it was done."""
+    """Print how many dead letters were handled."""
     text = f"{output.plural(done, 'letter')} {action.done_text}, {action.destination}"
     print_counts(group, topic, {action.field: done}, text, json=json)
 
 
 def print_decided(group: str, topic: str, count: int, field: str, *, json: bool) -> None:
-    """Say for how many closed keys it was decided."""
+    """Print for how many closed keys a command was written."""
     keys = output.plural(count, "key")
     text = f"{keys} {field}; whoever owns the partition follows, once it runs"
     print_counts(group, topic, {field: count}, text, json=json)
 
 
 def print_counts(group: str, topic: str, counts: dict[str, int], text: str, *, json: bool) -> None:
-    """Counts of a group and topic as JSON, or what they mean as a note."""
+    """Print the counts of a group and topic as JSON, or a note about them."""
     if json:
         output.print_json({"group": group, "topic": topic, **counts})
     else:

@@ -1,4 +1,4 @@
-"""``streams dead ls``: the dead letters that wait, or the topics where there are any."""
+"""``streams dead ls``: the dead letters that wait, or the topics that have any."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def letter_summary(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:
 
 
 def letter_details(log: Log, row: LogRow, *, waiting: bool) -> dict[str, Any]:
-    """A letter for JSON, whole."""
+    """A letter for JSON, with its content."""
     return {
         **letter_summary(log, row, waiting=waiting),
         "headers": {

@@ -110,11 +110,12 @@ def retry_dead_letters(
 def _select_closed_keys(
     log: Log, request: LetterRequest, names: list[str] | None
 ) -> list[ClosedKeyHead] | None:
-    """What closes the keys that are meant; None: none of these is closed, so letters are meant.
+    """The messages that close the selected keys; None: none of these is closed, so letters are
+    meant.
 
-    :param names: the keys; None: all that are closed.
-    :raises NotFound: all are meant, and no key was ever closed here.
-    :raises NotClosed: some of them are closed, and not this one; or no decision is waited for.
+    :param names: the keys; None: all closed keys.
+    :raises NotFound: all keys are selected, and no key was ever closed here.
+    :raises NotClosed: some of the keys are closed, and this one is not; or it waits for no command.
     """
     try:
         closed_keys = open_closed_keys(log, request.group, request.topic)
@@ -135,9 +136,10 @@ def _select_closed_keys(
 def _require_closed(
     dead_letters: DeadLetterTopic, request: LetterRequest, names: list[str]
 ) -> None:
-    """Where no letter has one of these keys, and keys can be closed: say that they are not.
+    """Called when no letter has one of these keys, and keys can be closed: report that they are
+    not.
 
-    :raises NotClosed: the first of them that is not.
+    :raises NotClosed: the first key that is not closed.
     """
     if dead_letters.count_waiting(request.matches):
         return

@@ -1,4 +1,4 @@
-"""``streams dead show``: one dead letter whole, with its traceback."""
+"""``streams dead show``: one dead letter in full, with its traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Topics of dead letters, as the commands of ``streams dead`` find, open and name them."""
+"""Finding, opening and naming topics of dead letters for the commands of ``streams dead``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from streams.patterns.deadletters import DeadLetterTopic
 
 COUNT_SECONDS = 10.0
-"""Real seconds for which closed keys are counted."""
+"""Seconds of real time for which closed keys are counted."""
 
 
 def other_topics_of(topics: Iterable[FoundTopic], group: str, topic: str, name: str) -> list[str]:
@@ -35,7 +35,7 @@ def other_topics_of(topics: Iterable[FoundTopic], group: str, topic: str, name: 
 
 
 def suggest_arguments(topics: Iterable[FoundTopic], group: str, topic: str) -> str | None:
-    """How ``GROUP TOPIC`` should have been written, where there are letters of one like it."""
+    """The correct ``GROUP TOPIC``, if there are letters of a similar one."""
     known = {
         f"{group} {topic}": dead_ls_arguments(group, topic, each.name)
         for each in topics
@@ -50,7 +50,7 @@ def open_dead_letters(
 ) -> DeadLetterTopic:
     """The dead letters of a group and topic, or those in the topic of this name.
 
-    :raises CommandFailed: there is no such topic; says where their letters stand.
+    :raises CommandFailed: there is no such topic; the error names the topic of their letters.
     """
     from streams.patterns.deadletters import DeadLetterTopic
 
@@ -71,11 +71,11 @@ def open_dead_letters(
 
 
 def open_to_resolve(log: Log, group: str, topic: str, name: str | None) -> DeadLetterTopic:
-    """The same, to put letters back or set them aside. Which of them were is noted as the position
-    of the group of the topic's name, so that must be no group that reads something.
+    """The same, to put letters back or set them aside. The resolved ones are committed as the
+    position of the group with the topic's name, so that group must not be a reader.
 
-    :raises CommandFailed: there is no such topic, it is of another kind, or a group of its name
-        reads something.
+    :raises CommandFailed: there is no such topic, it is of another kind, or the group of its name
+        reads a topic.
     """
     found = open_dead_letters(log, group, topic, name)
     if not found.name.endswith(".dead"):
@@ -93,8 +93,8 @@ def open_to_resolve(log: Log, group: str, topic: str, name: str | None) -> DeadL
 
 
 def print_other_topics(log: Log, group: str, topic: str, name: str) -> None:
-    """Where nothing of a group and topic was found in a topic: say where their letters stand, or
-    whose letters are here."""
+    """Called when a topic has nothing of a group and topic: print which topic has their letters, or
+    whose letters are in this one."""
     found = find_dead_letter_topics(log, output.call_or_report).topics
     here = next((each.sources for each in found if each.name == name), ())
     if others := other_topics_of(found, group, topic, name):
@@ -107,7 +107,7 @@ def print_other_topics(log: Log, group: str, topic: str, name: str) -> None:
 def find_closed_keys(
     log: Log, group: str | None = None, topic: str | None = None
 ) -> list[tuple[ParkedSource, KeyCounts]]:
-    """Where keys are closed, and how many; blocks, for :data:`COUNT_SECONDS` about.
+    """The sources of closed keys, with their numbers; blocks for about :data:`COUNT_SECONDS`.
 
     :param group: only those of this group and topic.
     """
@@ -135,7 +135,7 @@ def find_closed_keys(
 
 
 def print_closed_keys(source: ParkedSource, counts: KeyCounts) -> None:
-    """Say that keys are closed, and what lists them."""
+    """Print that keys are closed, and the command that lists them."""
     more = "" if counts.is_complete else "at least "
     closed = output.plural(counts.keys, "closed key")
     behind = output.plural(counts.parked, "message")

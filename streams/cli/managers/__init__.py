@@ -1,12 +1,12 @@
 """``streams managers``: process managers, their instances, timeouts and commands.
 
-What an instance has done stands in the log, and what it means in the app's code, so each command is
-given ``MODULE:APP``. The app is not run, and nothing is made or changed.
+The log holds an instance's reactions, and the app's code interprets them, so each command takes
+``MODULE:APP``. The app is not run, and nothing is created or changed.
 
 ============  ==========================================================
-``place``     the log and the app that a command is about
+``place``     the log and the app of a command
 ``lists``     the managers of an app, a row for each
-``manager``   one manager: what it reads, and the timeouts that wait
+``manager``   one manager: the topics that it reads, and the timeouts that wait
 ``instance``  one instance: state, timeouts, reactions, commands
 ============  ==========================================================
 """

@@ -1,4 +1,4 @@
-"""One instance of a process manager: its state, what it waits for, and what it did."""
+"""One instance of a process manager: its state, its timeouts, its reactions and commands."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ if TYPE_CHECKING:
     )
 
 SUGGESTED_FROM = 1_000
-"""Instances of each partition among which one like one that is not there is looked for."""
+"""How many instances of each partition are searched for one similar to a key that does not
+exist."""
 
 
 def instance_json(
     place: Place, inspector: ManagerInspector, key: str, number: int | None
 ) -> dict[str, Any]:
-    """An instance.
+    """An instance as a document.
 
-    :param number: so many of its last reactions; None: all.
+    :param number: this many of its last reactions; None: all.
     :raises CommandFailed: there is no such instance.
     """
     from streams.errors import NotFound
@@ -69,7 +70,7 @@ def instance_json(
 
 
 def _not_there(place: Place, inspector: ManagerInspector, key: str) -> CommandFailed:
-    """The error for an instance that does not exist; names one that is like it."""
+    """The error for an instance that does not exist; names a similar one."""
     from itertools import islice
 
     from streams.errors import LogError
@@ -87,7 +88,7 @@ def _not_there(place: Place, inspector: ManagerInspector, key: str) -> CommandFa
 
 
 def _waits_for(found: InspectedInstance, timeouts: list[dict[str, Any]]) -> Iterator[str]:
-    """What has to happen before it goes on, in words, beside the messages of its topics."""
+    """The events that it waits for, in words, beside the messages of its topics."""
     for each in found.open_commands:
         stored = each.stored
         yield output.printable_text(
@@ -165,7 +166,7 @@ def _command_json(found: InspectedCommand) -> dict[str, Any]:
 
 
 def print_instance(document: Mapping[str, Any]) -> None:
-    """An instance for a person."""
+    """Print an instance for people."""
     ended = ", ended" if document["ended"] else ""
     reactions = output.plural(document["version"], "reaction")
     output.print_line(f"{document['manager']} {document['id']}: {reactions}{ended}")
@@ -189,7 +190,7 @@ def print_instance(document: Mapping[str, Any]) -> None:
 
 
 def _did(row: Mapping[str, Any]) -> str:
-    """What a reaction came to, on one line."""
+    """The outcome of a reaction, on one line."""
     if "why" in row:
         return f"(cannot be decoded: {row['why']})"
     parts = [_command_text(each) for each in row["commands"]]

@@ -1,6 +1,6 @@
 """The process managers of an app, a row for each.
 
-Whatever stands in the log, what can be listed is, and what cannot is named on standard error.
+Records that can be listed are, whatever else is in the log; the others are named on standard error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def manager_rows(place: Place, newest: int | None) -> list[dict[str, Any]]:
     """A row for each manager.
 
-    :param newest: look at so many records of each partition at most; None: at all.
+    :param newest: read at most this many of the newest records of each partition; None: all.
     """
     if not place.managers:
         output.print_note(f"{place.target} declares no process managers")
@@ -37,9 +37,9 @@ def manager_rows(place: Place, newest: int | None) -> list[dict[str, Any]]:
 
 
 def manager_row(place: Place, inspector: ManagerInspector, newest: int | None) -> dict[str, Any]:
-    """What is known of one manager at a cost that has a bound.
+    """The row of one manager, at a bounded cost.
 
-    :raises LogError: it cannot be read.
+    :raises LogError: the log cannot be read.
     """
     name, log = inspector.manager.name, place.log
     await_index_of(place, inspector)
@@ -71,13 +71,13 @@ def manager_row(place: Place, inspector: ManagerInspector, newest: int | None) -
 
 
 def count_dead(log: Log, inspector: ManagerInspector) -> dict[str, int]:
-    """Dead letters that nobody has dealt with, by their topic."""
+    """The numbers of waiting dead letters, by their topic."""
     names = dict.fromkeys(each.name for each in inspector.dead_letters)
     return {name: count_dead_letters(log, name) for name in names}
 
 
 def await_index_of(place: Place, inspector: ManagerInspector) -> None:
-    """Wait until the log knows which reactions count, if there are any yet."""
+    """Wait until the log knows which reactions count, if there are any."""
     from streams.errors import NotFound
 
     try:
@@ -103,5 +103,5 @@ MANAGER_COLUMNS = (
 
 
 def print_managers(rows: Sequence[dict[str, Any]]) -> None:
-    """The same as a table."""
+    """Print the rows as a table."""
     output.print_rows(rows, MANAGER_COLUMNS, json=False)

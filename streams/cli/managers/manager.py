@@ -1,4 +1,4 @@
-"""One process manager: what it is declared with, what it reads, the timeouts that wait."""
+"""One process manager: its declaration, the topics that it reads, the timeouts that wait."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 def manager_json(
     place: Place, inspector: ManagerInspector, newest: int | None, number: int | None
 ) -> dict[str, Any]:
-    """A manager.
+    """A manager as a document.
 
-    :param newest: look at so many records of each partition at most; None: at all.
-    :param number: so many of the timeouts that come next; None: all.
+    :param newest: read at most this many of the newest records of each partition; None: all.
+    :param number: this many of the next timeouts; None: all.
     """
     row = manager_row(place, inspector, newest)
     dead = count_dead(place.log, inspector)
@@ -80,13 +80,13 @@ def _timeout_json(found: PendingEntry[TimeoutDue]) -> dict[str, Any]:
 
 
 def due_json(due: float) -> dict[str, Any]:
-    """When a timeout is due, and for how long it is overdue."""
+    """When a timeout is due, and how long it is overdue."""
     text = output.call_or_report("a timeout", partial(output.iso_time, due))
     return {"due": text, "overdue_seconds": max(0.0, time.time() - due)}
 
 
 def print_manager(document: Mapping[str, Any]) -> None:
-    """A manager for a person."""
+    """Print a manager for people."""
     definition = document["definition"]
     output.print_line(f"{document['manager']}: reads {', '.join(definition['topics'])}")
     lines: dict[str, output.Cell] = {

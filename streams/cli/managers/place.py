@@ -1,4 +1,4 @@
-"""The app that a command about process managers is given, and its log."""
+"""The app of a command about process managers, and its log."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Place(NamedTuple):
 
     @property
     def managers(self) -> dict[str, ProcessManager[Any]]:
-        """Those that the app declares, by name."""
+        """The managers that the app declares, by name."""
         from streams.eventsourcing import ProcessManager
 
         found = self.app.managers.items()
         return {name: each for name, each in found if isinstance(each, ProcessManager)}
 
     def inspector(self, name: str) -> ManagerInspector:
-        """What looks at a manager.
+        """An inspector of a manager.
 
         :raises CommandFailed: the app declares no such manager.
         """
@@ -51,9 +51,9 @@ class Place(NamedTuple):
 
 @contextmanager
 def open_place(target: str, url: str | None) -> Iterator[Place]:
-    """The app, and its log or that of ``--url``, for looking only.
+    """The app, and its log or that of ``--url``, read-only.
 
-    :raises UsageError: the app is not written as one.
+    :raises UsageError: the app does not have the form ``MODULE:APP``.
     :raises CommandFailed: the app cannot be loaded, or the log keeps no histories.
     """
     from streams.log.events import EventLog

@@ -1,9 +1,9 @@
-"""``streams outbox``: what waits in an app's outboxes, what could not be published, and a relay.
+"""``streams outbox``: the waiting rows of an app's outboxes, the failed ones, and a relay.
 
-Where an outbox is, its app says, so each command is given ``MODULE:APP``.
+The app declares where its outboxes are, so each command takes ``MODULE:APP``.
 
 ==========  =================================================================
-``place``   the app and the outbox that a command is about
+``place``   the app and the outbox of a command
 ``rows``    outboxes and their rows, for people and for programs
 ==========  =================================================================
 """

@@ -1,4 +1,4 @@
-"""The app that a command about outboxes is given, and its outboxes."""
+"""The app of a command about outboxes, and its outboxes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = get_logger("streams")
 
 
 def load_outboxes(target: str, table: str | None, url: str | None) -> list[Outbox]:
-    """Those of an app, or the one of this table.
+    """The outboxes of an app, or the one of this table.
 
-    :raises UsageError: the app is not written as one.
+    :raises UsageError: the app does not have the form ``MODULE:APP``.
     :raises CommandFailed: the app cannot be loaded, or declares no such outbox.
     """
     from streams.outbox import Outbox
@@ -39,9 +39,9 @@ def load_outboxes(target: str, table: str | None, url: str | None) -> list[Outbo
 
 
 def load_outbox(target: str, table: str | None, url: str | None) -> Outbox:
-    """The one of an app, or that of this table.
+    """The outbox of an app, or the one of this table.
 
-    :raises CommandFailed: as above; or there are several, and none is named.
+    :raises CommandFailed: as :func:`load_outboxes`; or there are several, and none is named.
     """
     found = load_outboxes(target, table, url)
     if len(found) > 1:

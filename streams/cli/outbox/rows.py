@@ -1,4 +1,4 @@
-"""Outboxes and their rows, for people and for programs. What stands in a row may be anybody's."""
+"""Outboxes and their rows, for people and for programs. The contents of a row are untrusted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROW_COLUMNS = ("row", "state", "topic", "key", "id", "age_seconds", "bytes", "w
 
 
 def outbox_json(outbox: Outbox, found: Inspected) -> dict[str, Any]:
-    """An outbox with the rows that were asked for."""
+    """An outbox with the requested rows."""
     backlog, relays = found.backlog, found.relays
     return {
         "outbox": outbox.name,
@@ -61,7 +61,7 @@ def _held_json(row: HeldRow) -> dict[str, Any]:
 
 
 def print_outboxes(found: Sequence[Mapping[str, Any]]) -> None:
-    """The same for a person."""
+    """Print the outboxes for people."""
     output.print_rows(found, _OUTBOX_COLUMNS, json=False)
     for each in found:
         for shown, columns in (
@@ -93,7 +93,7 @@ def _as_bytes(headers: object) -> bytes:
 
 
 def print_row(document: Mapping[str, Any]) -> None:
-    """The same for a person."""
+    """Print the row for people."""
     shown: dict[str, output.Cell] = {}
     for name, found in document.items():
         if name in ("value", "text", "base64", "headers"):

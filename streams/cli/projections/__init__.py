@@ -1,6 +1,6 @@
-"""``streams projections``: the versions of an app's SQL projections, and what to do about them.
+"""``streams projections``: the versions of an app's SQL projections, and commands for them.
 
-Where their tables are, the app says, so each command is given ``MODULE:APP``.
+The app declares where their tables are, so each command takes ``MODULE:APP``.
 
 ==========  =================================================================
 ``lists``   versions with their progress, for people and for programs
@@ -46,9 +46,9 @@ Version = Annotated[int, Option("--version", min=1, metavar="N", help="Which ver
 def _on_app(
     target: str, url: str | None, act: Callable[[Streams], Awaitable[T]], mode: OpenMode
 ) -> T:
-    """Do something on a connected app, which runs no processors.
+    """Call a function with a connected app, which runs no processors.
 
-    :param mode: ``ro`` for a command that only looks.
+    :param mode: ``ro`` for a command that only reads.
     """
     loaded = load_app(target, url)
     loaded.open_mode = mode

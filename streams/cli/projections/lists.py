@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from streams.projections.operations import VersionState
 
 RATE_TIME = 1.0
-"""Seconds for which the rate of what is being built is measured."""
+"""Seconds over which the rate of a version that is being built is measured."""
 
 _VERSION_COLUMNS = {
     "projection": "projection",
@@ -86,7 +86,7 @@ def _version_row(each: VersionState) -> dict[str, Any]:
 
 
 def print_versions(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The same as a table."""
+    """Print the rows as a table."""
     shown = [
         {
             **row,
@@ -130,7 +130,7 @@ async def projection_json(app: Streams, name: str) -> dict[str, Any]:
 
 
 def print_projection(found: Mapping[str, Any]) -> None:
-    """The same for a person."""
+    """Print a projection for people."""
     serving = found["serving"]
     shown = "no version serves yet" if serving is None else f"version {serving} serves"
     output.print_line(f"{found['projection']}: {shown}")

@@ -1,11 +1,11 @@
-"""``streams views``: the versions of views, their documents, and what to do about them.
+"""``streams views``: the versions of views, their documents, and commands for them.
 
-The log says all there is to know, so no app is needed: what is written here is what the running
-app goes on with.
+The log holds the whole state, so no app is needed: the running app goes on from the records that
+are written here.
 
 ==========  ==========================================================
-``place``   the log that a command is about, and its views
-``lists``   versions with their progress; documents that stand still
+``place``   the log of a command, and its views
+``lists``   versions with their progress; stopped documents
 ``view``    one view, with its partitions
 ``change``  promote, rebuild, drop, retry
 ==========  ==========================================================

@@ -1,4 +1,4 @@
-"""What the commands that change views have in common: they work on a connected app of their own."""
+"""The common part of commands that change views: they work on a connected app of their own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOOK_INTERVAL = 0.2
-"""Seconds between looks at how far a version is."""
+"""Seconds between checks of a version's progress."""
 
 
 def run(source: ChosenUrl, name: str, act: Callable[[ViewOperator], Awaitable[T]]) -> T:
-    """Do something to a view."""
+    """Call a function with the operator of a view."""
     from streams.eventsourcing.views.operations import connected_operator
 
     async def connect() -> T:
@@ -33,7 +33,7 @@ def run(source: ChosenUrl, name: str, act: Callable[[ViewOperator], Awaitable[T]
 
 
 def await_built(source: ChosenUrl, name: str, number: int) -> None:
-    """Wait until a version is built, and show how far it is."""
+    """Wait until a version is built, and show its progress."""
     bar = output.progress_bar(f"building {name} version {number}")
     with open_place(source) as place, bar as show_progress:
         while True:
@@ -46,7 +46,7 @@ def await_built(source: ChosenUrl, name: str, number: int) -> None:
 
 
 def stopped_reason(place: Place, name: str, number: int, key: bytes) -> str:
-    """Why a document stands still."""
+    """Why a document is stopped."""
     inspector = place.inspector(name, number)
     found = inspector.stopped_key(key)
     return "" if found is None else f"{found.reason} (at {found.position})"

@@ -1,6 +1,6 @@
-"""Views and their versions, and the documents that stand still, as rows.
+"""Views and their versions, and the stopped documents, as rows.
 
-Whatever stands in the log, what can be listed is, and what cannot is named on standard error.
+Records that can be listed are, whatever else is in the log; the others are named on standard error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streams.eventsourcing.views.inspection import StoppedKey, VersionInspector
 
 RATE_TIME = 1.0
-"""Seconds over which the rate of what is being built is measured."""
+"""Seconds over which the rate of a version that is being built is measured."""
 
 
 def version_rows(place: Place, names: Iterable[str]) -> list[dict[str, Any]]:
@@ -32,8 +32,8 @@ def version_rows(place: Place, names: Iterable[str]) -> list[dict[str, Any]]:
 def rows_of(
     inspectors: Iterable[VersionInspector],
 ) -> list[tuple[VersionInspector, dict[str, Any]]]:
-    """A row for each of these versions that can be read, with the rate of those that are being
-    built."""
+    """A row for each of these versions that can be read; those that are being built have a
+    rate."""
     found: list[tuple[VersionInspector, dict[str, Any]]] = []
     for inspector in inspectors:
         shown = output.printable_text(inspector.collection)
@@ -65,7 +65,7 @@ def _version_row(inspector: VersionInspector) -> dict[str, Any]:
 
 
 def _add_rates(found: list[tuple[VersionInspector, dict[str, Any]]]) -> None:
-    """Measure how fast those that run and are behind come on."""
+    """Measure the rate of versions that run and are behind."""
     behind = [
         (inspector, row)
         for inspector, row in found
@@ -105,7 +105,7 @@ VERSION_COLUMNS = {
 
 
 def print_versions(rows: list[dict[str, Any]]) -> None:
-    """The same as a table."""
+    """Print the rows as a table."""
     shown = [
         {
             **row,
@@ -119,14 +119,14 @@ def print_versions(rows: list[dict[str, Any]]) -> None:
 
 
 def share_text(share: float | None) -> str | None:
-    """A share of all events; all of them is said only where none is missing."""
+    """A share of all events; 100% is shown only if none is missing."""
     if share is None:
         return None
     return "100%" if share >= 1.0 else f"{min(share, 0.999):.1%}"
 
 
 def stopped_json(found: StoppedKey) -> dict[str, Any]:
-    """A document that stands still."""
+    """A stopped document as JSON."""
     return {
         **output.lossless_json("key", found.key),
         "partition": found.partition,
@@ -136,9 +136,9 @@ def stopped_json(found: StoppedKey) -> dict[str, Any]:
 
 
 def stopped_rows(inspector: VersionInspector, number: int) -> tuple[list[dict[str, Any]], bool]:
-    """The first documents that stand still, and whether there are more.
+    """The first stopped documents, and whether there are more.
 
-    :param number: so many at most; 0: all.
+    :param number: at most this many; 0: all.
     """
     rows: list[dict[str, Any]] = []
     found: Iterator[StoppedKey] = inspector.stopped()
@@ -150,6 +150,6 @@ def stopped_rows(inspector: VersionInspector, number: int) -> tuple[list[dict[st
 
 
 def print_stopped(rows: Iterable[Mapping[str, Any]]) -> None:
-    """The same as a table."""
+    """Print the rows as a table."""
     columns = {"key": "key", "position": "position", "why": "why"}
     output.print_rows(list(rows), columns, json=False)

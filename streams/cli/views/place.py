@@ -1,4 +1,4 @@
-"""The log that a command about views is given, and the views and versions there."""
+"""The log of a command about views, and its views and versions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Place(NamedTuple):
     log: Log
 
     def view(self, name: str) -> KnownView:
-        """What is known of a view.
+        """A view as the log describes it.
 
         :raises CommandFailed: the log has no such view.
         """
@@ -37,9 +37,9 @@ class Place(NamedTuple):
         return found
 
     def inspector(self, name: str, number: int | None) -> VersionInspector:
-        """What looks at a version.
+        """The inspector of a version.
 
-        :param number: None: the one that serves; where none does, the newest.
+        :param number: the version; None: the one that serves; if none does, the newest.
         :raises CommandFailed: the log has no such view or version.
         """
         view = self.view(name)
@@ -49,9 +49,9 @@ class Place(NamedTuple):
     def inspectors_of(
         self, name: str, view: KnownView, number: int | None = None
     ) -> list[VersionInspector]:
-        """What looks at each version of a view that was read, the newest first.
+        """The inspectors of the versions of a view that was read, the newest first.
 
-        :param number: only at this one.
+        :param number: only of this version.
         :raises CommandFailed: the view has no such version.
         """
         from streams.eventsourcing.views.inspection import VersionInspector
@@ -63,7 +63,7 @@ class Place(NamedTuple):
         return [VersionInspector(self.log, name, view, known) for known in found]
 
     def inspectors(self, name: str) -> list[VersionInspector]:
-        """What looks at each version, the newest first."""
+        """The inspectors of all versions, the newest first."""
         from streams.eventsourcing.views.inspection import read_view
 
         return self.inspectors_of(name, read_view(self.log, name))
@@ -71,7 +71,7 @@ class Place(NamedTuple):
 
 @contextmanager
 def open_place(url: str | ChosenUrl | None) -> Iterator[Place]:
-    """The log of ``--url``, or of the environment, for looking only.
+    """The log of ``--url``, or of the environment, opened read-only.
 
     :raises CommandFailed: the log keeps no documents.
     """

@@ -1,4 +1,4 @@
-"""One view: its versions, their partitions, and the documents that stand still."""
+"""One view: its versions, their partitions, and the stopped documents."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def view_json(place: Place, name: str, number: int | None, lines: int) -> dict[str, Any]:
-    """A view.
+    """A view as a document.
 
     :param number: only this version of it.
-    :param lines: so many documents that stand still of each version, at most; 0: all.
+    :param lines: at most this many stopped documents of each version; 0: all.
     """
     view = place.view(name)
     versions: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ def _partition_json(place: Place, found: InspectedPartition) -> dict[str, Any]:
 
 
 def print_view(document: Mapping[str, Any]) -> None:
-    """A view for a person."""
+    """Print a view for people."""
     promoted = document["promoted"]
     serves = "no version serves yet" if promoted is None else f"version {promoted} serves"
     output.print_line(f"{document['view']}: {serves}")
