@@ -1,4 +1,4 @@
-"""A dashboard: what happens on a log, in a browser, and whoever may can put it right.
+"""A dashboard: shows what happens on a log in a browser, and lets permitted visitors repair it.
 
 ``streams web`` serves it; :class:`Dashboard` is the same as an ASGI application, to be mounted in a
 service of yours. It needs the extra ``web``.

@@ -1,13 +1,13 @@
-"""Who may do what on the dashboard.
+"""The permissions of the dashboard's visitors.
 
-``access=`` is asked about every request, before anything else is done. It answers with one of
+``access=`` is called for every request, before anything else is done. It answers with one of
 
 * ``"all"``: see everything, and do everything;
-* ``"read"``: see all screens, but nothing that is in messages (values, keys, headers, errors);
+* ``"read"``: see all screens, but no contents of messages (values, keys, headers, errors);
 * ``"none"`` (or None): nothing;
-* a collection of names: ``"read"``, ``"payloads"`` (what is in messages, and searching it), and the
-  names of actions (:data:`ACTION_NAMES`), as in ``{"read", "payloads", "retry"}``;
-* an :class:`Access`, which can also say who it is.
+* a collection of names: ``"read"``, ``"payloads"`` (the contents of messages, and searching them),
+  and the names of actions (:data:`ACTION_NAMES`), as in ``{"read", "payloads", "retry"}``;
+* an :class:`Access`, which can also name the visitor.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ ACTION_NAMES = frozenset(
         "delete-group",
         "retry",  # dead letters, single or many
         "edit",  # a dead letter, and retry it
-        "drop",  # dead letters, and what closes a key
+        "drop",  # dead letters, and the message that closes a key
         "cancel",  # a delayed message
         "resume",  # a saga
         "abandon",  # a saga
         "pause",  # a processor of this process, and resume it
-        "rebuild",  # a view, and promote, drop or retry what of it stopped
+        "rebuild",  # a view, and promote, drop or retry its stopped documents
         "outbox",  # rows that could not be published
     }
 )
-"""What can be done, by the names under which ``access=`` allows it."""
+"""The names of all actions, by which ``access=`` allows them."""
 
 READ, PAYLOADS = "read", "payloads"
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a visitor may do.
+    """A visitor's permissions.
 
     :param read: see the screens.
-    :param payloads: see what is in messages: values, keys, headers and errors; and search it.
+    :param payloads: see the contents of messages: values, keys, headers and errors; and search
+        them.
     :param actions: which of :data:`ACTION_NAMES` are allowed.
     :param who: the visitor's name, for the log lines of actions.
     """
@@ -61,9 +62,9 @@ class Access:
 
     @classmethod
     def of(cls, answer: object, *, who: str = "") -> Access:
-        """What an answer of ``access=`` means.
+        """The permissions that an answer of ``access=`` stands for.
 
-        :raises ConfigError: it means nothing.
+        :raises ConfigError: the answer is none of the above.
         """
         if isinstance(answer, Access):
             return answer if answer.who or not who else replace(answer, who=who)
@@ -88,12 +89,12 @@ class Access:
             if not isinstance(name, str) or name not in known:
                 raise ConfigError(f"access= answered {name!r}: {suggestion(name, known)}")
             found.add(name)
-        # Whoever may do something must see what it is done to.
+        # A visitor who may act on something must see it.
         return cls(bool(found), PAYLOADS in found, frozenset(found & ACTION_NAMES), who)
 
     @property
     def read_only(self) -> bool:
-        """Nothing can be done, only seen."""
+        """Whether no action is allowed."""
         return not self.actions
 
     def may(self, action: str) -> bool:
@@ -106,13 +107,13 @@ class Access:
 
 
 AccessFunction = Callable[["Request"], object]
-"""What ``access=`` is: called with each request; it may be a coroutine function."""
+"""The type of ``access=``: called with each request; it may be a coroutine function."""
 
 
 class AccessRule:
-    """``access=`` as it was given, checked.
+    """The checked value of ``access=``.
 
-    :param given: a function of the request, or the same answer for everybody.
+    :param given: a function of the request, or the same answer for all visitors.
     :raises ConfigError: it is neither.
     """
 
@@ -126,17 +127,17 @@ class AccessRule:
 
     @property
     def asks(self) -> bool:
-        """It looks at the request; else everybody who reaches the address is answered the same."""
+        """Whether it depends on the request; else all visitors get the same answer."""
         return self._function is not None
 
     async def of(self, request: Request) -> Access:
-        """What this request's sender may do.
+        """The permissions of this request's sender.
 
-        :raises ConfigError: what ``access=`` answered means nothing.
+        :raises ConfigError: the answer of ``access=`` is invalid.
         """
         if self._constant is not None:
             return self._constant
-        assert self._function is not None  # noqa: S101 - one of both is there
+        assert self._function is not None  # noqa: S101 - one of the two is set
         answer = self._function(request)
         if inspect.isawaitable(answer):
             answer = await answer
@@ -144,7 +145,7 @@ class AccessRule:
 
 
 def _name_of(request: Request) -> str:
-    """Who sends a request, where Starlette's authentication (or FastAPI's) says so."""
+    """The sender's name, if Starlette's authentication (or FastAPI's) gives one."""
     user = request.scope.get("user")
     name = getattr(user, "display_name", None) or getattr(user, "username", None)
     return name if isinstance(name, str) else ""

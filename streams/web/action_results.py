@@ -1,4 +1,4 @@
-"""What an action answers: what it did, what it would do, or what is done from now on."""
+"""The results of actions: done, to be confirmed, or continued in the background."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What an action did: shown to the visitor, and logged.
+    """The result of an action: shown to the visitor, and logged.
 
     :param text: a sentence, translated.
     :param count: how many messages, keys or groups it concerned.
-    :param back: the address to go on to (made by :meth:`Page.url`), and what it is called.
+    :param back: the address to go on to (made by :meth:`Page.url`), and its name.
     :param details: more lines.
-    :param subject: what it was done to, for the log line: a topic, a group, a saga.
-    :param changed: the names of topics and groups that are not as they were, so that they are
-        looked at before all others.
+    :param subject: the target, for the log line: a topic, a group, a saga.
+    :param changed: the names of topics and groups that were changed, so that they are
+        read again before all others.
     """
 
     text: str
@@ -30,18 +30,18 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Confirm:
-    """What an action would do, to be confirmed: it is called again with the same fields.
+    """A description of an action, to be confirmed: it is called again with the same fields.
 
     :param title: a question, translated.
     :param count: how many messages it concerns; above 1 the visitor types the number.
     :param facts: lines that say what will happen.
     :param columns: headings of ``rows``.
-    :param rows: a table, for what differs by partition or message.
-    :param button: what the button says.
+    :param rows: a table, for facts that differ by partition or message.
+    :param button: the label of the button.
     :param back: where to go instead.
-    :param warning: something that speaks against it.
-    :param confirm: what the form sends as ``confirm`` where nothing is to be typed; for an action
-        that compares it with more than a count (a plan that may have changed).
+    :param warning: a reason against it.
+    :param confirm: the value of the form's field ``confirm`` if nothing is to be typed; for an
+        action that compares more than a count (a plan that may have changed).
     """
 
     title: str
@@ -56,26 +56,26 @@ class Confirm:
 
 
 class Report(Protocol):
-    """How a job says how far it is."""
+    """The function by which a job reports its progress."""
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        """So many are done.
+        """Report that this many are done.
 
-        :raises JobStopped: it is to stop; let it pass.
+        :raises JobStopped: the job is to stop; do not catch it.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """What an action does in the background, as it may take longer than a visitor waits.
+    """The work of an action in the background, as it may take longer than a visitor waits.
 
-    :param title: what it does, translated.
-    :param work: does it, in a thread of its own: it says now and then how far it is, and returns
-        what it did.
-    :param back: where to go on to, and what that is called.
-    :param subject: what it is done to: pages of that can name the job.
-    :param is_alone: it is refused while the same action upon the same subject runs.
+    :param title: a description of it, translated.
+    :param work: does it, in a thread of its own: reports its progress now and then, and returns
+        its result.
+    :param back: the address to go on to, and its name.
+    :param subject: its target: pages of the target can name the job.
+    :param is_alone: it is refused while the same action on the same subject runs.
     """
 
     title: str

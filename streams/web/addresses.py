@@ -1,4 +1,4 @@
-"""What an address names: read from its parts, and checked."""
+"""The topics and groups that addresses name: read from the path or query, and checked."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from streams.web.page import Page
 
 MAX_NAME = 1_000
-"""Characters of a group's name, at most (others name theirs as they like)."""
+"""The longest name of a group, in characters (other clients choose any names)."""
 
 
 def topic_of(page: Page) -> str:
     """The topic that an address names (``{topic}`` in its path, else ``topic=``).
 
-    :raises InvalidValue: it cannot be one.
+    :raises InvalidValue: it cannot be a topic's name.
     """
     given = page.request.path_params.get("topic")
     name = page.fields.text("topic") if given is None else str(given)
@@ -30,7 +30,7 @@ def topic_of(page: Page) -> str:
 def group_of(page: Page) -> str:
     """The group that an address or a form names (``group=``).
 
-    :raises InvalidValue: it names none, or one that is no text.
+    :raises InvalidValue: it names none, or its name is not text.
     """
     name = page.fields.raw("group")
     if not name or len(name) > MAX_NAME or printable_text(name) != name:

@@ -1,4 +1,4 @@
-"""How old something is that was looked at, by a clock that may be set back."""
+"""The age of cached facts, by a clock that may be set back."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 
 
 def is_recent(at: float, seconds: float) -> bool:
-    """Whether something was looked at within the last so many seconds. What was looked at ahead of
-    now was looked at before the clock was set back, so it is not recent.
+    """Whether facts are at most this many seconds old. A time in the future is from before the
+    clock was set back, so it is not recent.
 
     :param at: seconds since the epoch.
     """

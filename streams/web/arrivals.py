@@ -1,9 +1,10 @@
 """Messages as they arrive in a topic, as rows of its table: a part of the stream that the tabs of a
 browser share (:mod:`streams.web.live`).
 
-A tab names what it watches by a *tail*, fields as an address has them: ``topic=``, ``partition=``
-where it is one alone, ``lang=``. What the browser was sent up to comes with each piece, so that the
-stream can be opened anew, for other tabs as well, and goes on there (``positions=``).
+A tab names the messages that it watches by a *tail*, in the form of an address's fields:
+``topic=``, ``partition=`` if it is only one, ``lang=``. Each piece comes with the positions that
+the browser has received, so that the stream can be reopened, for other tabs as well, and goes on
+there (``positions=``).
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from streams.web.rows import Row, row_of
 from streams.web.search import parse_positions
 
 ROWS = 25
-"""Messages shown of one look; of more, the last ones, and how many were passed over."""
+"""How many messages of one poll are shown; if there are more, the last ones, and their number."""
 
 _POSITIONS = "&positions="
 
 
 def tail_of(page: Page, topic: str, partition: int | None) -> str:
-    """What names the messages that arrive in a topic, for a page in its language."""
+    """The tail of the messages that arrive in a topic, for a page in its language."""
     asked = page.request.query_params.get("lang")
     fields = {"topic": topic, "partition": partition, "lang": asked}
     return urlencode({name: each for name, each in fields.items() if each not in (None, "")})
 
 
 class Arrived(NamedTuple):
-    """What a look found.
+    """The result of a poll.
 
     :param html: rows, the newest first; empty: nothing arrived.
-    :param positions: what was looked at up to, as ``PARTITION/OFFSET,...``.
+    :param positions: the positions after the poll, as ``PARTITION/OFFSET,...``.
     """
 
     html: str
@@ -45,10 +46,10 @@ class Arrived(NamedTuple):
 
 
 class Arrivals:
-    """What arrives in a topic; one thread at a time.
+    """Polls a topic for new messages; one thread at a time.
 
-    :param tail: what a tab watches, perhaps with the positions to go on from; without, it is what
-        arrives from the first look on.
+    :param tail: the tab's tail, perhaps with the positions to go on from; without these, messages
+        count as new from the first poll on.
     :param page: a visit whose fields are the tail's.
     """
 
@@ -59,10 +60,10 @@ class Arrivals:
         self._ends: dict[int, int] | None = None
 
     def look(self) -> Arrived | None:
-        """What arrived since the last look (blocks); None: nothing did.
+        """The messages since the last poll (blocks); None: there were none.
 
         :raises NotFound: there is no such topic or partition.
-        :raises InvalidValue: the tail is none, or the topic has too many partitions.
+        :raises InvalidValue: the tail is invalid, or the topic has too many partitions.
         :raises LogError: the log cannot be read.
         """
         topic, log = topic_of(self._page), self._page.log
@@ -91,7 +92,7 @@ class Arrivals:
         return {number: min(end, given.get(number, end)) for number, end in ends.items()}
 
     def _arrived(self, topic: str, ends: dict[int, int]) -> tuple[list[Row], int]:
-        """What arrived since the last look, the newest first; and how many more."""
+        """The messages since the last poll, the newest first; and how many more there were."""
         log = self._page.log
         ranges: dict[int, OffsetRange] = {}
         passed = 0

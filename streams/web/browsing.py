@@ -1,4 +1,4 @@
-"""Browsing a topic: its newest messages and those before them, or those from a place on."""
+"""Browsing a topic: its newest messages and those before them, or those from a position on."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from streams.web.redaction import Payloads
 
 MAX_PARTITIONS = 64
-"""Partitions that are browsed together; of a topic with more, one is chosen."""
+"""The most partitions that are browsed together; of a topic with more, one is chosen."""
 
 AT_ONCE = 50
-"""Messages read at once, whatever their size."""
+"""How many messages are read at once, whatever their size."""
 
 
 class Leaf(NamedTuple):
-    """Messages of a topic that stand on one page.
+    """The messages of a topic on one page.
 
-    :param rows: the newest first, or from a place on the oldest first.
-    :param before: the positions before which the older ones end; empty: there are none.
-    :param after: the positions from which the later ones go on; empty: there are none.
+    :param rows: the newest first, or from a position on the oldest first.
+    :param before: the end positions of the older messages; empty: there are none.
+    :param after: the start positions of the later messages; empty: there are none.
     """
 
     rows: list[Row]
@@ -47,7 +47,7 @@ def newest(
     until: Mapping[int, int] | None,
     now: float,
 ) -> Leaf:
-    """The newest messages, of those before some positions (blocks)."""
+    """The newest messages before some positions (blocks)."""
     ranges = _ranges(log, topic, "earliest", partition, now)
     rows: list[Row] = []
     ends: dict[int, int] = {}
@@ -75,7 +75,7 @@ def from_place(
     start: OffsetSpec | Mapping[int, OffsetSpec],
     now: float,
 ) -> Leaf:
-    """The first messages from a place on (blocks)."""
+    """The first messages from a position on (blocks)."""
     ranges = _ranges(log, topic, start, partition, now)
     rows: list[Row] = []
     for number, each in ranges.items():
@@ -122,7 +122,7 @@ def _read(
     *,
     last: bool,
 ) -> list[Row]:
-    """The last or the first so many messages of a range."""
+    """The last or the first messages of a range, up to a number."""
     found: list[Row] = []
     for batch in read_batches(log, topic, partition, range.start, range.end, AT_ONCE):
         found += [row_of(log, payloads, batch, index) for index, _ in enumerate(batch.offsets)]

@@ -1,4 +1,4 @@
-"""The dashboard as an ASGI application: who asks, from where, for which screen or action."""
+"""The dashboard as an ASGI application: checks the visitor and the origin, and routes requests."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 logger = get_logger("streams.web")
 
-# Starlette's first stream of rows imports it, in the loop, for 20 ms.
+# The first streamed response makes Starlette import it, in the loop, for 20 ms.
 with suppress(ImportError):
     import_module("anyio._backends._asyncio")
 
@@ -78,22 +78,23 @@ class Dashboard(DashboardState):
         api.mount("/ops", Dashboard(events, access=who_may))
 
     It may be mounted in any framework below any path, or be served alone (``streams web`` does so),
-    and needs no lifespan of its own. It looks at the app's log through the app while that is
-    entered, else opens the log itself when somebody looks.
+    and needs no lifespan of its own. It reads the app's log through the app while that is
+    entered, else opens the log itself on the first visit.
 
     :param app: whose topics, processors, sagas, aggregates and views are shown; with nothing
         declared, topics and groups of its log.
-    :param access: who may do what, as :mod:`streams.web.access` says: a function of Starlette's
-        request, which may be a coroutine function, a :class:`~streams.web.Passwords`, or the same
-        answer for everybody who reaches it: ``"all"``, ``"read"``, a collection of names.
-    :param redact: what is shown instead of a part of a message (:data:`streams.web.Redact`).
-    :param hosts: the names under which it may be asked for; all others are refused. If not given,
+    :param access: the visitors' permissions, see :mod:`streams.web.access`: a function of
+        Starlette's request, which may be a coroutine function, a :class:`~streams.web.Passwords`,
+        or the same answer for all visitors: ``"all"``, ``"read"``, a collection of names.
+    :param redact: replaces parts of messages before they are shown (:data:`streams.web.Redact`).
+    :param hosts: the host names under which it may be requested; all others are refused. If not
+        given,
         all names are allowed where ``access`` is a function, and only this machine's own
         (``localhost``, ``127.0.0.1``, ``::1``) where it is the same for everybody, as any web page
         could lead a name of its own to this address.
     :param environment: what kind of system it is, shown on every page: ``"production"``.
-    :param read_only: nobody may do anything, whatever ``access`` says.
-    :raises ConfigError: ``access`` is missing or means nothing.
+    :param read_only: no visitor may change anything, whatever ``access`` says.
+    :raises ConfigError: ``access`` is missing or invalid.
     """
 
     def __init__(
@@ -160,11 +161,11 @@ class Dashboard(DashboardState):
             routes=routes,
             exception_handlers={HTTPException: self._http_error, Exception: self._crash},
         )
-        starlette.router.redirect_slashes = False  # it would believe the Host header
+        starlette.router.redirect_slashes = False  # it would trust the Host header
         return _Guard(starlette, self)
 
     def refuse(self, request: Request) -> Response | None:
-        """Why a request goes no further, whoever sends it; None: it does."""
+        """A response that refuses a request, whoever sends it; None: it is allowed."""
         reason = refuse_host(request.headers, self._hosts)
         if reason is not None:
             return PlainTextResponse(
@@ -187,7 +188,7 @@ class Dashboard(DashboardState):
         return None
 
     async def access_of(self, request: Request) -> Access | Response:
-        """What whoever sends a request may do; or what to answer instead."""
+        """The permissions of a request's sender; or a response to send instead."""
         try:
             found = await self._rule.of(request)
         except PasswordNeeded as error:
@@ -202,7 +203,7 @@ class Dashboard(DashboardState):
             return PlainTextResponse(
                 "Too many wrong passwords: try again in a moment.\n", 429, {"retry-after": "1"}
             )
-        except HTTPException as error:  # an access= of the user's own asks for a login its own way
+        except HTTPException as error:  # the user's access= asks for a login in its own way
             return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
         except PasswordInTheClear:
             return PlainTextResponse("Passwords are taken over TLS only: use https.\n", 403)
@@ -259,7 +260,7 @@ class Dashboard(DashboardState):
         try:
             found = action.do(page)
         except StreamsError as error:
-            self.expire()  # a part of it may be done
+            self.expire()  # a part of the action may be done
             self._log_action(page, action, f"failed: {one_line(str(error))}", 0, "")
             raise
         if isinstance(found, Done):
@@ -282,12 +283,12 @@ class Dashboard(DashboardState):
         if isinstance(found, Confirm):
             fields = [pair for pair in page.fields.pairs if pair[0] != "confirm"]
             return page.render("confirm.html", confirm=found, fields=fields, title=found.title)
-        if found.status_code >= 500:  # it does not know what it did
+        if found.status_code >= 500:  # it is unknown what the action did
             self.expire()
         return found
 
     def _using_log(self, work: Callable[[Report], Done]) -> Callable[[Report], Done]:
-        """The same, with the log that the action has asked for, however long it takes."""
+        """The same work, with the log that the action has used, however long it takes."""
         lease = self.source.keep()
 
         def do(report: Report) -> Done:
@@ -318,7 +319,7 @@ class Dashboard(DashboardState):
         )
 
     async def _answer(self, page: Page, make: Callable[[], Response]) -> Response:
-        """What a screen or an action makes; what stands in its way as a page."""
+        """The response of a screen or an action; its error as a page."""
         try:
             return await self.source.run(make)
         except (Unavailable, Fatal) as error:
@@ -367,7 +368,7 @@ class Dashboard(DashboardState):
 
 
 class _Guard:
-    """Around everything, the files of ``static/`` too: the checks, and the headers.
+    """Wraps everything, the files of ``static/`` too: the checks, and the headers.
 
     An ASGI application by itself, and no middleware of Starlette's, so that streams pass through.
     """

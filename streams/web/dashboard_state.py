@@ -1,4 +1,4 @@
-"""What a dashboard knows: its log, what was read of it, and what runs, for all visitors alike."""
+"""The state of a dashboard: its log, cached facts, and running work, shared by all visitors."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ T = TypeVar("T")
 
 
 class _Kept(Protocol):
-    """What was looked at, and is kept for the next visitor."""
+    """Cached facts that are kept for the next visitor."""
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Something was changed: nobody may be shown what was looked at before.
+        """Something was changed: facts from before must not be shown any more.
 
-        :param names: topics, groups and sagas that were changed: they are looked at first.
+        :param names: topics, groups and sagas that were changed: they are read again first.
         """
         ...
 
     def close(self) -> None:
-        """End looking."""
+        """Stop reading."""
         ...
 
 
 class DashboardState:
-    """What pages and streams of a dashboard are made of (any thread)."""
+    """The shared state that pages and streams of a dashboard are made from (any thread)."""
 
     def __init__(
         self, app: Streams, redact: Redact | None, environment: str, *, read_only: bool
@@ -78,9 +78,9 @@ class DashboardState:
             {"job": job_sample(self.jobs), "doctor": doctor_sample(self.doctor)},
         )
         self.problem_patience = 0.03
-        """Real seconds for which the overview waits for its problems."""
+        """Seconds of real time for which the overview waits for its problems."""
         self._streams: set[Callable[[], None]] = set()
-        """What ends each of the streams to browsers: of figures, and of messages that arrive."""
+        """Functions that end the streams to browsers: of figures, and of messages that arrive."""
         self.is_closed = False
         self._answers = SharedAnswers()
         self._kept: tuple[_Kept, ...] = (
@@ -93,12 +93,13 @@ class DashboardState:
             self._answers,
             self.doctor,
             reading,
-            self.sampler,  # behind those whose figures it asks for
-            self.board,  # the last, as it is found among the others
+            self.sampler,  # after those whose figures it reads
+            self.board,  # the last, as its problems are found in the others
         )
 
     def close(self) -> None:
-        """Let go of the threads and the log that it opened; for who makes several in a process."""
+        """Release the threads and the log that it opened; for processes that make several
+        dashboards."""
         self.is_closed = True
         self.end_streams()
         for kept in self._kept:
@@ -107,9 +108,9 @@ class DashboardState:
         self.source.close()
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """What was looked at before an action is not so any more.
+        """Facts from before an action are outdated.
 
-        :param names: what it changed, as far as it says so.
+        :param names: the names that the action changed, as far as it reports them.
         """
         for kept in self._kept:
             kept.expire(names)
@@ -120,12 +121,12 @@ class DashboardState:
 
     @property
     def streams_open(self) -> int:
-        """How many streams to browsers there are now."""
+        """The number of streams to browsers that are open now."""
         return len(self._streams)
 
     @contextmanager
     def streaming(self, end: Callable[[], None]) -> Iterator[None]:
-        """There is a stream to a browser meanwhile.
+        """Register a stream to a browser during the block.
 
         :param end: ends it soon; called from any thread.
         """
@@ -136,12 +137,12 @@ class DashboardState:
             self._streams.discard(end)
 
     def end_streams(self) -> None:
-        """End the streams to browsers, which open new ones if they can (any thread)."""
+        """End the streams to browsers, which reconnect if they can (any thread)."""
         for end in self._streams.copy():
             end()
 
     def shared(self, key: Hashable, seconds: float, make: Callable[[], T]) -> T:
-        """What ``make`` returned within the last so many real seconds for this key, whoever asked:
-        visitors who look at the same moment ask the log once (blocks). For answers of seconds; what
-        is read on and on has a field of its own here."""
+        """The result of ``make`` for this key within the last ``seconds`` of real time, whoever
+        called: visitors that come at the same moment ask the log once (blocks). For answers of
+        seconds; facts that are read continuously have a field of their own here."""
         return self._answers.get(key, seconds, make)

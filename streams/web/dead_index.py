@@ -1,8 +1,8 @@
-"""What is known of all topics of dead letters: whose they are, how many letters wait.
+"""An index of all topics of dead letters: the sources of their letters, how many letters wait.
 
 There may be thousands of topics, and any may hold dead letters (:mod:`streams.inspection
-.letter_topics`): whoever asks looks at those that were looked at longest ago, for a moment, in a
-thread; those that are named as dead letter topics come first. With each visit more are known.
+.letter_topics`): each request makes a thread check, for a moment, the topics that were checked
+longest ago; those that are named as dead letter topics come first. With each visit more are known.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 logger = get_logger("streams.web")
 
 FRESH = 3.0
-"""Real seconds for which a topic's counts are taken as they are."""
+"""Seconds of real time for which a topic's counts are considered fresh."""
 
 SAMPLED = 300.0
-"""Real seconds after which a topic is looked at again for whose dead letters it holds, if any."""
+"""Seconds of real time after which a topic's sources are sampled again."""
 
 AT_A_TIME = 2.0
-"""Real seconds for which a thread goes on looking when somebody asked."""
+"""Seconds of real time for which a thread continues after a request."""
 
 WAITED = 0.03
-"""Real seconds for which a page waits for it, once something is known."""
+"""Seconds of real time for which a page waits for it, once something is known."""
 
 MAX_PARTITIONS = 200
-"""Partitions of a topic that are looked at for whose letters they hold."""
+"""The most partitions of a topic that are sampled for the sources of its letters."""
 
 
 class DeadTopic(NamedTuple):
     """A topic of dead letters, as it was a moment ago.
 
-    :param sources: where the letters come from that were seen in it.
-    :param counts: None: not known yet, or why not is in ``error``.
-    :param at: when it was looked at (real seconds since the epoch).
-    :param sampled_at: when it was looked at for its sources.
+    :param sources: the sources of the letters that were seen in it.
+    :param counts: None: not known yet, or ``error`` says why not.
+    :param at: when it was counted (seconds of real time since the epoch).
+    :param sampled_at: when its sources were sampled.
     :param changes: how many changes were known of then.
     """
 
@@ -64,15 +64,15 @@ class DeadTopic(NamedTuple):
 
     @property
     def waiting(self) -> int:
-        """Letters that wait, as far as that is known."""
+        """The number of letters that wait, as far as known."""
         return 0 if self.counts is None else self.counts.waiting
 
 
 class DeadTopics(NamedTuple):
     """The topics of dead letters.
 
-    :param topics: those with the most letters that wait first.
-    :param is_complete: every topic that could hold dead letters was looked at.
+    :param topics: the topics, those with the most waiting letters first.
+    :param is_complete: whether every topic that could hold dead letters was checked.
     """
 
     topics: list[DeadTopic]
@@ -80,9 +80,9 @@ class DeadTopics(NamedTuple):
 
 
 class DeadTopicIndex:
-    """Keeps what is known (any thread).
+    """Keeps what is known of topics of dead letters (any thread).
 
-    :param open_log: gives the log; it may raise.
+    :param open_log: returns the log; it may raise.
     """
 
     def __init__(self, open_log: Callable[[], Log]) -> None:
@@ -94,17 +94,17 @@ class DeadTopicIndex:
         """The topics there are: those that are named as dead letter topics, and the others."""
         self._known: dict[str, DeadTopic] = {}
         self._empty: dict[str, float] = {}
-        """Topics that held no dead letters, and when they were looked at."""
+        """Topics that held no dead letters, and when they were checked."""
         self._changes = 0
         self._changed: Collection[str] = ()
-        """What was changed last, which is looked at before all others."""
+        """The names changed last, which are checked before all others."""
 
     def look(self, topics: Iterable[str], internal: Collection[str], seconds: float) -> DeadTopics:
-        """What is known. A thread goes on looking for :data:`AT_A_TIME`, and is waited for so many
-        real seconds at most, a little longer after :meth:`expire`.
+        """The known topics. A thread goes on checking for :data:`AT_A_TIME`, and is waited for this
+        many seconds of real time at most, a little longer after :meth:`expire`.
 
-        :param topics: all there are.
-        :param internal: those that are the toolkit's own.
+        :param topics: all topics of the log.
+        :param internal: the toolkit's own topics.
         :raises Unavailable: the log cannot be reached.
         """
         names = list(topics)
@@ -126,13 +126,13 @@ class DeadTopicIndex:
 
     @property
     def is_empty(self) -> bool:
-        """Nobody has looked yet."""
+        """Whether nothing was checked yet."""
         return not self._known and not self._empty
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Have letters counted anew: somebody changed something.
+        """Have letters counted again: something was changed.
 
-        :param names: what was changed: these topics are looked at first.
+        :param names: the changed topics: they are checked first.
         """
         with self._lock:
             self._changes += 1
@@ -140,7 +140,7 @@ class DeadTopicIndex:
         self._runs.expire()
 
     def close(self) -> None:
-        """End looking."""
+        """Stop checking."""
         self._runs.close()
 
     def _run(self) -> bool:
@@ -160,7 +160,7 @@ class DeadTopicIndex:
         return time.monotonic() > deadline or self._runs.is_to_stop
 
     def _look(self, log: Log, names: list[str], changes: int, deadline: float) -> None:
-        """Count the letters of topics that hold some, or are named so."""
+        """Count the letters of topics that hold some, or are named like dead letter topics."""
         changed = self._changed
 
         def is_fresh(name: str) -> bool:
@@ -177,7 +177,7 @@ class DeadTopicIndex:
             self._keep(name, self._look_at(log, name, changes))
 
     def _look_at_others(self, log: Log, names: list[str], changes: int, deadline: float) -> None:
-        """Look for letters in topics that held none."""
+        """Check topics that held no letters."""
         unknown = [name for name in names if name not in self._known]
         for name in sorted(unknown, key=lambda each: self._empty.get(each, 0.0)):
             if is_recent(self._empty.get(name, 0.0), SAMPLED) or self._is_over(deadline):
@@ -195,7 +195,8 @@ class DeadTopicIndex:
                 self._empty[name] = time.time()
 
     def _look_at(self, log: Log, name: str, changes: int) -> DeadTopic | None:
-        """What there is in a topic; None: it is gone, or holds no letters and is not named so."""
+        """The facts of a topic; None: it is gone, or holds no letters and is not named as if it
+        did."""
         now, before = time.time(), self._known.get(name)
         try:
             if before is not None and before.sources and is_recent(before.sampled_at, SAMPLED):

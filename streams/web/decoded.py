@@ -1,4 +1,4 @@
-"""Values as documents, whatever they are written in: JSON as it stands, others (MessagePack, a
+"""Values as documents, whatever their encoding: JSON as it is stored, others (MessagePack, a
 compressed value, a codec of the app's own) as the app's topics decode them."""
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from streams.web.redaction import Payloads
 
 NO_DOCUMENT: Any = object()
-"""What :func:`document_of` answers for a value that is none."""
+"""The result of :func:`document_of` for a value that is not a document."""
 
 MAX_DECODED = 1 << 20
-"""Bytes of a value that is decoded; a larger one would hold up everything else."""
+"""The largest value that is decoded, in bytes; a larger one would block everything else."""
 
 
 def document_of(app: Streams, payloads: Payloads, batch: Batch, index: int, shown: bytes) -> Any:
     """A value as a document of mappings, lists, texts and numbers; :data:`NO_DOCUMENT`: it is none,
     or too large.
 
-    :param payloads: what the app decodes passes through ``redact=`` once more, as JSON.
-    :param shown: its bytes as the visitor may see them: only where these are all of it, the app is
-        asked to decode it.
+    :param payloads: a value that the app decodes passes through ``redact=`` once more, as JSON.
+    :param shown: its bytes as the visitor may see them: the app decodes it only if these are the
+        whole value.
     """
     if len(shown) > MAX_DECODED:
         return NO_DOCUMENT
@@ -46,15 +46,15 @@ def document_of(app: Streams, payloads: Payloads, batch: Batch, index: int, show
         value = declared.decoding.decode_one(batch, index)
         again = payloads.value(batch.topic, msgspec.json.encode(value)).data
         return NO_DOCUMENT if again is None else orjson.loads(again)
-    except Exception:  # a codec of the user's own may raise anything, and so may what it makes
+    except Exception:  # a codec of the user's own may raise anything, and so may its objects
         return NO_DOCUMENT
 
 
 def events_today(
     app: Streams, payloads: Payloads, batch: Batch, index: int, shown: bytes | None
 ) -> Sequence[tuple[str, bytes]] | None:
-    """What an app's code makes of a stored event: the names of the types of the events that it is
-    today, and these as JSON; None: it is the event that is stored, or nobody can say.
+    """The events that the app's code upcasts a stored event to: the names of their types, and the
+    events as JSON; None: it is the stored event itself, or that is unknown.
 
     :param shown: see :func:`document_of`.
     """
@@ -75,7 +75,7 @@ def events_today(
             return None
         try:
             documents.append(orjson.loads(data))
-        except orjson.JSONDecodeError:  # by redact=
+        except orjson.JSONDecodeError:  # the result of redact=
             return None
         events.append((type(each).__name__, data))
     stored = document_of(app, payloads, batch, index, shown)

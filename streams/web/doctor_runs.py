@@ -1,8 +1,8 @@
-"""The doctor's findings for the dashboard: made in the background, kept for a while.
+"""The doctor's findings for the dashboard: made in the background, cached for a while.
 
-Going through the checklist asks the log many things, so a visitor sees what was found last, and a
-thread looks again. Findings name keys and errors, so there are two kinds: for those who may see
-what is in messages (past the app's ``redact=``), and for the others.
+Going through the checklist takes many requests to the log, so a visitor sees the last findings,
+and a thread looks for new ones. Findings name keys and errors, so there are two kinds: for visitors
+who may see the contents of messages (past the app's ``redact=``), and for the others.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 logger = get_logger("streams.web")
 
 PROMETHEUS = "STREAMS_PROMETHEUS"
-"""The variable that says where Prometheus is, as for the command."""
+"""The environment variable with the address of Prometheus, as for the command."""
 
 
 class DoctorResult(NamedTuple):
-    """What was found.
+    """The findings of one run.
 
-    :param at: when it was looked (real seconds since the epoch).
-    :param seconds: how long that took.
-    :param error: why it could not be; empty: it could.
+    :param at: when it ran (seconds of real time since the epoch).
+    :param seconds: how long it took.
+    :param error: why it failed; empty: it did not.
     :param changes: how many changes were known of when it began.
     """
 
@@ -50,7 +50,7 @@ class DoctorResult(NamedTuple):
 
 
 class _Redacted(MessageTexts):
-    """What is in messages, as a visitor may see it."""
+    """The contents of messages, as a visitor may see them."""
 
     def __init__(self, payloads: Payloads) -> None:
         self._payloads = payloads
@@ -69,15 +69,15 @@ def _text(shown: Shown) -> str:
 
 
 def declares_anything(app: Streams) -> bool:
-    """There is something for the doctor to look at: an app, and not an address alone."""
+    """Whether the app declares something to check; False for an address alone."""
     return bool(app.processors or app.topics or app.aggregates or app.views or app.outboxes)
 
 
 class DoctorRuns:
-    """Looks, one thread at a time (any thread asks).
+    """Runs the doctor, one thread at a time (any thread may ask).
 
-    :param open_log: gives the log; it may raise.
-    :param on_result: called when something new is known.
+    :param open_log: returns the log; it may raise.
+    :param on_result: called when there are new findings.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class DoctorRuns:
         self._closed = False
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Somebody changed something: it is looked again when somebody asks."""
+        """Something was changed: the next request starts a new run."""
         with self._lock:
             self._changes += 1
 
     def close(self) -> None:
-        """Look no more. What is being looked at ends by itself."""
+        """Start no more runs. A current one ends by itself."""
         with self._lock:
             self._closed = True
             self._looked.notify_all()
@@ -112,11 +112,13 @@ class DoctorRuns:
     def result(
         self, *, payloads: bool, older_than: float, patience: float = 0.0
     ) -> tuple[DoctorResult | None, bool]:
-        """What was found last, if anything was, and whether it is being looked now. It is looked
-        again where that was longer ago than so many real seconds, or before :meth:`expire`.
+        """The last findings, if there are any, and whether a run is under way. A new run is
+        started if the last was longer ago than this many seconds of real time, or before
+        :meth:`expire`.
 
-        :param payloads: for a visitor who may see what is in messages.
-        :param patience: real seconds to wait for it at most where something was found before
+        :param payloads: for a visitor who may see the contents of messages.
+        :param patience: seconds of real time to wait for new findings at most if the last are from
+            before
             :meth:`expire` (blocks).
         """
         deadline = time.monotonic() + patience
@@ -132,10 +134,10 @@ class DoctorRuns:
                     return found, payloads in self._running
 
     def progress(self, *, payloads: bool) -> tuple[float, bool]:
-        """When it was looked last (real seconds since the epoch; 0.0: never), and whether it is
-        being looked now.
+        """When the last run was (seconds of real time since the epoch; 0.0: never), and whether one
+        is under way.
 
-        :param payloads: for a visitor who may see what is in messages.
+        :param payloads: for a visitor who may see the contents of messages.
         """
         with self._lock:
             found = self._results.get(payloads)

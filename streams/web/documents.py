@@ -1,4 +1,4 @@
-"""Documents (a state, a context, an event) as a screen shows them: indented, and cut."""
+"""Documents (a state, a context, an event) as a screen shows them: indented, and truncated."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import orjson
 from streams.web.redaction import Shown
 
 MAX_SHOWN = 64 << 10
-"""Bytes of a document that are shown."""
+"""The bytes of a document that are shown."""
 
 
 def indented_json(data: bytes) -> str | None:
-    """JSON with its fields one below the other, and otherwise as it stands: numbers keep their
-    digits, and a name that stands there twice stays. None: it is no JSON."""
+    """JSON with its fields one below the other, and otherwise unchanged: numbers keep their
+    digits, and a duplicate name stays. None: it is not JSON."""
     try:
         orjson.loads(data)
         return msgspec.json.format(data, indent=2).decode()
@@ -33,7 +33,7 @@ def indented_document(document: Any) -> str | None:
 
 
 def pretty(shown: Shown) -> str:
-    """A document as text: JSON indented, anything else as it is, the beginning of what is long."""
+    """A document as text: JSON indented, anything else unchanged, a long one truncated."""
     data = shown.data
     if data is None:
         return ""

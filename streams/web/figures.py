@@ -1,4 +1,4 @@
-"""What the sampler knows of a subject: the figures of now, and their past."""
+"""The sampler's knowledge of a subject: its current figures, and their past."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from streams.web.ages import is_recent
 
 KEPT = 1_800
-"""Samples kept of a subject: an hour of them."""
+"""How many samples of a subject are kept: an hour of them."""
 
 
 class Series:
-    """Numbers and when they were, the last :data:`KEPT` of them (any thread)."""
+    """Numbers with their times, the last :data:`KEPT` of them (any thread)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,7 +22,7 @@ class Series:
         self._next = 0
 
     def add(self, when: float, value: float) -> None:
-        """One more."""
+        """Add a number."""
         with self._lock:
             if len(self._times) < KEPT:
                 self._times.append(when)
@@ -35,7 +35,7 @@ class Series:
         return len(self._times)
 
     def points(self, last: int = KEPT) -> list[tuple[float, float]]:
-        """The last so many, the oldest first."""
+        """The last numbers, the oldest first."""
         with self._lock:
             order = [*range(self._next, len(self._times)), *range(self._next)]
             return [(self._times[at], self._values[at]) for at in order[-last:]]
@@ -43,10 +43,10 @@ class Series:
 
 @dataclass(slots=True)
 class Figures:
-    """What is known of a subject.
+    """The figures of a subject.
 
     :param now: the figures of the last sample, by name; None: not known.
-    :param at: when that was (real seconds since the epoch); 0.0: never.
+    :param at: the time of that sample (seconds of real time since the epoch); 0.0: never.
     :param missing: the log has no such topic or group.
     :param series: the past of ``rate`` (a topic's), ``lag`` (a group's) or ``folded`` (a view's).
     """
@@ -55,16 +55,17 @@ class Figures:
     at: float = 0.0
     missing: bool = False
     stale: bool = False
-    """Something was changed since."""
+    """Whether something was changed since."""
     series: Series = field(default_factory=Series)
     partitions: int = 0
     partitions_at: float = 0.0
     size: int | None = None
     sized_at: float = 0.0
-    """Of a topic, when the log was asked how many bytes it takes."""
+    """When the log was asked last for the size of a topic in bytes."""
     ends: dict[int, int] = field(default_factory=dict)
-    """Of a topic, where its partitions ended at the last sample."""
+    """The end offsets of a topic's partitions at the last sample."""
 
     def is_fresh(self, seconds: float) -> bool:
-        """It was asked for within the last so many seconds, and nothing was changed here since."""
+        """Whether it was sampled within the last ``seconds``, and nothing was changed here
+        since."""
         return not self.stale and is_recent(self.at, seconds)

@@ -1,4 +1,4 @@
-"""What a visitor sent: the fields of a form or of an address, with bounds."""
+"""Input from a visitor: the fields of a form or of an address, with bounds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from starlette.requests import ClientDisconnect, Request
 from streams.errors import InvalidValue
 
 MAX_BODY = 4 << 20
-"""Bytes of a form, at most."""
+"""The largest form, in bytes."""
 
 MAX_FIELDS = 2_000
-"""Fields of a form or of an address, at most."""
+"""The most fields of a form or of an address."""
 
 HEX = "hex:"
-"""What begins the name of a field whose text is written in hexadecimal digits of its UTF-8."""
+"""The prefix of the names of fields whose text is the UTF-8 in hexadecimal digits."""
 
 
 class FormTooLarge(Exception):
-    """A form is larger than is read."""
+    """A form is larger than :data:`MAX_BODY`."""
 
 
 class Fields:
@@ -31,7 +31,7 @@ class Fields:
         self._last = dict(pairs)
 
     def text(self, name: str, default: str = "") -> str:
-        """A field's text without blanks around it; of several, the last."""
+        """A field's text without surrounding whitespace; if there are several, the last."""
         return self._last.get(name, default).strip()
 
     def raw(self, name: str, default: str = "") -> str:
@@ -49,7 +49,7 @@ class Fields:
     def number(self, name: str, default: int, *, low: int = 0, high: int = 10**9) -> int:
         """A whole number.
 
-        :raises InvalidValue: it is none, or is not from ``low`` to ``high``.
+        :raises InvalidValue: it is not a number, or is not from ``low`` to ``high``.
         """
         written = self.text(name)
         if not written:
@@ -63,9 +63,9 @@ class Fields:
         return found
 
     def optional_number(self, name: str, *, high: int = 10**9) -> int | None:
-        """A whole number, None where the field is empty.
+        """A whole number, None if the field is empty.
 
-        :raises InvalidValue: it is none.
+        :raises InvalidValue: it is not a number.
         """
         return self.number(name, 0, high=high) if self.text(name) else None
 
@@ -73,7 +73,8 @@ class Fields:
         return name in self._last
 
     def with_(self, changes: Mapping[str, str]) -> list[tuple[str, str]]:
-        """The same fields, with some in place of others of their names; empty ones are left out."""
+        """The same fields, with replacements for those of the same names; empty ones are left
+        out."""
         kept = [(name, value) for name, value in self.pairs if name not in changes and value]
         return kept + [(name, value) for name, value in changes.items() if value]
 
@@ -81,7 +82,7 @@ class Fields:
 def parse_fields(data: bytes) -> Fields:
     """Fields as browsers encode them.
 
-    :raises InvalidValue: they are not encoded so, or too many.
+    :raises InvalidValue: they are not encoded like that, or too many.
     """
     try:
         text = data.decode("ascii")
@@ -94,9 +95,9 @@ def parse_fields(data: bytes) -> Fields:
 
 
 def _plain(name: str, text: str) -> tuple[str, str]:
-    """A field as it is meant.
+    """A field with its name and text decoded.
 
-    :raises ValueError: it is no field.
+    :raises ValueError: it is not a field.
     """
     if not name.startswith(HEX):
         return name, text
@@ -106,7 +107,7 @@ def _plain(name: str, text: str) -> tuple[str, str]:
 async def read_form(request: Request) -> Fields:
     """The fields of a form.
 
-    :raises InvalidValue: it is none.
+    :raises InvalidValue: it is not a form.
     :raises FormTooLarge: it is larger than :data:`MAX_BODY`.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -1,8 +1,8 @@
-"""What is known of all groups of a log: who reads which topic, who runs, what waits.
+"""An index of all groups of a log: the topics that they read, their members and their lag.
 
-A log tells of one group at a time, and there may be thousands: a thread looks at all of them, those
-first that were looked at longest ago, while somebody looks at a page. Whoever asks waits for it for
-a moment, is shown what is known, and told of how many groups that is.
+A log answers for one group at a time, and there may be thousands: a thread reads all of them, those
+first that were read longest ago, while a visitor has a page open. A request waits for it for a
+moment, and returns the known groups and how many are known.
 """
 
 from __future__ import annotations
@@ -26,60 +26,62 @@ if TYPE_CHECKING:
 logger = get_logger("streams")
 
 LOOK = 0.05
-"""Real seconds for which a list asks for figures; the rest is filled in while it is open."""
+"""Seconds of real time for which a list waits for figures; the rest is filled in while it is
+open."""
 
 FRESH = 5.0
-"""Real seconds for which a group's facts are taken as they are."""
+"""Seconds of real time for which a group's facts are considered fresh."""
 
 LOOKED_AT = 4
-"""Groups that are looked at at the same time, each with several questions to a server."""
+"""How many groups are read at the same time, each with several requests to a server."""
 
 ALL_TOPICS = 600.0
-"""Real seconds after which a group is looked for in all topics again. Meanwhile, it is in those
-where it was or where its members read, which is much less work on a log with thousands of topics.
+"""Seconds of real time after which a group is searched for in all topics again. Meanwhile, only the
+topics are read where it was or where its members read, which is much less work with thousands of
+topics.
 """
 
 LIST_SHARE = 20
-"""Of so many parts of the time, listing all topics and groups takes one at most."""
+"""The part of the time, one in this many, that listing all topics and groups takes at most."""
 
 AT_FULL_SPEED = 1.0
-"""Real seconds for which the thread does not rest, so that all is soon known of a usual log."""
+"""Seconds of real time for which the thread does not rest, so that a usual log is known soon."""
 
 REST = 1
-"""Later, it rests for so many times as long as it works."""
+"""After that, it rests for this many times as long as it works."""
 
 WANTED = 30.0
-"""Real seconds after the last visitor for which it goes on."""
+"""Seconds of real time after the last visitor for which it goes on."""
 
 FIRST = 10.0
-"""Real seconds for which the first visitor waits until the groups are listed."""
+"""Seconds of real time for which the first visitor waits until the groups are listed."""
 
 MAX_GROUPS = 20_000
-"""Groups whose facts are kept, at most."""
+"""The most groups whose facts are kept."""
 
 
 GROWTH_WINDOW = 300.0
-"""Real seconds for which a lag that was seen is kept, so that it is known whether it grows."""
+"""Seconds of real time for which observed lags are kept, to tell whether the lag grows."""
 
 GROWTH_SPAN = 10.0
-"""Real seconds between the first and the last lag that were seen, at least, of one that grows."""
+"""The least seconds of real time between the first and the last lag of one that grows."""
 
 GROWING = 1.2
-"""A lag that is so many times what it was grows."""
+"""The factor between an old and a new lag from which a lag grows."""
 
 GROWN = 100
-"""Messages that wait, at least, where a lag is said to grow."""
+"""The least lag, in messages, that can count as growing."""
 
 MAX_POINTS = 8
-"""Lags that are kept of a group; of more, every other one is."""
+"""How many lags of a group are kept; beyond that, every other one is dropped."""
 
 Point = tuple[float, float]
-"""When (real seconds since the epoch), and how many messages a group had not settled then."""
+"""A time (seconds of real time since the epoch), and a group's lag then, in messages."""
 
 
 def lag_grows(points: Sequence[Point], now: float) -> bool:
-    """Whether a lag was seen to grow within :data:`GROWTH_WINDOW`: at its end, it was always more
-    than it ever was at the beginning. Positions move in steps, so that any two may differ by much.
+    """Whether a lag grew within :data:`GROWTH_WINDOW`: at its end, it was always more than it ever
+    was at the beginning. Positions move in steps, so that any two lags may differ by much.
 
     :param points: the oldest first.
     """
@@ -95,11 +97,11 @@ def lag_grows(points: Sequence[Point], now: float) -> bool:
 class GroupFacts(NamedTuple):
     """A group, as it was a moment ago.
 
-    :param topics: where it has positions.
+    :param topics: the topics in which it has positions.
     :param members: how many run; None: the log does not tell.
     :param lag: messages that it has not settled; None: the log cannot count them.
-    :param lags: what it was within the last minutes, the oldest first and ``lag`` last.
-    :param at: when it was looked at (real seconds since the epoch).
+    :param lags: its lags of the last minutes, the oldest first and ``lag`` last.
+    :param at: when it was read (seconds of real time since the epoch).
     :param error: why it cannot be shown; empty: it can.
     """
 
@@ -115,9 +117,9 @@ class GroupFacts(NamedTuple):
 class GroupOverview(NamedTuple):
     """All groups, as far as they are known.
 
-    :param known: by name.
-    :param names: of all groups there are, sorted.
-    :param internal: the names of topics that are the toolkit's own.
+    :param known: the groups that were read, by name.
+    :param names: the names of all groups, sorted.
+    :param internal: the names of the toolkit's own topics.
     :param topics: the names of all topics, sorted.
     """
 
@@ -128,7 +130,7 @@ class GroupOverview(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """All groups are known."""
+        """Whether all groups are known."""
         return len(self.known) >= len(self.names)
 
     def is_internal(self, group: str) -> bool:
@@ -144,53 +146,55 @@ class GroupOverview(NamedTuple):
 
 
 class GroupIndex:
-    """Keeps what is known (any thread).
+    """Keeps the facts of groups (any thread).
 
-    :param open_log: gives the log; it may raise.
+    :param open_log: returns the log; it may raise.
     """
 
     def __init__(self, open_log: Callable[[], Log]) -> None:
         self._open_log = open_log
         self._state = threading.Condition()
-        """Held where what people wait for changes."""
+        """Held when something that requests wait for changes."""
         self._known: dict[str, GroupFacts] = {}
         self._names: list[str] = []
         self._topics: list[str] = []
         self._topic_set: frozenset[str] = frozenset()
         self._internal: frozenset[str] = frozenset()
         self._all_topics_at: dict[str, float] = {}
-        """When each group was looked for in all topics."""
+        """When each group was searched for in all topics."""
         self._listed_at = float("-inf")
-        """When the listing began (monotonic, as all that follow but one)."""
+        """When the listing began (monotonic, as all that follow except one)."""
         self._listing_took = 0.0
         self._complete_at = float("-inf")
-        """When looking at all groups began that came to its end last."""
+        """When the last complete round through all groups began."""
         self._asked_at = float("-inf")
         self._changed: Collection[str] = ()
-        """What was changed last."""
+        """The names changed last."""
         self._changed_at = 0.0
-        """When, in real seconds since the epoch; the other one on the monotonic clock."""
+        """The time of that change, in seconds of real time since the epoch; ``_expired_at`` is on
+        the monotonic clock."""
         self._expired_at = float("-inf")
         self._failure: StreamsError | None = None
-        """The thread's last."""
+        """The last error of the thread."""
         self._failures = 0
-        """How many there were."""
+        """The number of its errors."""
         self._thread: threading.Thread | None = None
         self._threads = ThreadPoolExecutor(LOOKED_AT, thread_name_prefix="streams-web-groups")
         self._closed = threading.Event()
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Have everything looked at anew: somebody changed something.
+        """Have everything read again: something was changed.
 
-        :param names: what was changed: these groups are looked at first.
+        :param names: the changed groups: they are read first.
         """
-        # In this order: who looks in between looks again.
+        # In this order: a request in between reads again.
         self._changed = frozenset(names)
         self._changed_at, self._expired_at = time.time(), time.monotonic()
 
     def look(self, seconds: float) -> GroupOverview:
-        """What is known, after waiting for so many real seconds at most until all is (blocks); for
-        longer, until the groups were listed, the first time and after :meth:`expire`.
+        """The known groups, after waiting for this many seconds of real time at most until all are
+        known (blocks); the first time and after :meth:`expire` longer, until the groups were
+        listed.
 
         :raises Unavailable: the log cannot be reached.
         :raises NotRunning: this was closed.
@@ -211,7 +215,7 @@ class GroupIndex:
             return GroupOverview(dict(self._known), self._names, self._internal, self._topics)
 
     def read(self, log: Log, name: str) -> GroupInfo:
-        """A group, in the topics where it is known to be (blocks).
+        """A group, in the topics where it is known to have positions (blocks).
 
         :raises NotFound: there is none of that name.
         """
@@ -227,7 +231,7 @@ class GroupIndex:
         return info
 
     def close(self) -> None:
-        """End the threads, and let go of those who wait."""
+        """End the threads, and wake those that wait."""
         self._closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._state:
@@ -236,7 +240,7 @@ class GroupIndex:
     # -- waiting
 
     def _wait(self, is_so: Callable[[], bool], deadline: float) -> bool:
-        """Wait until something is so, and see that the thread runs (the state is held)."""
+        """Wait until a condition holds, and make sure that the thread runs (the state is held)."""
         failures = self._failures
         while not is_so():
             if self._closed.is_set():
@@ -263,7 +267,7 @@ class GroupIndex:
         except StreamsError as error:
             failure = error
         except (RuntimeError, CancelledError):
-            if not self._closed.is_set():  # which refuses more threads, and cancels what waits
+            if not self._closed.is_set():  # close() refuses more threads, and cancels calls
                 raise
         finally:
             with self._state:
@@ -311,7 +315,7 @@ class GroupIndex:
             self._state.notify_all()
 
     def _due(self, began_at: float) -> list[str]:
-        """Those that are not fresh; at the end those that were changed or looked at longest ago.
+        """The groups that are not fresh; last those that were changed or read longest ago.
 
         :param began_at: real seconds since the epoch.
         """
@@ -319,7 +323,7 @@ class GroupIndex:
 
         def asked_at(name: str) -> float:
             found = self._known.get(name)
-            # What lies ahead was looked at before the clock was set back.
+            # A time in the future is from before the clock was set back.
             return 0.0 if found is None or found.at > time.time() else found.at
 
         names = [name for name in self._names[:MAX_GROUPS] if asked_at(name) <= oldest]
@@ -335,7 +339,7 @@ class GroupIndex:
             raise
         except NotFound:
             return name, facts
-        except StreamsError as error:  # others name their groups as they like
+        except StreamsError as error:  # other clients choose any group names
             logger.debug("the dashboard: group %r: %s", name, error)
             return name, facts._replace(error=str(error))
         topics = tuple(sorted({topic for topic, _ in info.positions}))
@@ -346,6 +350,6 @@ class GroupIndex:
 
 
 def _with(lags: tuple[Point, ...], one: Point) -> tuple[Point, ...]:
-    """The same with one more, and without those that are too old."""
+    """The same lags with one more, and without those that are too old."""
     kept = [each for each in lags if one[0] - each[0] < GROWTH_WINDOW]
     return (*(kept if len(kept) < MAX_POINTS else kept[::2]), one)

@@ -1,11 +1,11 @@
-"""What stands before every screen and action: the headers that keep a browser in bounds, and the
-checks of where a request comes from.
+"""The guard of every screen and action: the headers that restrict the browser, and the checks of a
+request's origin.
 
-Two attacks concern a server that only its own machine reaches: a page of somebody else's that sends
-a form here with the visitor's rights (cross-site request forgery), and one whose name suddenly
-leads to this machine's own address, so that the browser takes both for the same site (DNS
-rebinding). The first is refused by what the browser says of where a request comes from, the second
-by the name in ``Host``. Neither needs a cookie or a token in a page.
+Two attacks concern a server that only its own machine reaches: a foreign page that sends a form
+here with the visitor's rights (cross-site request forgery), and one whose name suddenly resolves to
+this machine's own address, so that the browser takes both for the same site (DNS rebinding). The
+first is refused by the origin that the browser gives for a request, the second by the name in
+``Host``. Neither needs a cookie or a token in a page.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
 def host_name(header: str) -> str | None:
-    """The name in a ``Host`` header, in lower case and without its port; None: it is none."""
+    """The name in a ``Host`` header, in lower case and without its port; None: it is invalid."""
     found = _HOST.match(header)
     return None if found is None else found["name"].lower().strip("[]")
 
@@ -54,9 +54,9 @@ def _is_ipv6(text: str) -> bool:
 
 
 def check_hosts(names: Iterable[str]) -> frozenset[str]:
-    """Names under which a dashboard may be asked for.
+    """The checked host names under which a dashboard may be requested.
 
-    :raises ConfigError: one is none; a port is no part of it.
+    :raises ConfigError: one is not a host name; a port is not allowed in it.
     """
     found = set[str]()
     for name in names:
@@ -69,7 +69,7 @@ def check_hosts(names: Iterable[str]) -> frozenset[str]:
 
 
 def refuse_host(headers: Headers, hosts: frozenset[str] | None) -> str | None:
-    """Why a request is refused for the name that it came under; None: it is not.
+    """Why a request is refused because of its host name; None: it is not.
 
     :param hosts: the names that are allowed; None: all.
     """
@@ -81,10 +81,10 @@ def refuse_host(headers: Headers, hosts: frozenset[str] | None) -> str | None:
 
 
 def refuse_origin(headers: Headers) -> str | None:
-    """Why a request that changes something is refused for where it comes from; None: it is not.
+    """Why a request that changes something is refused because of its origin; None: it is not.
 
-    Browsers say so in ``Sec-Fetch-Site``; over plain HTTP under a name they do not, and then in
-    ``Origin``. What says neither is not a browser's form of this site.
+    Browsers give it in ``Sec-Fetch-Site``; over plain HTTP under a name they do not, and then in
+    ``Origin``. A request with neither is not from a browser's form of this site.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

@@ -1,9 +1,9 @@
-"""Actions that take long: they go on when the browser is closed, and say how far they are.
+"""Actions that take long: they go on when the browser is closed, and report their progress.
 
-A job lives in this process. What it has done stays done when the process is killed; the action
-that started it says, when it is asked for again, what is left (a dead letter that was put back is
-no dead letter any more). Jobs have names that cannot be guessed, and are shown to whoever may do
-the action.
+A job lives in this process. Its completed work stays done when the process is killed; the action
+that started it reports, when it is requested again, what is left (a dead letter that was put back
+is no dead letter any more). Jobs have IDs that cannot be guessed, and are shown to visitors who may
+do the action.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from streams.web.action_results import Done, Report
 logger = get_logger("streams.web")
 
 MAX_JOBS = 100
-"""Jobs that are kept, those that ended long ago first forgotten."""
+"""How many jobs are kept; those that ended longest ago are forgotten first."""
 
 MAX_RUNNING = 4
-"""Jobs at the same time."""
+"""The most jobs at the same time."""
 
 
 class JobStopped(Exception):
-    """Somebody asked a job to stop."""
+    """A visitor asked a job to stop."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One that runs, or ended.
+    """A job that runs, or has ended.
 
-    :param action: which of :data:`streams.web.access.ACTION_NAMES` it is.
-    :param who: who started it.
-    :param title: what it does, in the words of the visitor who started it.
-    :param back: where to go on to, and what that is called.
-    :param subject: what it is done to, so that the page of that can name the job.
+    :param action: one of :data:`streams.web.access.ACTION_NAMES`.
+    :param who: the visitor who started it.
+    :param title: a description of it, in the language of that visitor.
+    :param back: the address to go on to, and its name.
+    :param subject: its target, so that the target's page can name the job.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Job:
 
     @property
     def is_running(self) -> bool:
-        """It has not ended."""
+        """Whether it has not ended."""
         return self.ended is None
 
     @property
@@ -95,10 +95,10 @@ class Jobs:
         subject: str = "",
         is_alone: bool = False,
     ) -> Job:
-        """Begin one, in a thread of its own.
+        """Start a job, in a thread of its own.
 
-        :param on_end: called when it has ended, however that was.
-        :param is_alone: it is refused while the same action upon the same subject runs.
+        :param on_end: called when it has ended, in whatever way.
+        :param is_alone: it is refused while the same action on the same subject runs.
         :raises InvalidValue: it is refused, or too many run.
         """
         job = Job(secrets.token_urlsafe(12), action, who, title, back, subject)
@@ -133,16 +133,16 @@ class Jobs:
         return job
 
     def find(self, id: str) -> Job | None:
-        """The job of an ID, if it is known here."""
+        """The job with an ID, if it is known here."""
         with self._lock:
             return self._jobs.get(id)
 
     def all(self) -> list[Job]:
-        """All that are known, the newest first."""
+        """All known jobs, the newest first."""
         with self._lock:
             return list(reversed(self._jobs.values()))
 
     def close(self) -> None:
-        """Ask those that run to stop."""
+        """Ask the running jobs to stop."""
         for job in self.all():
             job.stop_requested = True

@@ -1,5 +1,5 @@
-"""Topics that are read on while somebody looks, for all visitors alike: how many of each kind, and
-counts of several within the time of a page."""
+"""Topics that are read continuously while visitors watch, shared by all: the bounds of each kind,
+and counts of several within the time of a page."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from streams.web.group_index import LOOK
 C = TypeVar("C")
 
 MAX_SURVEYS = 6
-"""Topics of dead letters whose surveys by error are kept."""
+"""How many topics of dead letters have their surveys by error kept."""
 
 MAX_CLOSED_KEYS = 20
-"""Topics of closed keys that are read on."""
+"""How many topics of closed keys are read continuously."""
 
 MAX_DELAYS = 50
-"""Delay topics that are read on."""
+"""How many delay topics are read continuously."""
 
 
 class CountingReaders(Protocol[C]):
-    """Those that are kept (:class:`~streams.inspection.reading_on.KeptReaders`)."""
+    """The readers that are kept (:class:`~streams.inspection.reading_on.KeptReaders`)."""
 
     def of(self, name: str) -> CountingReader[C]:
-        """That of a topic, which is kept from now on."""
+        """The reader of a topic, which is kept from now on."""
         ...
 
     def all(self) -> Mapping[str, CountingReader[C]]:
-        """Those that are kept, the one that was asked for last at the end."""
+        """All kept readers, the one that was requested last at the end."""
         ...
 
 
 def counted(
     names: Sequence[str], readers: CountingReaders[C], *, most: int, seconds: float
 ) -> dict[str, C | None]:
-    """What is counted of each topic; None: it was not read yet, as those behind the first ``most``
+    """The counts of each topic; None: it was not read yet, as those after the first ``most``
     never are. A topic that is gone is left out.
 
     Topics are read on, those that waited longest for their turn first: one, and others while there
-    is time. Of the rest it is said what is known.
+    is time. For the rest the known counts are returned.
 
-    :param seconds: real seconds that one of them is waited for.
+    :param seconds: seconds of real time for which one of them is waited for.
     """
     deadline = time.monotonic() + LOOK
     kept = readers.all()

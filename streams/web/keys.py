@@ -1,4 +1,4 @@
-"""Keys (of aggregates, of documents) in addresses and forms: as text, or where they are no UTF-8,
+"""Keys (of aggregates, of documents) in addresses and forms: as text, or if they are not UTF-8,
 as hexadecimal digits."""
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from streams.web.redaction import Shown
 
 MAX_KEY = 8 << 10
-"""Bytes of a key, at most."""
+"""The longest key, in bytes."""
 
 
 def key_behind(page: Page, topic: str) -> bytes | None:
-    """The key behind which a page of a list begins (``after=``, which :func:`behind` wrote); None:
-    with the first. A visitor can only name a key that he sees as it is: with others he could find
-    out by trying where a hidden one stands.
+    """The key after which a page of a list begins (``after=``, which :func:`behind` wrote); None:
+    at the first. A visitor can only name a key that he sees unredacted: with others he could find
+    out a hidden one's place by trying.
 
-    :param topic: that the keys are of.
-    :raises InvalidValue: it is none, or not to be seen.
+    :param topic: the topic of the keys.
+    :raises InvalidValue: it is not a key, or may not be seen.
     """
     written = page.fields.text("after")
     if not written or not page.payloads.allowed:
@@ -36,7 +36,7 @@ def key_behind(page: Page, topic: str) -> bytes | None:
 
 
 def behind(page: Page, topic: str, last: bytes) -> str:
-    """The address of the page behind a key; empty where the visitor does not see that key."""
+    """The address of the page after a key; empty if the visitor does not see that key."""
     return page.here(after=last.hex()) if page.payloads.key(topic, last).data == last else ""
 
 
@@ -46,19 +46,19 @@ def key_fields(key: bytes) -> dict[str, str]:
         text = key.decode()
     except UnicodeDecodeError:
         return {"hex": key.hex()}
-    # A browser changes line breaks in a form, and nobody sees other control characters.
+    # A browser changes line breaks in a form, and other control characters are invisible.
     return {"key": text} if text and text.isprintable() else {"hex": key.hex()}
 
 
 def visible_key_fields(key: bytes, shown: Shown) -> dict[str, str]:
-    """The same; nothing where the visitor does not see the key itself."""
+    """The same; nothing if the visitor does not see the key itself."""
     return key_fields(key) if shown.data == key else {}
 
 
 def key_of(page: Page) -> bytes:
     """The key that an address or a form names (``key=`` or ``hex=``).
 
-    :raises InvalidValue: it names none.
+    :raises InvalidValue: it names no key.
     """
     written = page.fields.text("hex")
     if written:

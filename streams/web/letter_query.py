@@ -1,4 +1,4 @@
-"""Which dead letters a visitor means: what the fields of a page or a form say."""
+"""The dead letters that the fields of a page or a form select."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from streams.web.redaction import Payloads
 
 MAX_TEXT = 1_000
-"""Characters of what is searched for, at most."""
+"""The longest search text, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class LetterQuery:
-    """What is asked of the letters of a topic.
+    """A query for the letters of a topic.
 
-    :param name: the topic that they stand in.
-    :param topic: where they come from, with ``group``; both empty: anywhere.
+    :param name: the dead letter topic.
+    :param topic: their source topic, with ``group``; both empty: any.
     :param error: a text in their errors.
     :param kind: the kind of their errors (:mod:`streams.inspection.letter_survey`).
-    :param since: when they failed, as it was written; so is ``until``.
+    :param since: when they failed, in the visitor's notation; so is ``until``.
     """
 
     name: str
@@ -46,9 +46,9 @@ class LetterQuery:
 
     @classmethod
     def of(cls, page: Page) -> LetterQuery:
-        """What the fields of a page say: ``name=``, or ``topic=`` and ``group=``.
+        """The query in the fields of a page: ``name=``, or ``topic=`` and ``group=``.
 
-        :raises InvalidValue: they name no topic, or ask for what this visitor may not see.
+        :raises InvalidValue: they name no topic, or use contents that this visitor may not see.
         """
         text = page.fields.text
         topic, group, name = text("topic"), page.fields.raw("group"), text("name")
@@ -75,7 +75,7 @@ class LetterQuery:
 
     @property
     def is_filtered(self) -> bool:
-        """Not all letters of the topic are meant."""
+        """Whether only some letters of the topic are selected."""
         return bool(self.topic or self.error or self.kind or self.key or self.since or self.until)
 
     @property
@@ -85,9 +85,9 @@ class LetterQuery:
         return [(each, getattr(self, each)) for each in names if getattr(self, each)]
 
     def predicate(self, page: Page) -> Callable[[LogRow], bool]:
-        """Whether a letter is meant.
+        """The function that says whether a letter is selected.
 
-        :raises InvalidValue: a time is none.
+        :raises InvalidValue: a time is invalid.
         """
         times = DeadLetterFilter(
             since=_moment(page, self.since, page._("Failed since"), -inf),
@@ -98,7 +98,7 @@ class LetterQuery:
 
 @dataclass(frozen=True, slots=True)
 class _Predicate:
-    """Looks at nothing of a message that its visitor may not see."""
+    """Uses no part of a message that its visitor may not see."""
 
     query: LetterQuery
     times: DeadLetterFilter
@@ -130,7 +130,7 @@ class _Predicate:
 
 
 def _moment(page: Page, written: str, label: str, default: float) -> float:
-    """A time, or how long ago it was, in seconds since the epoch."""
+    """A time, or an age, in seconds since the epoch."""
     if not written:
         return default
     if written[:4].isdigit() and written[4:5] == "-":

@@ -1,14 +1,14 @@
-"""Figures as they change, to browsers: server-sent events, one stream a browser.
+"""Live figures for browsers: server-sent events, one stream per browser.
 
 A stream ends after :data:`STREAM_SECONDS`, and the browser opens the next one at once. A server
-that is told to end waits for the answers that it is giving: a longer one would hold it up, and the
-app that the dashboard is mounted beside. Who may see what is found out again with each stream.
+that is shutting down waits for its open responses: a longer one would delay it, and the app that
+the dashboard is mounted beside. The visitor's permissions are checked again with each stream.
 
 A browser's tabs share a stream (``static/live-worker.js``), since over HTTP/1.1 it has six
-connections to a site and no more; tabs in the background ask for nothing. Figures are made once for
-each subject and sample, however many look; how far something is that takes a while is among them
-(:mod:`streams.web.progress`). What arrives in a topic comes with the same stream, once for all tabs
-of the browser that watch it.
+connections to a site and no more; tabs in the background request nothing. Figures are made once for
+each subject and sample, however many visitors watch; the progress of long work is among them
+(:mod:`streams.web.progress`). Messages that arrive in a topic come with the same stream, once for
+all tabs of the browser that watch it.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ if TYPE_CHECKING:
     from streams.web.page import Page
 
 PageOf = Callable[["Request", "Access", "Fields"], "Page"]
-"""Makes a visit of a request, of what the visitor may do and of the fields of the address."""
+"""Makes a visit from a request, the visitor's permissions and the fields of the address."""
 
 MAX_STREAMS = 500
-"""Streams at the same time, at most."""
+"""The most streams at the same time."""
 
 MAX_TABS = 8
-"""Tabs in the foreground whose figures, and topics whose messages, one stream tells of, at most."""
+"""The most tabs in the foreground whose figures, and topics whose messages, one stream carries."""
 
 MAX_TOKENS = 16
-"""Tokens of one stream, at most: of a tab's page, and of its parts."""
+"""The most tokens of one stream: of a tab's page, and of its parts."""
 
 TAIL_LOOK = 0.5
-"""Real seconds between two looks at whether messages arrived."""
+"""Seconds of real time between two polls for messages."""
 
 STREAM_SECONDS = 5.0
-"""Real seconds after which a browser is asked to connect again."""
+"""Seconds of real time after which a browser is asked to reconnect."""
 
 SSE_HEADERS = {
     "cache-control": "no-store",
-    "x-accel-buffering": "no",  # nginx passes on what it has
+    "x-accel-buffering": "no",  # nginx must not buffer it
 }
 
 
@@ -61,7 +61,7 @@ def live_response(
     dashboard: DashboardState, page_of: PageOf, request: Request, access: Access
 ) -> Response:
     """The stream of the subjects whose tokens the address has (``?watch=``, repeated: for each tab
-    its tokens, with commas between), and of what arrives in the topics that it names
+    its tokens, separated by commas), and of the messages in the topics that it names
     (``?arriving=``, see :mod:`streams.web.arrivals`)."""
     arriving = request.query_params.getlist("arriving")[:MAX_TABS]
     if arriving and not access.payloads:
@@ -72,7 +72,7 @@ def live_response(
         return PlainTextResponse(f"{error}\n", 400)
     if (refused := _refused(dashboard)) is not None:
         return refused
-    if request.method == "HEAD":  # which asks for no stream
+    if request.method == "HEAD":  # it wants no stream
         return Response(media_type="text/event-stream", headers=SSE_HEADERS)
     tokens = ",".join(request.query_params.getlist("watch")[:MAX_TABS]).split(",")[:MAX_TOKENS]
     subjects = frozenset(
@@ -87,14 +87,14 @@ def live_response(
 
 
 def _may_see(dashboard: DashboardState, access: Access, subject: str) -> bool:
-    """A visitor is told of this: of actions in the background, those that he may do himself."""
+    """Whether a visitor may watch a subject: jobs only if he may do their actions himself."""
     kind, _, name = subject.partition(":")
     job = dashboard.jobs.find(name) if kind == "job" else None
     return job is None or access.may(job.action)
 
 
 def _arrivals(page_of: PageOf, request: Request, access: Access, tail: str) -> Arrivals:
-    """What arrives for a tab that asks for this.
+    """The arrivals that a tab asks for.
 
     :raises InvalidValue: the fields cannot be read.
     """
@@ -104,7 +104,7 @@ def _arrivals(page_of: PageOf, request: Request, access: Access, tail: str) -> A
 
 
 def _refused(dashboard: DashboardState) -> Response | None:
-    """What is answered where no further stream may begin."""
+    """The response if no further stream may begin."""
     if dashboard.is_closed:
         return PlainTextResponse("the dashboard is closed\n", 503)
     if dashboard.streams_open < MAX_STREAMS:
@@ -120,7 +120,7 @@ async def _events(
     is_over = False
 
     def put(message: bytes) -> None:
-        if latest.full():  # a browser that is slow gets the newest, and no backlog
+        if latest.full():  # a slow browser gets the newest figures, and no backlog
             latest.get_nowait()
         latest.put_nowait(message)
 
@@ -163,8 +163,8 @@ async def _events(
 
 
 async def _look(dashboard: DashboardState, tails: list[Arrivals], tail: Arrivals) -> bytes | None:
-    """What arrived for a tab; None: the log cannot be reached. A tab that can watch nothing is told
-    why, and left out from then on."""
+    """The new messages for a tab; None: the log cannot be reached. A tab with an invalid tail gets
+    the error, and is left out from then on."""
     try:
         found = await dashboard.source.run(tail.look)
     except NotRunning:  # the dashboard was closed

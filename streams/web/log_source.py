@@ -1,13 +1,14 @@
-"""The log that a dashboard looks at: the app's own while the app is entered, else one that is
-opened when somebody looks, and again after a failure.
+"""The log of a dashboard: the app's own while the app is entered, else one that is opened on the
+first visit, and again after a failure.
 
 Logs block, so screens run in threads of the dashboard's own: at most :data:`THREADS`, so that a log
-that does not answer holds up neither the service that the dashboard is mounted in nor its memory.
+that does not answer blocks neither the service that the dashboard is mounted in nor fills its
+memory.
 
-A log that failed is replaced for whoever asks next, and closed once nobody uses it any more: others
-are in the midst of a search or an action with it. Who uses a log is known by *leases*: a request
-and a background job have one each until they end, and any other thread has the log that it asked
-for last.
+A log that failed is replaced for the next request, and closed once it is not used any more: other
+threads may be in the middle of a search or an action with it. The users of a log are known by
+*leases*: a request and a background job have one each until they end, and any other thread has the
+log that it requested last.
 """
 
 from __future__ import annotations
@@ -34,50 +35,50 @@ T = TypeVar("T")
 logger = get_logger("streams")
 
 THREADS = 8
-"""Screens and actions at once; more wait."""
+"""How many screens and actions run at once; further ones wait."""
 
 PATIENCE = 15.0
-"""Seconds that a screen may take; then the visitor is told that the log does not answer."""
+"""Seconds that a screen may take; then the visitor gets an error that the log does not answer."""
 
 KEPT_OPEN = 5.0
-"""Seconds for which a log that was opened here is kept, whatever fails."""
+"""The least seconds for which a log that was opened here is kept, whatever fails."""
 
 
 class NoAnswer(StreamsError):
-    """Something beside the log, such as an outbox's database, gave no answer in time."""
+    """A resource other than the log, such as an outbox's database, did not answer in time."""
 
 
 class Lease:
-    """Logs that somebody uses."""
+    """The logs that one user has in use."""
 
     __slots__ = ("__weakref__", "began", "logs", "waits_for")
 
     def __init__(self) -> None:
         self.logs: tuple[Log, ...] = ()
         self.waits_for = ""
-        """What else than the log is asked just now; empty: nothing."""
+        """The resource other than the log that is being asked now; empty: none."""
         self.began = False
-        """Something was called with it."""
+        """Whether a function was called with it."""
 
 
 class LogSource:
-    """Where a dashboard's log comes from.
+    """The source of a dashboard's log.
 
-    :param app: whose log it is.
-    :param mode: how it is opened where the app is not entered.
+    :param app: the app whose log it is.
+    :param mode: the mode in which it is opened if the app is not entered.
     """
 
     def __init__(self, app: Streams, mode: OpenMode) -> None:
         self.app = app
         self._mode: OpenMode = mode
         self._opening = threading.Lock()
-        """Held by who opens the log, which takes as long as it takes."""
+        """Held while the log is opened, which may take long."""
         self._state = threading.Lock()
         """Held for a moment only."""
         self._opened: Log | None = None
         self._opened_at = 0.0
         self._replaced: list[Log] = []
-        """Not closed yet, as somebody uses them."""
+        """Replaced logs that are not closed yet, as they are in use."""
         self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
         self._thread = threading.local()
         self._threads = ThreadPoolExecutor(THREADS, "streams-web")
@@ -85,11 +86,11 @@ class LogSource:
 
     @property
     def description(self) -> str:
-        """Which log it is, without secrets."""
+        """The log's name, without secrets."""
         return str(self.app.url_source).partition(" (")[0]
 
     def log(self) -> Log:
-        """The log, open; blocks. It stays open while who asks uses it.
+        """The log, open; blocks. It stays open while the caller uses it.
 
         :raises LogError: it cannot be opened.
         :raises ConfigError: there is no such log.
@@ -121,14 +122,14 @@ class LogSource:
             return None if self._opened is None else self._used(self._opened)
 
     def _used(self, log: Log) -> Log:
-        """Note that this thread uses a log (the state is held)."""
+        """Record that this thread uses a log (the state is held)."""
         lease = self._lease()
         if lease is not None:
             if log not in lease.logs:
                 lease.logs = (*lease.logs, log)
             return log
         last: Lease | None = getattr(self._thread, "last", None)
-        if last is None:  # forgotten with the thread
+        if last is None:  # dropped with the thread
             last = self._thread.last = Lease()
             self._leases.add(last)
         if last.logs != (log,):
@@ -152,7 +153,7 @@ class LogSource:
     # -- who uses it
 
     def keep(self) -> Lease:
-        """A lease on what this thread uses, for what goes on behind it elsewhere:
+        """A lease on this thread's logs, for work that continues elsewhere after it:
         :meth:`using` ends it, and so does dropping it."""
         lease, own = Lease(), self._lease()
         with self._state:
@@ -162,10 +163,10 @@ class LogSource:
 
     @contextmanager
     def using(self, lease: Lease | None = None, *, ends: bool = True) -> Iterator[Lease]:
-        """What this thread asks for meanwhile is used until the end of it.
+        """Keep the logs that this thread requests in the block in use until its end.
 
-        :param lease: goes on with this one.
-        :param ends: the lease ends with it, too.
+        :param lease: continues this one.
+        :param ends: whether the lease ends with the block, too.
         """
         lease, before = self.keep() if lease is None else lease, self._lease()
         self._thread.lease, lease.began = lease, True
@@ -177,17 +178,17 @@ class LogSource:
                 self.release(lease)
 
     def release(self, lease: Lease) -> None:
-        """A lease is at its end."""
+        """End a lease."""
         with self._state:
             self._leases.discard(lease)
             self._close_unused()
 
     @contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
-        """This thread asks something else than the log meanwhile: where that gives no answer, it is
-        no fault of the log's.
+        """This thread asks a resource other than the log in the block: if that does not answer, the
+        log is not to blame.
 
-        :param what: for people.
+        :param what: the resource's name for people.
         """
         lease = self._lease()
         if lease is None:
@@ -200,7 +201,7 @@ class LogSource:
             lease.waits_for = before
 
     def _close_unused(self) -> None:
-        """Close the replaced logs that nobody uses (the state is held)."""
+        """Close the replaced logs that are not in use (the state is held)."""
         if not self._replaced:
             return
         used = {id(log) for lease in self._leases for log in lease.logs}
@@ -211,10 +212,10 @@ class LogSource:
     # -- failures
 
     def note_failure(self, lease: Lease | None = None) -> None:
-        """The log did not answer: whoever asks next is given one that is opened anew, unless that
-        has been done already, or the log was opened a moment ago.
+        """The log did not answer: the next request gets a new one, unless it was replaced
+        already, or was opened a moment ago.
 
-        :param lease: whose logs it may have been; without, this thread's.
+        :param lease: the lease whose logs it may have been; without one, this thread's.
         """
         if lease is None:
             lease = self._lease() or getattr(self._thread, "last", None)
@@ -225,8 +226,8 @@ class LogSource:
                 self._replace()
 
     def reopen(self) -> None:
-        """Have the log opened anew for whoever asks next; the one there is is closed once nobody
-        uses it."""
+        """Have the log reopened for the next request; the current one is closed once it is not in
+        use."""
         with self._state:
             self._replace()
 
@@ -237,7 +238,7 @@ class LogSource:
         self._close_unused()
 
     def close(self) -> None:
-        """Let go of what was opened here, whoever uses it."""
+        """Release the logs that were opened here, even if they are in use."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._state:
             self._closed = True
@@ -248,10 +249,11 @@ class LogSource:
     async def run(self, function: Callable[[], T], lease: Lease | None = None) -> T:
         """Call a function in one of the threads.
 
-        :param lease: of what the function is a part of, and goes on behind it.
+        :param lease: the lease of the work that the function is a part of, which continues after
+            it.
         :raises Unavailable: it took longer than :data:`PATIENCE`, or all threads are taken for as
             long; what began goes on to its end.
-        :raises NoAnswer: the same, while something else than the log was asked.
+        :raises NoAnswer: the same, while a resource other than the log was asked.
         """
         loop, ends = asyncio.get_running_loop(), lease is None
         held = Lease() if lease is None else lease
@@ -281,7 +283,7 @@ class LogSource:
 
 
 def _let_go(logs: list[Log]) -> None:
-    """Close logs, without waiting for it: a server that is frozen holds up the closing, too."""
+    """Close logs without waiting for it: a frozen server blocks the closing, too."""
     for log in logs:
         threading.Thread(target=_close, args=(log,), name="streams-web-close", daemon=True).start()
 
