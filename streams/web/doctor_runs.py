@@ -117,9 +117,8 @@ class DoctorRuns:
         :meth:`expire`.
 
         :param payloads: for a visitor who may see the contents of messages.
-        :param patience: seconds of real time to wait for new findings at most if the last are from
-            before
-            :meth:`expire` (blocks).
+        :param patience: the most seconds of real time to wait for new findings if the last are from
+            before :meth:`expire` (blocks).
         """
         deadline = time.monotonic() + patience
         with self._lock:

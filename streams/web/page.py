@@ -1,4 +1,4 @@
-"""What a screen or an action is given: the visitor's request, and all that it may use to answer.
+"""The arguments of screens and actions: the visitor's request, and everything to answer it with.
 
 Screens and actions are plain functions that run in a worker thread, so they may call the log, which
 blocks. They end by returning what :meth:`Page.render` (or another method of ``Page``) made.
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
 
 MAX_BULK = 100_000
-"""Messages that one action may concern; more is refused with the advice to narrow it down."""
+"""The most messages that one action may concern; with more the visitor is asked to narrow it
+down."""
 
 
 class NavigationItem(NamedTuple):
     """A screen in the navigation.
 
-    :param current: the visitor is there, or at a page below it.
+    :param current: whether the visitor is there, or at a page below it.
     """
 
     title: str
@@ -50,7 +51,7 @@ class NavigationItem(NamedTuple):
 class Page:
     """One visit.
 
-    :param fields: of the address's query; of an action, the form's.
+    :param fields: those of the address's query; for an action, the form's.
     """
 
     def __init__(
@@ -70,39 +71,40 @@ class Page:
         self.language = language
         self.payloads = Payloads(allowed=access.payloads, redact=dashboard.redact)
         self.watched: list[str] = []
-        """What of it changes while somebody looks (:mod:`streams.web.sampler`)."""
+        """The subjects shown on it that change while the visitor watches
+        (:mod:`streams.web.sampler`)."""
         texts = catalogue(language)
         self._gettext: Callable[[str], str] = texts.gettext
         self._ngettext: Callable[[str, str, int], str] = texts.ngettext
 
-    # -- what there is
+    # -- the dashboard's parts
 
     @property
     def app(self) -> Streams:
-        """The app; without any declarations where the dashboard was given an address alone."""
+        """The app; one without any declarations if the dashboard was given an address alone."""
         return self.dashboard.app
 
     @property
     def log(self) -> Log:
         """The log, open; blocks.
 
-        :raises LogError: it cannot be reached; the visitor is told so.
+        :raises LogError: it cannot be reached; the visitor gets the error.
         """
         return self.dashboard.source.log()
 
     @property
     def sampler(self) -> Sampler:
-        """What is known of topics and groups that somebody looks at."""
+        """The figures of topics and groups that visitors watch."""
         return self.dashboard.sampler
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What texts and addresses depend on: whoever keeps some for others keeps them by it."""
+        """The values that texts and addresses depend on: a key for caches of such."""
         return self.language, self.asset(""), self._asked_language or ""
 
     @property
     def _asked_language(self) -> str | None:
-        """The language that the address asks for, if there is such a one."""
+        """The language in the address, if it exists."""
         asked = self.request.query_params.get("lang")
         return asked if asked in LANGUAGES else None
 
@@ -114,9 +116,10 @@ class Page:
     # -- texts and addresses
 
     def _(self, text: str, **values: object) -> str:
-        """A text in the visitor's language. Its name is gettext's, by which scripts find it.
+        """A text in the visitor's language. The method's name is gettext's, by which scripts find
+        it.
 
-        :param values: what stands in it as ``%(name)s``.
+        :param values: the values of its ``%(name)s``.
         """
         found = self._gettext(text)
         return found % values if values else found
@@ -128,9 +131,9 @@ class Page:
     def url(self, path: str, query: Mapping[str, object] | Iterable[tuple[str, str]] = ()) -> str:
         """An address within the dashboard, wherever it is mounted.
 
-        :param path: begins with a slash; what a visitor chose in it goes through
-            :func:`streams.web.rendering.path_part` before.
-        :param query: None and empty texts are left out. A language that was asked for stays.
+        :param path: begins with a slash; a visitor's input in it must go through
+            :func:`streams.web.rendering.path_part` first.
+        :param query: None and empty texts are left out. The language of the address is kept.
         """
         pairs = query.items() if isinstance(query, Mapping) else query
         given: list[tuple[str, str]] = [
@@ -143,7 +146,7 @@ class Page:
         return self.asset(path) + (f"?{encoded}" if encoded else "")
 
     def asset(self, path: str) -> str:
-        """The address of what is the same in every language, such as a file of ``static/``."""
+        """The address of a file that is the same in every language, such as one of ``static/``."""
         root = quote(self.request.scope.get("root_path", ""), safe="/~!$&'()*+,;=:@")
         return f"{root}{path}"
 
@@ -158,8 +161,8 @@ class Page:
         self.watched.extend(subjects)
 
     def running_jobs(self, subject: str) -> list[Job]:
-        """The actions in the background upon something, as far as this visitor may do the same. How
-        far they are is kept up to date while the page is open."""
+        """The running jobs on a subject whose actions this visitor may do. Their progress is kept
+        up to date while the page is open."""
         found = [
             job
             for job in self.dashboard.jobs.all()
@@ -169,16 +172,16 @@ class Page:
         return found
 
     def may_publish(self, topic: str) -> bool:
-        """Whether the visitor may publish to a topic: to none that the toolkit keeps for itself."""
+        """Whether the visitor may publish to a topic: never to one of the toolkit's own."""
         if not self.access.may("publish"):
             return False
         return topic not in self.dashboard.groups.look(0.0).internal
 
     def told_version(self, subject: str) -> str:
-        """Which version of something that takes a while (:mod:`streams.web.progress`) is told at
-        present, so that a page knows when it is told another one. Empty: nothing was told yet, or
-        that it is gone while this page still found it; the page takes the one that it is told next,
-        and is asked for anew if it is told that it is gone."""
+        """The version of some long work (:mod:`streams.web.progress`) that was sent last, so that a
+        page recognizes a new one. Empty: none was sent yet, or the sampler found the subject gone
+        while this page still found it; the page takes the next version that is sent, and is
+        reloaded if it is told that the subject is gone."""
         return str(self.sampler.figures(subject).now.get("version", ""))
 
     # -- answers
@@ -190,7 +193,7 @@ class Page:
         return HTMLResponse(text, status, {"cache-control": "no-store", "vary": "accept-language"})
 
     def context(self, **context: Any) -> dict[str, Any]:
-        """What every template knows."""
+        """The variables of every template."""
         return {
             "page": self,
             "url": self.url,
@@ -207,11 +210,11 @@ class Page:
 
     @property
     def is_fragment(self) -> bool:
-        """A script asks for a part of a page."""
+        """Whether a script requests a part of a page."""
         return self.request.headers.get("hx-request") == "true"
 
     def navigation(self) -> list[NavigationItem]:
-        """The screens that this visitor may choose among."""
+        """The screens that this visitor may open."""
         here = self.request.scope["path"].removeprefix(self.request.scope.get("root_path", ""))
         here = here or "/"
         found: list[NavigationItem] = []
@@ -231,7 +234,7 @@ class Page:
     # -- actions
 
     def typed_count(self) -> int | None:
-        """The number by which an action was confirmed; None: none was typed, or something else."""
+        """The number by which an action was confirmed; None: no number was typed."""
         typed = self._typed_digits()
         return int(typed) if typed.isascii() and typed.isdigit() and len(typed) < 10 else None
 
@@ -239,8 +242,8 @@ class Page:
         return self.fields.text("confirm").replace(",", "").replace("_", "").replace(" ", "")
 
     def confirmed(self, count: int) -> bool:
-        """Whether the visitor has confirmed an action that concerns so many messages: has typed the
-        number, or pressed the button where it is one.
+        """Whether the visitor has confirmed an action on this many messages: has typed the
+        number, or pressed the button if it is one.
 
         :raises InvalidValue: they are more than an action may concern, or another number was typed.
         """
@@ -273,16 +276,16 @@ ActionFunction = Callable[[Page], "Done | Confirm | Background | Response"]
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """A page that shows something (GET).
+    """A page that shows facts (GET).
 
     :param path: below the dashboard's own, with Starlette's ``{name}`` for parts of it, which are
         in ``page.request.path_params``.
     :param show: makes the page.
-    :param title: in the navigation (marked with ``mark``); empty: it is not there.
-    :param payloads: it shows nothing but what is in messages, so it needs that permission.
-    :param needs_app: it is in the navigation where the app declares such things alone: called with
-        the app, it says whether.
-    :param needs: the action that it is the form of; without that permission there is no such page.
+    :param title: in the navigation (marked with ``mark``); empty: it is not in the navigation.
+    :param payloads: it shows only contents of messages, so it needs that permission.
+    :param needs_app: says, called with the app, whether it is in the navigation: some screens are
+        only for apps that declare such objects.
+    :param needs: the action whose form it is; without that permission there is no such page.
     """
 
     path: str
@@ -295,12 +298,12 @@ class Screen:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A form that changes something (POST).
+    """A form that changes state (POST).
 
-    :param path: where the form is sent to.
-    :param do: does it, or says what it would do (:class:`Confirm`), or what is done from now on
-        (:class:`Background`).
-    :param name: one of :data:`streams.web.access.ACTION_NAMES`: who may.
+    :param path: the address that the form is sent to.
+    :param do: does it, or returns a description to confirm (:class:`Confirm`), or the work to do
+        in the background (:class:`Background`).
+    :param name: one of :data:`streams.web.access.ACTION_NAMES`: the permission that it needs.
     """
 
     path: str
@@ -309,14 +312,14 @@ class Action:
 
 
 ProblemFinder = Callable[[Page], "Iterable[Problem | Unfinished]"]
-"""Finds problems within a second or so; blocks. What it cannot reach it leaves out."""
+"""Finds problems within about a second; blocks. Subjects that it cannot reach are left out."""
 
 
 class Site(NamedTuple):
-    """All that a dashboard shows.
+    """All screens and actions of a dashboard.
 
     :param screens: those of the navigation in its order.
-    :param problem_finders: what the overview asks.
+    :param problem_finders: the sources of the overview's problems.
     """
 
     screens: Sequence[Screen]

@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAGE_SIZE = 50
-"""Rows of a page."""
+"""The number of rows of a page."""
 
 
 class Paged(NamedTuple, Generic[T]):
     """One page of a list.
 
-    :param rows: what stands on it.
-    :param text: which rows these are, of how many, translated.
+    :param rows: the rows on it.
+    :param text: the range of rows and their total, translated.
     :param before: the address of the page before; empty: there is none.
-    :param after: the address of the next page.
+    :param after: the address of the next page; empty: there is none.
     """
 
     rows: Sequence[T]

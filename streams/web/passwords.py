@@ -1,7 +1,7 @@
-"""Names and passwords by HTTP's basic authentication, from a file or the environment.
+"""Names and passwords for HTTP basic authentication, from a file or the environment.
 
-A password travels with every request as it is, so it is asked for, and taken, only over TLS or on
-the machine's own loopback addresses.
+A password is sent in clear with every request, so it is requested, and accepted, only over TLS or
+on the machine's own loopback addresses.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 VARIABLE = "STREAMS_WEB_PASSWORDS"
-"""The variable of the environment: ``NAME:PASSWORD``, with line breaks between several."""
+"""The environment variable: ``NAME:PASSWORD``, with line breaks between several."""
 
 SHORTEST = 8
-"""Characters of a password, at least."""
+"""The least length of a password, in characters."""
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 WRONG_DELAY = 1.0
-"""Real seconds for which the answer to a wrong password is held back."""
+"""Seconds of real time for which the answer to a wrong password is delayed."""
 
 MOST_WRONG = 10
-"""Wrong passwords within :data:`WRONG_WITHIN`, from wherever; then only those are let in whose
-password was right before, from the same address."""
+"""Wrong passwords within :data:`WRONG_WITHIN`, from any address; beyond that only visitors are let
+in whose password was right before, from the same address."""
 
 WRONG_WITHIN = 1.0
-"""Real seconds."""
+"""The window of :data:`MOST_WRONG`, in seconds of real time."""
 
 MAX_CAME_IN = 1_000
-"""Those that are remembered."""
+"""How many successful visitors are remembered."""
 
 
 class PasswordNeeded(Exception):
     """The request has no password, or a wrong one.
 
-    :param is_wrong: it has one.
+    :param is_wrong: whether it has one.
     """
 
     def __init__(self, *, is_wrong: bool) -> None:
@@ -61,18 +61,18 @@ class PasswordNeeded(Exception):
 
 
 class TooManyWrong(Exception):
-    """Passwords are guessed, and this one is not looked at."""
+    """Passwords are being guessed, so this one is not checked."""
 
 
 class PasswordInTheClear(Exception):
-    """A password would travel where others can read it."""
+    """A password would be sent over a connection that others can read."""
 
 
 class Passwords:
-    """Asks for a name and a password: give it as ``access=``.
+    """Asks for a name and a password: pass it as ``access=``.
 
     :param users: names and passwords.
-    :param access: what those who give a right one may do; an answer as ``access=`` gives it.
+    :param access: the permissions of visitors with a right password; an answer as of ``access=``.
     :raises ConfigError: a name or a password cannot be one.
     """
 
@@ -80,23 +80,23 @@ class Passwords:
         self._access = Access.of(access)
         if not users:
             raise ConfigError("no names and passwords: give at least one")
-        # What is compared is as long for every password, and no password is kept as it is.
+        # Digests have the same length for every password, and no password is kept in clear.
         self._salt = secrets.token_bytes(16)
         self._digests = {
             _check_name(name): self._digest(name, word) for name, word in users.items()
         }
         self._lock = threading.Lock()
         self._wrong: deque[float] = deque(maxlen=MOST_WRONG)
-        """When the last wrong ones came (monotonic)."""
+        """The times of the last wrong passwords (monotonic)."""
         self._came_in: OrderedDict[tuple[str, str], None] = OrderedDict()
-        """Names and addresses of those whose password was right, the last :data:`MAX_CAME_IN`."""
+        """Names and addresses of the last :data:`MAX_CAME_IN` visitors whose password was right."""
 
     @classmethod
     def from_file(cls, path: str | Path, access: object = "all") -> Passwords:
         """Names and passwords of a file: ``NAME:PASSWORD``, one a line; ``#`` begins a comment.
 
-        :raises ConfigError: it cannot be read, others than its owner may read it, or a line is no
-            name and password. No password is quoted.
+        :raises ConfigError: it cannot be read, users other than its owner may read it, or a line is
+            no name and password. No password is quoted.
         """
         try:
             with open(path, encoding="utf-8") as lines:
@@ -113,7 +113,7 @@ class Passwords:
 
     @classmethod
     def from_environment(cls, access: object = "all") -> Passwords | None:
-        """Names and passwords of :data:`VARIABLE`; None where it is not set.
+        """Names and passwords of :data:`VARIABLE`; None if it is not set.
 
         :raises ConfigError: a line is no name and password.
         """
@@ -121,11 +121,11 @@ class Passwords:
         return None if text is None else cls(_parse(text, VARIABLE), access)
 
     def __call__(self, request: Request) -> Access:
-        """What whoever sends this request may do.
+        """The permissions of this request's sender.
 
         :raises PasswordInTheClear: it came neither over TLS nor from this machine.
         :raises PasswordNeeded: it has no right password.
-        :raises TooManyWrong: too many have a wrong one just now.
+        :raises TooManyWrong: there were too many wrong ones just now.
         """
         if request.scope.get("scheme") != "https" and not _on_loopback(request):
             raise PasswordInTheClear
@@ -142,12 +142,12 @@ class Passwords:
         )
 
     def _check_guesses(self, name: str | None, address: str) -> None:
-        """:param name: whose password was right; None: it was not."""
+        """:param name: the name whose password was right; None: it was wrong."""
         if name is not None and (name, address) in self._came_in:
             return
         now = time.monotonic()
         if len(self._wrong) == MOST_WRONG and now - self._wrong[0] < WRONG_WITHIN:
-            raise TooManyWrong  # whether it is right, so that nothing is learned
+            raise TooManyWrong  # also for a right password, so that a guesser learns nothing
         if name is not None:
             self._came_in[name, address] = None
             if len(self._came_in) > MAX_CAME_IN:
@@ -164,7 +164,7 @@ class Passwords:
         except (binascii.Error, UnicodeDecodeError):
             return None
         expected = self._digests.get(name)
-        # A name that is not known costs as much time as one that is.
+        # An unknown name costs as much time as a known one.
         found = self._digest(name, word)
         right = hmac.compare_digest(found, expected or secrets.token_bytes(len(found)))
         return name if colon and right and expected is not None else None

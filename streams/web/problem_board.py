@@ -1,7 +1,7 @@
-"""The problems that the overview shows: found in a thread of their own, and kept for a moment.
+"""The problems that the overview shows: found in a thread of their own, and cached for a moment.
 
-Finding them takes many requests to the log. So a visitor is shown the problems that were last found
-a moment ago, for any visitor; if there are none yet, the page is sent at once and the problems
+Finding them takes many requests to the log. So a visitor is shown the problems that were found a
+moment ago, for any visitor; if there are none yet, the page is sent at once and the problems
 follow when they are found.
 """
 
@@ -19,25 +19,25 @@ from streams.web.ages import is_recent
 logger = get_logger("streams")
 
 FRESH = 3.0
-"""Real seconds for which problems are shown as they were found."""
+"""Seconds of real time for which problems are considered fresh."""
 
 OLD = 60.0
-"""Real seconds after which they are not shown any more, but looked for."""
+"""Seconds of real time after which they are not shown any more before a new search."""
 
 MAX_KEPT = 50
-"""Kinds of visitors whose problems are kept: by language, address and permissions. Of more, those
-that were found longest ago are forgotten."""
+"""Kinds of visitors whose problems are kept: by language, address and permissions. Beyond that,
+those that were found longest ago are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that a person should look at, for the overview.
+    """A problem that a person should look at, for the overview.
 
-    :param rank: 0 for what loses or stops something, 1 for what holds something up, 2 for what
-        may.
+    :param rank: 0 if something is lost or stopped, 1 if something is held up, 2 if something
+        may be.
     :param text: a sentence, translated.
-    :param url: where it can be seen.
-    :param since: seconds since the epoch, where it is known.
+    :param url: the page that shows it.
+    :param since: seconds since the epoch, if it is known.
     """
 
     rank: int
@@ -48,7 +48,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What a search for problems has not come to yet.
+    """A part of a search for problems that is not finished.
 
     :param text: a sentence, translated.
     """
@@ -57,12 +57,12 @@ class Unfinished:
 
 
 class Board(NamedTuple):
-    """What was found.
+    """The result of a search.
 
     :param problems: the worst first.
-    :param unknown: what could not be looked at, and why.
-    :param unfinished: what was not looked at yet.
-    :param at: when (real seconds since the epoch).
+    :param unknown: the subjects that could not be checked, and why.
+    :param unfinished: the subjects that were not checked yet.
+    :param at: the time (seconds of real time since the epoch).
     """
 
     problems: list[Problem]
@@ -72,7 +72,7 @@ class Board(NamedTuple):
 
 
 class _Search:
-    """Problems that are looked for now."""
+    """A search for problems that runs now."""
 
     def __init__(self) -> None:
         self.ended = threading.Event()
@@ -90,11 +90,12 @@ class ProblemBoard:
         self._changes = 0
 
     def look(self, key: Hashable, find: Callable[[], Board], patience: float) -> Board | None:
-        """The problems as they were found a moment ago; blocks, for so many real seconds at most.
+        """The problems as they were found a moment ago; blocks, up to ``patience`` seconds of real
+        time.
 
-        :param key: all that they depend on; not who asks, as there may be many.
+        :param key: everything that they depend on; not the visitor, as there may be many.
         :param find: finds them, in a thread; blocks.
-        :returns: None: they are being looked for.
+        :returns: None: the search is still running.
         :raises StreamsError: they cannot be found: the log cannot be reached.
         """
         with self._lock:
@@ -123,7 +124,7 @@ class ProblemBoard:
                 board = find()
                 with self._lock:
                     if changes != self._changes:
-                        continue  # what was found may be from before
+                        continue  # the result may be from before
                     self._boards.pop(key, None)
                     self._boards[key] = search.board = board
                     while len(self._boards) > MAX_KEPT:
@@ -141,11 +142,11 @@ class ProblemBoard:
             search.ended.set()
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Forget what was found: something was done about it."""
+        """Forget the problems: something was changed."""
         with self._lock:
             self._boards.clear()
             self._changes += 1
 
     def close(self) -> None:
-        """Forget what was found. Searches end by themselves."""
+        """Forget the problems. Searches end by themselves."""
         self.expire()

@@ -1,7 +1,7 @@
-"""Figures of the processors that run in this process: rates, how long their handlers take.
+"""Figures of the processors that run in this process: rates, durations of their handlers' calls.
 
-Whoever looks at them has handlers' calls timed from then on (:meth:`streams.Streams.measure`, which
-costs next to nothing); nobody else has.
+From the first request on, the handlers' calls are timed (:meth:`streams.Streams.measure`, which
+costs next to nothing); without one they are not.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from streams.web.sampler import Sample
 
 QUANTILES = (0.5, 0.95, 0.99)
-"""Which are shown."""
+"""The quantiles that are shown."""
 
 STALE = 20.0
-"""Real seconds after which a figure is too old for a rate."""
+"""Seconds of real time after which a figure is too old for a rate."""
 
 
 def processor_sample(app: Streams) -> Sample:
@@ -55,9 +55,9 @@ def processor_sample(app: Streams) -> Sample:
 class Bar(NamedTuple):
     """One bucket of a histogram.
 
-    :param low: calls took longer than so many seconds; ``high``: and no longer than these; None:
-        there is no bound.
-    :param share: of all calls, from 0 to 1.
+    :param low: its calls took longer than this many seconds; ``high``: and no longer than this;
+        None: there is no bound.
+    :param share: its share of all calls, from 0 to 1.
     :param height: from 0 to 1, the highest bar is 1.
     """
 
@@ -87,8 +87,8 @@ def bars(durations: Durations) -> list[Bar]:
 
 
 def quantile(durations: Durations, share: float) -> float | None:
-    """Seconds within which so many of the calls ended, as exactly as the buckets say (the upper
-    bound of one of them); None: there were none, or it is beyond the last bound."""
+    """Seconds within which this share of the calls ended, as exactly as the buckets say (the upper
+    bound of one of them); None: there were no calls, or it is beyond the last bound."""
     passed, wanted = 0, share * durations.number
     for bound, number in zip(BUCKET_BOUNDS, durations.counts, strict=False):
         passed += number

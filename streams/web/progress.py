@@ -1,24 +1,24 @@
-"""How far something is that takes a while, for the pages that show it: subjects of the sampler
-(:mod:`streams.web.sampler`), which come to a browser's tabs with the one stream that they share.
+"""The progress of long work, for the pages that show it: subjects of the sampler
+(:mod:`streams.web.sampler`), which reach a browser's tabs through their shared stream.
 
 ===================  ===========================================================================
 ``job:ID``           an action in the background (:mod:`streams.web.jobs`)
-``doctor:…``         the doctor looks (:data:`DOCTOR_SUBJECTS`)
+``doctor:…``         the doctor runs (:data:`DOCTOR_SUBJECTS`)
 ``letters:TOPIC``    dead letters are counted by error
 ``keys:TOPIC``       closed keys are read
 ``delays:TOPIC``     delayed messages are read
-``sagas:NAME``       a journal is read; without a name, all that are kept
+``sagas:NAME``       a journal is read; without a name, all that are cached
 ``history:TOPIC``    the log finds out which events of an event topic count
 ``log:``             the log answers
 ===================  ===========================================================================
 
-The figures of each are numbers that the page shows, and two for the page itself: ``over``, 1 where
-it has come to its end, and ``version``. The page asks for a part of it anew where ``over`` is told
-while it shows something unfinished, or another version than the one it shows. What is read has
-another version whenever twice as much was read, and after a change, so that a page that is open for
-the whole of it asks some twenty times, however much it is.
+The figures of each are numbers that the page shows, and two for the page itself: ``over``, 1 if
+it has ended, and ``version``. The page reloads its part when ``over`` is sent while it shows an
+unfinished state, or when it shows another version. A reading gets another version whenever twice as
+much was read, and after a change, so that a page that is open for the whole of it reloads some
+twenty times, however much it is.
 
-Only what some page has begun to read is read on: naming a topic here begins nothing.
+Only topics that a page has begun to read are read on: naming one here begins nothing.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def doctor_sample(doctor: DoctorRuns) -> LocalSample:
 
 
 class ReadingProgress:
-    """How far what is read from the log is (any thread).
+    """The progress of reading topics of the log (any thread).
 
     :param surveys: of dead letters by error.
     """
@@ -97,14 +97,14 @@ class ReadingProgress:
         self._changes = 0
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Somebody changed something: what pages show of it is another version."""
+        """Something was changed: the pages' parts get another version."""
         self._changes += 1
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no resource is open."""
 
     def samples(self) -> dict[str, Sample]:
-        """By the kinds of subjects, what samples them."""
+        """The functions that sample them, by kind of subject."""
 
         def keys_found(index: ClosedKeyIndex) -> int:
             counts = index.known()
@@ -146,5 +146,5 @@ def _sample_history(log: Log, topic: str, figures: Figures, now: float) -> None:
 
 
 def _sample_log(log: Log, name: str, figures: Figures, now: float) -> None:
-    log.topic_names()  # which it cannot answer while it is out of reach
+    log.topic_names()  # raises while the log is out of reach
     figures.now = {"version": 1}

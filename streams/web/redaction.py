@@ -1,8 +1,8 @@
-"""What of messages is shown, and to whom: behind the permission ``payloads``, and past the app's
-own ``redact=``.
+"""The visible contents of messages: only with the permission ``payloads``, and past the app's own
+``redact=``.
 
-Every value, key, header and error that a screen shows, or that a search looks into, comes through
-:class:`Payloads`. Nothing else reads them for the dashboard.
+Every value, key, header and error that a screen shows, or that a search compares, comes through
+:class:`Payloads`. No other part of the dashboard reads them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ PayloadKind = Literal["value", "key", "header", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A part of a message that is about to be shown or searched: what ``redact=`` is given.
+    """A part of a message that is about to be shown or searched: the argument of ``redact=``.
 
-    :param kind: which part. A header of the toolkit's own that holds a message's key or an error is
+    :param kind: the part. A header of the toolkit's own that holds a message's key or an error is
         a key or an error, wherever it is shown.
-    :param topic: the topic that the message stands in; empty where none is known.
-    :param name: of what stands in a header and is shown as such, the header's name; else empty.
-    :param data: the bytes; of an error, its text in UTF-8.
+    :param topic: the topic of the message; empty if none is known.
+    :param name: for a header that is shown as such, its name; else empty.
+    :param data: the bytes; for an error, its text in UTF-8.
     """
 
     kind: PayloadKind
@@ -54,8 +54,8 @@ class Payload:
 
 
 Redact = Callable[[Payload], "bytes | str | None"]
-"""``redact=``: what is shown instead of a part of a message: the same bytes, others, or None for
-nothing at all. Called in worker threads, for every part that is shown or searched. Where it raises,
+"""``redact=``: returns the bytes to show for a part of a message: the same, others, or None for
+nothing at all. Called in worker threads, for every part that is shown or searched. If it raises,
 nothing is shown."""
 
 
@@ -63,8 +63,8 @@ nothing is shown."""
 class Shown:
     """A part of a message as a screen shows it.
 
-    :param data: its bytes; None where there are none (a tombstone, no key).
-    :param hidden: it is there and not shown.
+    :param data: its bytes; None if there are none (a tombstone, no key).
+    :param hidden: whether it exists and is not shown.
     """
 
     data: bytes | None
@@ -72,7 +72,7 @@ class Shown:
 
     @property
     def text(self) -> str | None:
-        r"""As text; what is not UTF-8 as ``\xNN``."""
+        r"""As text; bytes that are not UTF-8 as ``\xNN``."""
         return None if self.data is None else self.data.decode("utf-8", "backslashreplace")
 
 
@@ -86,10 +86,10 @@ _KINDS: Mapping[str, PayloadKind] = {
     DELAYED_HEADER: "key",
     KEYED_HEADER: "key",
 }
-"""What headers of the toolkit's own hold that is no header to whoever redacts."""
+"""The kinds of the toolkit's own headers that ``redact=`` does not see as headers."""
 
 _IDS = frozenset((CORRELATION, CAUSATION, LEGACY_CORRELATION, LEGACY_CAUSATION))
-"""Headers that hold the IDs of messages and sagas."""
+"""Headers with the IDs of messages and sagas."""
 
 HIDDEN = Shown(None, hidden=True)
 NOTHING = Shown(None)
@@ -98,8 +98,8 @@ NOTHING = Shown(None)
 class Payloads:
     """Parts of messages, for one visitor.
 
-    :param allowed: the visitor may see them.
-    :param redact: the app's own.
+    :param allowed: whether the visitor may see them.
+    :param redact: the app's own function.
     """
 
     def __init__(self, *, allowed: bool, redact: Redact | None) -> None:
@@ -108,7 +108,7 @@ class Payloads:
 
     @property
     def shows_as_is(self) -> bool:
-        """All that is asked for is shown as it stands: whoever looks through much need not ask."""
+        """Whether everything is shown unchanged, so that a search need not ask for each part."""
         return self.allowed and self._redact is None
 
     def value(self, topic: str, data: bytes | None) -> Shown:
@@ -122,7 +122,7 @@ class Payloads:
     def header(self, topic: str, name: str, data: bytes | None, key: bytes | None) -> Shown:
         """A header's value.
 
-        :param key: of its message: where the header holds an ID, see :meth:`id`.
+        :param key: the message's key: if the header holds an ID, see :meth:`id`.
         """
         shown = self._show(_KINDS.get(name, "header"), topic, name, data)
         if data is None or name not in _IDS or shown.data != data:
@@ -130,15 +130,15 @@ class Payloads:
         return self._id(topic, data, key)
 
     def headers(self, topic: str, headers: Headers, key: bytes | None) -> list[tuple[str, Shown]]:
-        """All headers of a message with this key, but its ID, which is shown as such."""
+        """All headers of a message with this key, except its ID, which is shown as such."""
         return [
             (name, self.header(topic, name, value, key)) for name, value in headers if name != ID
         ]
 
     def id(self, topic: str, id: str, key: bytes | None) -> Shown:
-        """A message's ID, which everybody may see; but where it is the message's key, or begins
-        with that and a slash as those of a saga's entries do, what is shown of the key stands in
-        its place."""
+        """A message's ID, which every visitor may see; but if it is the message's key, or begins
+        with that and a slash as those of a saga's entries do, the visible form of the key replaces
+        the key in it."""
         return self._id(topic, id.encode("utf-8", "surrogateescape"), key)
 
     def _id(self, topic: str, data: bytes, key: bytes | None) -> Shown:
@@ -148,7 +148,7 @@ class Payloads:
         return HIDDEN if shown is None else Shown(shown + data[len(key) :])
 
     def error(self, topic: str, text: str | None) -> Shown:
-        """What an error says."""
+        """The text of an error."""
         data = None if text is None else text.encode("utf-8", "backslashreplace")
         return self._show("error", topic, "", data)
 

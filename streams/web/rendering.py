@@ -1,8 +1,8 @@
-r"""Templates: Jinja2 with what every screen needs.
+r"""Templates: Jinja2 with the filters and functions that every screen needs.
 
-Whatever a template shows is text: it is escaped for HTML, and what could steer a terminal or hide
-in a line (control characters, bidirectional controls, lone surrogates) is written as an escape
-(``\x1b``) first, by :func:`_finalize`, which no template can forget.
+Everything that a template shows is text: it is escaped for HTML, and characters that could control
+a terminal or hide in a line (control characters, bidirectional controls, lone surrogates) are
+written as escapes (``\x1b``) first, by :func:`_finalize`, which no template can bypass.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from streams.web.translations import LANGUAGES, catalogue
 from streams.wire import iso_time
 
 DASH = "\N{EN DASH}"
-"""What is shown where nothing is, or nothing is known."""
+"""Shown for a missing or unknown value."""
 
 CUT_AT = 300
-"""Characters of a value or an error in a list."""
+"""The characters of a value or an error that a list shows."""
 
 
 def _finalize(found: Any) -> Any:
-    if isinstance(found, Markup):  # a translated text, too, with what was put into it
+    if isinstance(found, Markup):  # also a translated text, with its values
         return Markup(escape(str(found), keep_lines=True))  # noqa: S704 - it was markup before
     if isinstance(found, str):
         return escape(printable_text(found), keep_lines=True)
@@ -42,8 +42,8 @@ def _finalize(found: Any) -> Any:
 
 
 def is_text(data: bytes) -> bool:
-    """A form gives these bytes back as they are: they are UTF-8, the page would escape nothing of
-    them, and a browser change nothing."""
+    """Whether a form returns these bytes unchanged: they are UTF-8, and neither the page would
+    escape nor a browser change a part of them."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -52,8 +52,8 @@ def is_text(data: bytes) -> bool:
 
 
 def hidden_field(name: str, text: object) -> Markup:
-    """A field of a form that nobody sees, and that comes back as it is: what a page would escape or
-    a browser change is written in hexadecimal digits (:func:`streams.web.forms.parse_fields` reads
+    """A hidden field of a form whose text comes back unchanged: if a page would escape or a browser
+    change it, it is written in hexadecimal digits (:func:`streams.web.forms.parse_fields` reads
     them)."""
     written = str(text)
     data = written.encode("utf-8", "surrogateescape")
@@ -63,26 +63,26 @@ def hidden_field(name: str, text: object) -> Markup:
 
 
 def count(found: int | None) -> str:
-    """A number of something, with thousands apart; a dash where it is not known."""
+    """A number of items, with thousands separators; a dash if it is not known."""
     return DASH if found is None else f"{found:,}"
 
 
 def rate(found: float | None) -> str:
-    """A rate per second; a dash where it is not known."""
+    """A rate per second; a dash if it is not known."""
     if found is None or not math.isfinite(found):
         return DASH
     return f"{found:,.0f}" if found >= 10 or found == 0 else f"{found:.2g}"
 
 
 def percent(share: float | None) -> str:
-    """A share of all; all of it is said only where none is missing."""
+    """A share of all; 100% is shown only if none is missing."""
     if share is None:
         return DASH
     return "100%" if share >= 1.0 else f"{min(share, 0.999):.1%}"
 
 
 def size(found: int | None) -> str:
-    """Bytes."""
+    """A size in bytes, with a suitable unit."""
     if found is None:
         return DASH
     value, unit = float(found), "B"
@@ -94,7 +94,7 @@ def size(found: int | None) -> str:
 
 
 def age(seconds: float | None) -> str:
-    """How long, roughly: ``3.2 s``, ``5 min``, ``2 h``, ``4 d``."""
+    """A duration, roughly: ``3.2 s``, ``5 min``, ``2 h``, ``4 d``."""
     if seconds is None or not math.isfinite(seconds):
         return DASH
     for unit, length in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
@@ -104,8 +104,8 @@ def age(seconds: float | None) -> str:
 
 
 def moment(seconds: float | None) -> Markup | str:
-    """A moment, in UTC, as an element that says it to programs, too; a script shows how long ago
-    that is."""
+    """A time, in UTC, as an element that programs can read, too; a script shows how long ago
+    it is."""
     if seconds is None:
         return DASH
     written = iso_time(seconds)
@@ -120,8 +120,8 @@ def cut(text: str, length: int = CUT_AT) -> str:
 
 
 def sparkline(points: Sequence[float | None], width: int = 120, height: int = 24) -> Markup:
-    """A line through these numbers, from 0 to their largest, without axes; hidden from those who do
-    not see it, as the number stands beside it."""
+    """A line through these numbers, from 0 to their maximum, without axes; hidden from screen
+    readers, as the number is beside it."""
     known = [each for each in points if each is not None]
     if len(known) < 2:
         return Markup("")
@@ -145,7 +145,7 @@ def path_part(text: str) -> str:
 
 @pass_context
 def payload(context: Context, shown: Shown, length: int = CUT_AT) -> Markup | str:
-    """A part of a message within a list: cut, or a word where it is not shown or not there."""
+    """A part of a message in a list: truncated, or a word if it is hidden or missing."""
     if shown.hidden:
         return Markup('<span class="hidden-payload">{}</span>').format(
             catalogue(context["language"]).gettext("not shown")
@@ -178,9 +178,9 @@ _compiled = _Compiled()
 
 @cache
 def compile_templates() -> None:
-    """Compile them before somebody visits, which takes half a second, once a process. Python
-    compiles one in up to 30 ms in which no other thread runs, not even the one that serves what the
-    dashboard is mounted in."""
+    """Compile them before the first visit, which takes half a second, once per process. Python
+    compiles one in up to 30 ms in which no other thread runs, not even the one that serves the
+    service that the dashboard is mounted in."""
     for language in LANGUAGES:
         found = environment(language)
         for name in found.list_templates():

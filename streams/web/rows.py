@@ -1,4 +1,5 @@
-"""Messages as lists show them: small, whatever their size, without what a visitor may not see."""
+"""Messages as lists show them: small, whatever their size, without parts that a visitor may not
+see."""
 
 from __future__ import annotations
 
@@ -13,15 +14,15 @@ if TYPE_CHECKING:
     from streams.web.redaction import Payloads
 
 KEPT_BYTES = 1_500
-"""Bytes of a key or a value that a row keeps."""
+"""The bytes of a key or a value that a row keeps."""
 
 
 class Row(NamedTuple):
     """A message in a list.
 
-    :param offset: as its log writes it.
-    :param size: bytes of the value; None: a tombstone.
-    :param headers: how many it has, but its ID.
+    :param offset: in its log's notation.
+    :param size: the bytes of the value; None: a tombstone.
+    :param headers: the number of its headers, except its ID.
     :param problem: why its headers cannot be read; empty: they can.
     """
 
@@ -63,7 +64,7 @@ def row_of(log: Log, payloads: Payloads, batch: Batch, index: int) -> Row:
 
 
 def beginning(shown: Shown) -> Shown:
-    """The first bytes of what is shown, so that a list holds no large message in memory."""
+    """The first bytes of a visible part, so that a list holds no large message in memory."""
     if shown.data is None or len(shown.data) <= KEPT_BYTES:
         return shown
     return Shown(bytes(shown.data[:KEPT_BYTES]))

@@ -1,8 +1,8 @@
-"""What is known of all sagas of a log: an index of each journal, made while somebody looks.
+"""The sagas of a log: an index of each journal, built while visitors watch.
 
-A journal may have millions of entries. Whoever looks first sees what the newest of them say, and a
-thread reads on for as long as somebody asks, half of its time at most; from then on only what is
-new is read.
+A journal may have millions of entries. The first visitor sees the state in the newest of them, and
+a thread reads on as long as visitors ask, for half of its time at most; from then on only new
+entries are read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 logger = get_logger("streams.web")
 
 STEP = 0.03
-"""Real seconds that the thread reads at a time; then it rests for as long."""
+"""Seconds of real time for which the thread reads; then it rests for as long."""
 
 WANTED = 30.0
-"""Real seconds after the last visitor for which the thread goes on."""
+"""Seconds of real time after the last visitor for which the thread goes on."""
 
 MAX_JOURNALS = 100
-"""Journals with an index, at most; those that nobody looked at for longest are forgotten."""
+"""The most journals with an index; those that were not requested for longest are forgotten."""
 
 
 class _Kept:
@@ -41,17 +41,17 @@ class _Kept:
         self.lock = threading.Lock()
         self.asked_at = time.monotonic()
         self.is_read = False
-        """To its end, when somebody last looked."""
+        """Whether it had been read to its end at the last request."""
         self.error: StreamsError | None = None
-        """Why it could not be read in the background, until somebody is told."""
+        """Why it could not be read in the background, until a caller gets the error."""
         self.changes = 0
-        """How many changes were known of when what is new was last read."""
+        """How many changes were known of when new entries were last read."""
 
 
 class SagaIndexes:
-    """Keeps them (any thread).
+    """Keeps the indexes (any thread).
 
-    :param open_log: gives the log; it may raise.
+    :param open_log: returns the log; it may raise.
     """
 
     def __init__(self, open_log: Callable[[], Log]) -> None:
@@ -67,15 +67,15 @@ class SagaIndexes:
         return len(self._kept.all())
 
     def look(self, name: str, seconds: float) -> SagaIndex:
-        """The index of a journal, after reading on for so many real seconds at most (blocks). What
-        is left is read in the background.
+        """The index of a journal, after reading on for at most this many seconds of real time
+        (blocks). The rest is read in the background.
 
         :raises NotFound: there is no such journal.
         :raises LogError: it cannot be read.
         """
         kept = self._kept.of(name)
         kept.asked_at, kept.error = time.monotonic(), None
-        # A log that holds up who reads now is waited for longer after a change.
+        # After a change, a log that delays the reading is waited for longer.
         is_changed = kept.changes != self._changes
         longest = AFTER_CHANGE if is_changed else max(0.01, seconds)
         if kept.lock.acquire(timeout=longest if len(kept.index) else -1):
@@ -88,11 +88,11 @@ class SagaIndexes:
         return kept.index
 
     def progress(self, name: str) -> tuple[int, bool]:
-        """How many entries of a journal were looked at, and whether those were all; without a name,
-        of all journals that are kept. Reading goes on in the background, and nobody waits for it.
+        """How many entries of a journal were read, and whether those are all; without a name,
+        of all journals that are kept. Reading goes on in the background, and is not waited for.
 
-        :raises NotFound: nobody has looked at it lately.
-        :raises LogError: it could not be read; it is tried again with the next call.
+        :raises NotFound: it was not requested lately.
+        :raises LogError: it could not be read; the next call makes it try again.
         """
         known = self._kept.all()
         names = [name] if name else list(known)
@@ -108,11 +108,11 @@ class SagaIndexes:
         if not all(each.is_read for each in kept):
             self._start()
         indexes = [each.index for each in kept]
-        is_complete = all(each.is_complete for each in indexes)  # never, where one is full
+        is_complete = all(each.is_complete for each in indexes)  # never, if one is full
         return sum(each.looked_at for each in indexes), is_complete
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Somebody changed something: whoever looks next is shown it."""
+        """Something was changed: the next request shows it."""
         with self._lock:
             self._changes += 1
 
@@ -121,7 +121,7 @@ class SagaIndexes:
 
     def _read(self, kept: _Kept, name: str, seconds: float) -> None:
         log = self._open_log()
-        if kept.index.journal.log is not log:  # it was opened anew
+        if kept.index.journal.log is not log:  # the log was reopened
             kept.index.journal = Journal(log, name)
         changes = self._changes
         is_changed = kept.changes != changes
@@ -156,7 +156,7 @@ class SagaIndexes:
                 except StreamsError as error:
                     logger.debug("the dashboard's sagas: %s: %s", name, error)
                     kept.error = error
-                    kept.is_read = True  # whoever asks next has it tried again
+                    kept.is_read = True  # the next request makes it try again
                 except Exception:
                     with self._lock:
                         self._thread = None
@@ -164,6 +164,6 @@ class SagaIndexes:
                 self._closed.wait(time.monotonic() - began)
 
     def close(self) -> None:
-        """End, and forget what was read."""
+        """End, and forget the indexes."""
         self._closed.set()
         self._kept.close()

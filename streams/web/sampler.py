@@ -1,11 +1,11 @@
-"""Figures that change while somebody looks: one thread a dashboard asks the log, and all visitors
-are told.
+"""Figures that change while visitors watch: one thread per dashboard asks the log, and all visitors
+are notified.
 
-A *subject* is ``topic:NAME``, ``group:NAME``, ``view:VERSION:NAME`` or, of this process,
-``processor:NAME``; or something that takes a while (:mod:`streams.web.progress`). Pages name the
+A *subject* is ``topic:NAME``, ``group:NAME``, ``view:VERSION:NAME`` or, in this process,
+``processor:NAME``; or some long work (:mod:`streams.web.progress`). Pages name the
 subjects that they show, and a browser whose page is in the foreground is connected
-(:mod:`streams.web.live`) and names them again. The thread runs while at least one is, asks for each
-subject every :data:`INTERVAL` seconds (for as many as it gets through; then it begins with those
+(:mod:`streams.web.live`) and names them again. The thread runs while at least one is, samples each
+subject every :data:`INTERVAL` seconds (as many as it can; the next round begins with those
 that waited longest), and keeps an hour of each.
 """
 
@@ -34,34 +34,35 @@ if TYPE_CHECKING:
 logger = get_logger("streams")
 
 INTERVAL = 2.0
-"""Real seconds between two samples of a subject, at least."""
+"""The least seconds of real time between two samples of a subject."""
 
 ASKED = 10
-"""Subjects that a page asks the log about, however long that takes."""
+"""How many subjects a page asks the log about, however long that takes."""
 
 MAX_SUBJECTS = 600
-"""Subjects with their past, at most, beside those that somebody looks at now; those that nobody
-looked at for longest are forgotten."""
+"""The most subjects with their past, beside those that are watched now; those that were not
+watched for longest are forgotten."""
 
 MOST_SUBJECTS = 6_000
-"""Subjects with their past, at most, however many somebody looks at."""
+"""The most subjects with their past, however many are watched."""
 
 MAX_WATCHED = 120
-"""Subjects that one page names, at most."""
+"""The most subjects that one page names."""
 
 MAX_TOKEN = 6_000
-"""Characters of a token, at most."""
+"""The longest token, in characters."""
 
 SIZE_AGE = 30.0
-"""Real seconds after which the log is asked again how many bytes a topic takes."""
+"""Seconds of real time after which the log is asked again for the size of a topic in bytes."""
 
 TOPIC_FACTS_AGE = 60.0
-"""Real seconds after which the log is asked again how many partitions a topic has."""
+"""Seconds of real time after which the log is asked again for the number of partitions of a
+topic."""
 
 
 Told = Callable[[Mapping[str, Mapping[str, float | int | None]], bool], None]
-"""Called (in the sampler's thread) after each round with the figures of the subjects that were
-named, and whether the log answers; where it does not, they are those that need no log."""
+"""Called (in the sampler's thread) after each round with the figures of the watched subjects,
+and whether the log answers; if it does not, they are those that need no log."""
 
 
 Sample = Callable[["Log", str, Figures, float], None]
@@ -77,7 +78,7 @@ KINDS = (
     "topic", "group", "view", "processor",
     "job", "doctor", "letters", "keys", "delays", "sagas", "history", "log",
 )  # fmt: skip
-"""What subjects there are."""
+"""The kinds of subjects."""
 
 
 class _Watcher:
@@ -87,12 +88,12 @@ class _Watcher:
 
 
 class Sampler:
-    """Asks a log about subjects while somebody looks.
+    """Samples subjects of a log while visitors watch.
 
-    :param open_log: gives the log; it may raise.
+    :param open_log: returns the log; it may raise.
     :param on_failure: called when the log did not answer, before it is asked again.
-    :param samples: gives the figures of other kinds of subjects than topics and views.
-    :param local: gives those that need no log.
+    :param samples: the functions for other kinds of subjects than topics and views.
+    :param local: the functions for those that need no log.
     """
 
     def __init__(
@@ -110,18 +111,18 @@ class Sampler:
         self._known: OrderedDict[str, Figures] = OrderedDict()
         self._watchers: set[_Watcher] = set()
         self._watching = threading.Event()
-        """Somebody began to look, or ended."""
+        """Set when a visitor begins to watch, or ends."""
         self._changed: Collection[str] = ()
-        """What was changed last."""
+        """The names changed last."""
         self._thread: threading.Thread | None = None
         self._closed = False
         self.rounds = 0
-        """How often it has gone through what is watched."""
+        """How many rounds through the watched subjects there were."""
 
-    # -- what pages ask
+    # -- requests of pages
 
     def figures(self, subject: str) -> Figures:
-        """What is known of a subject now, without asking the log."""
+        """The known figures of a subject, without asking the log."""
         with self._lock:
             found = self._known.get(subject)
             if found is None:
@@ -132,8 +133,8 @@ class Sampler:
             return found
 
     def _forget(self) -> None:
-        """Keep the bound (the lock is held). What somebody looks at now stays: it would have no
-        past, and no rate, if it were forgotten each time that others are asked for."""
+        """Keep the bound (the lock is held). Subjects that are watched now stay: they would have no
+        past, and no rate, if they were forgotten each time that others are requested."""
         if len(self._known) <= MAX_SUBJECTS:
             return
         watched = set[str]().union(*(each.subjects for each in self._watchers))
@@ -145,9 +146,9 @@ class Sampler:
             self._known.popitem(last=False)
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Have everything asked for anew: somebody changed something.
+        """Have everything sampled again: something was changed.
 
-        :param names: what was changed: it is asked about first.
+        :param names: the changed names: they are sampled first.
         """
         with self._lock:
             self._changed = frozenset(names)
@@ -155,19 +156,19 @@ class Sampler:
                 figures.stale = True
 
     def renew(self) -> None:
-        """Have what is watched gone through, and told, at once: something that needs no log has
+        """Start a round, and notify the watchers, at once: a subject that needs no log has
         changed."""
         self._watching.set()
 
     def past(self, subject: str) -> Series:
-        """The past of a subject, as far as somebody has looked at it."""
+        """The past of a subject, as far as it was watched."""
         with self._lock:
             found = self._known.get(subject)
         return Series() if found is None else found.series
 
     def ask(self, subjects: Iterable[str], seconds: float) -> dict[str, Figures]:
-        """What is known of subjects; the log is asked about those that nobody asked about lately,
-        for so many seconds at most (blocks). The others are filled in later.
+        """The figures of subjects; the log is asked about those that were not sampled lately,
+        for at most this many seconds (blocks). The others are filled in later.
 
         :raises Unavailable: the log cannot be reached.
         """
@@ -189,9 +190,9 @@ class Sampler:
 
     @contextmanager
     def watch(self, subjects: Iterable[str], told: Told) -> Iterator[None]:
-        """Look at subjects meanwhile.
+        """Watch subjects during the block.
 
-        :param told: see :data:`Told`; soon for the first time.
+        :param told: see :data:`Told`; called soon for the first time.
         """
         watcher = _Watcher(frozenset(subjects), told)
         with self._lock:
@@ -211,11 +212,11 @@ class Sampler:
 
     @property
     def is_running(self) -> bool:
-        """Somebody looks, so the log is asked."""
+        """Whether a visitor watches, so that the log is asked."""
         return self._thread is not None
 
     def close(self) -> None:
-        """End."""
+        """End the thread."""
         self._closed = True
         self._watching.set()
 
@@ -237,7 +238,7 @@ class Sampler:
                     self._thread = None
                     return
             self._round(watchers)
-            # A new watcher is told at once what is known, and asked for the rest.
+            # A new watcher gets the known figures at once; the rest is sampled.
             while (left := started + INTERVAL - time.monotonic()) > 0:
                 if self._closed or self._watching.wait(left):
                     break
@@ -280,7 +281,7 @@ class Sampler:
         figures.at = time.time()
 
     def _sample(self, log: Log, subject: str, figures: Figures) -> None:
-        """Ask the log about a subject; what it does not answer for this one stays unknown.
+        """Sample a subject; figures that the log does not give for this one stay unknown.
 
         :raises Unavailable: the log cannot be reached.
         """
@@ -297,7 +298,7 @@ class Sampler:
         except StreamsError as error:
             logger.debug("the dashboard's sampler: %s: %s", subject, error)
             figures.now = {}
-        except Exception as error:  # a browser names what it likes, also what no log can look up
+        except Exception as error:  # a browser may send any name
             logger.debug("the dashboard's sampler: %r: %r", subject, error)
             figures.now = {}
         figures.at = now
@@ -362,7 +363,7 @@ def _sample_topic(log: Log, topic: str, figures: Figures, now: float) -> None:
 
 
 def _size(log: Log, topic: str) -> int | None:
-    """About how many bytes a topic takes; None: the log does not say."""
+    """The approximate size of a topic in bytes; None: the log does not say."""
     return log.topic_bytes(topic) if isinstance(log, SizedLog) else None
 
 

@@ -1,8 +1,8 @@
-"""Forms from a topic's type: which fields a value has, and how a visitor fills them in.
+"""Forms from a topic's type: the fields of a value, and how a visitor fills them in.
 
-msgspec says what a type is as a JSON schema. A value that is an object becomes a field for each of
-its members, one of several tagged types a choice first; what nests deeper is filled in as JSON. A
-type without a schema (a codec's own) is filled in as JSON altogether.
+msgspec describes a type as a JSON schema. A value that is an object becomes a field for each of
+its members, one of several tagged types a choice first; deeper members are filled in as JSON. A
+value of a type without a schema (a codec's own) is filled in as JSON altogether.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from streams.web.forms import Fields
 FieldKind = Literal["text", "integer", "number", "boolean", "choice", "json"]
 
 PREFIX = "value."
-"""What begins the names of a form's fields that are members of the value."""
+"""The prefix of the names of a form's fields that are members of the value."""
 
 MAX_CHOICES = 200
-"""Members of an enumeration that are offered; with more it is text."""
+"""The most members of an enumeration that are offered; with more it is a text field."""
 
 
 class ValueField(NamedTuple):
     """A member of a value.
 
-    :param required: it must be given.
-    :param nullable: it may be null.
-    :param choices: of an enumeration, its members as JSON.
-    :param hint: what the schema says of it: a description, bounds, a default.
+    :param required: whether it must be given.
+    :param nullable: whether it may be null.
+    :param choices: for an enumeration, its members as JSON.
+    :param hint: the schema's description, bounds and default.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Variant(NamedTuple):
 
 
 def variants_of(type: Any) -> list[Variant]:
-    """The types of value that a topic's type allows, where they are objects; empty: there are
-    others, or it cannot be said."""
+    """The types of value that a topic's type allows, if all are objects; empty: some are not,
+    or it is unknown."""
     try:
         [schema], definitions = msgspec.json.schema_components([type], ref_template="{name}")
-    except Exception:  # a codec of the user's own takes types of its own
+    except Exception:  # a codec of the user's own has types of its own
         return []
     found: list[Variant] = []
     for each in schema.get("anyOf") or [schema]:
@@ -128,7 +128,7 @@ def _hint(found: Mapping[str, Any], member: Mapping[str, Any]) -> str:
 def value_of(variant: Variant, fields: Fields) -> bytes:
     """The value that a form describes, as JSON.
 
-    :raises InvalidValue: a member is missing, or is not what it must be, or is no UTF-8.
+    :raises InvalidValue: a member is missing or invalid, or is not UTF-8.
     """
     found: dict[str, Any] = dict(variant.constants)
     for each in variant.fields:
@@ -145,7 +145,7 @@ def value_of(variant: Variant, fields: Fields) -> bytes:
         found[each.name] = _member(each, written)
     try:
         return orjson.dumps(found, option=orjson.OPT_NON_STR_KEYS)
-    except orjson.JSONEncodeError as error:  # too deep, or text that is no UTF-8
+    except orjson.JSONEncodeError as error:  # too deep, or not UTF-8
         raise InvalidValue(f"the members cannot be written as JSON: {error}") from None
 
 
@@ -166,7 +166,7 @@ def _member(each: ValueField, written: str) -> Any:
 
 
 def filled_in(variant: Variant, document: Any) -> dict[str, str]:
-    """What stands in a form's fields for a value that is there; what is too deep to be written is
+    """The contents of a form's fields for an existing value; members that are nested too deeply are
     left out."""
     if not isinstance(document, Mapping):
         return {}
@@ -186,7 +186,7 @@ def filled_in(variant: Variant, document: Any) -> dict[str, str]:
 
 
 def variant_for(variants: Sequence[Variant], document: Any) -> Variant | None:
-    """Which of several types a value is: by its constant members."""
+    """The type of a value among several: by its constant members."""
     for each in variants:
         if isinstance(document, Mapping) and all(
             document.get(name) == value for name, value in each.constants.items()

@@ -1,7 +1,7 @@
 """The screens and actions of the dashboard, one module for each subject.
 
-A module has ``SCREENS`` and ``ACTIONS``, and ``PROBLEMS`` where the overview should ask it for
-problems. They stand here in the order of the navigation.
+A module has ``SCREENS`` and ``ACTIONS``, and ``PROBLEMS`` if the overview should ask it for
+problems. They are listed here in the order of the navigation.
 """
 
 from __future__ import annotations
@@ -63,6 +63,6 @@ def actions() -> Iterator[Action]:
 
 
 def problem_finders() -> Iterator[ProblemFinder]:
-    """All that find problems for the overview."""
+    """All functions that find problems for the overview."""
     for module in MODULES:
         yield from getattr(module, "PROBLEMS", ())
