@@ -1,11 +1,11 @@
-"""Searching a topic: on the server, by what a message has (never by code of the visitor's), within
-bounds, and continued where it stopped.
+"""Searching a topic: on the server, by the parts of messages (never by code of the visitor's),
+bounded, and continued where it stopped.
 
-A search looks at messages one after the other, in one direction, and ends when it has found
-:data:`MAX_FOUND`, has looked for :data:`MAX_SECONDS`, at :data:`MAX_MESSAGES` or at
-:data:`MAX_BYTES`, or is at the topic's end. It says how far it has looked, and goes on from there
-when it is asked to. It runs in a thread and gives way to the process's other work every
-:data:`WORK` seconds, so a service that the dashboard is mounted in does not feel it.
+A search checks messages one after the other, in one direction, and ends when it has found
+:data:`MAX_FOUND`, has run for :data:`MAX_SECONDS`, has checked :data:`MAX_MESSAGES` or
+:data:`MAX_BYTES`, or is at the topic's end. It reports its positions, and goes on from there
+on request. It runs in a thread and yields to the process's other work every
+:data:`WORK` seconds, so that a service that the dashboard is mounted in is not slowed down.
 """
 
 from __future__ import annotations
@@ -36,49 +36,48 @@ if TYPE_CHECKING:
     from streams.web.redaction import Payloads
 
 MAX_FOUND = 50
-"""Messages that one search finds."""
+"""The most messages that one search finds."""
 
 MAX_SECONDS = 5.0
-"""Real seconds that one search takes."""
+"""The most seconds of real time that one search takes."""
 
 MAX_MESSAGES = 500_000
-"""Messages that one search looks at."""
+"""The most messages that one search checks."""
 
 MAX_BYTES = 512 << 20
-"""Bytes of values that one search looks at."""
+"""The most bytes of values that one search checks."""
 
 MAX_SEARCHES = 2
-"""Searches at the same time; others are told to wait."""
+"""The most searches at the same time; others are told to wait."""
 
 CHUNK = 1_000
-"""Messages of a partition that are looked at before the next one's."""
+"""How many messages of a partition are checked before the next partition's."""
 
 READ = 100
-"""Messages read at once, at most: not every log bounds the bytes of a reading."""
+"""The most messages of one read: not every log bounds the bytes of a read."""
 
 CHUNK_BYTES = 16 << 20
-"""Bytes of values that a search which goes backwards keeps until it looks at them, beside those of
-one reading."""
+"""Bytes of values that a backward search keeps until it checks them, beside those of one read."""
 
 REPORT = 0.25
-"""Real seconds between two reports of how far a search is."""
+"""Seconds of real time between two progress reports of a search."""
 
 WORK, REST = 0.002, 0.0005
-"""Real seconds that a search works and then rests: a thread that never rests holds up the rest."""
+"""Seconds of real time that a search works and then rests: without rests it would block others."""
 
 _PATH_PART = re.compile(r"([^.\[\]]+)|\[([0-9]{1,9})\]")
 _MISSING: Any = object()
 
 
 class Query(NamedTuple):
-    """What is searched for: a message must have all that is given.
+    """A query: a message must meet all given conditions.
 
-    :param key: its key is this.
-    :param id: its ID is this.
+    :param key: its key equals this.
+    :param id: its ID equals this.
     :param header: it has a header of this name.
-    :param header_value: which contains this.
-    :param path: a place in its value's JSON: ``customer.id``, ``items[0].sku``.
-    :param path_value: what stands there, as text: ``7``, ``true``, ``null``, ``open``.
+    :param header_value: that header contains this.
+    :param path: a path in its value's JSON: ``customer.id``, ``items[0].sku``.
+    :param path_value: the value at that path, as text: ``7``, ``true``, ``null``, ``open``.
     :param text: its value contains this.
     """
 
@@ -92,14 +91,14 @@ class Query(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is searched for: every message has it."""
+        """Whether there is no condition: every message matches."""
         return not any(self)
 
 
 def path_parts(path: str) -> list[str | int]:
     """A path into JSON in its parts.
 
-    :raises InvalidValue: it is none.
+    :raises InvalidValue: it is not a path.
     """
     found: list[str | int] = []
     rest = path
@@ -115,7 +114,7 @@ def path_parts(path: str) -> list[str | int]:
 
 
 def at_path(document: Any, parts: list[str | int]) -> Any:
-    """What stands at a place in a document; a marker of its own where nothing does."""
+    """The value at a path in a document; a marker of its own if there is none."""
     for part in parts:
         if isinstance(document, Mapping):
             document = document.get(str(part), _MISSING)
@@ -130,12 +129,12 @@ def at_path(document: Any, parts: list[str | int]) -> Any:
 
 
 def _index(part: str) -> int:
-    """A place in a list that is written as a name is (``items.0``); -1: it is none."""
+    """An index of a list that is written like a name (``items.0``); -1: it is not an index."""
     return int(part) if part.isdecimal() and len(part) < 10 else -1
 
 
 def written(found: Any) -> str:
-    """A value of JSON as a visitor writes it in a search; empty: it is deeper than is written."""
+    """A JSON value as a visitor writes it in a search; empty: it is nested too deeply for that."""
     if isinstance(found, str):
         return found
     try:
@@ -145,9 +144,9 @@ def written(found: Any) -> str:
 
 
 class Matcher:
-    """Whether a message has what is searched for, as the visitor may see it.
+    """Whether a message matches a query, as the visitor may see it.
 
-    :raises InvalidValue: the path is none.
+    :raises InvalidValue: the path is invalid.
     """
 
     def __init__(self, app: Streams, query: Query, payloads: Payloads) -> None:
@@ -159,10 +158,10 @@ class Matcher:
         self._text = _bytes(query.text)
         self._header_value = _bytes(query.header_value)
         self.too_large = 0
-        """Values whose JSON was not looked into."""
+        """How many values were too large for their JSON to be searched."""
 
     def __call__(self, batch: Batch, index: int) -> bool:
-        """Whether this message has it."""
+        """Whether this message matches."""
         query = self._query
         if query.id and not self._has_id(batch, index):
             return False
@@ -214,18 +213,19 @@ def _bytes(text: str) -> bytes:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a search is, and what it has found since it was reported last.
+    """The progress of a search, and the messages found since the last report.
 
-    :param looked: messages looked at.
-    :param total: how many there are to look at; None: the log cannot count them.
-    :param oldest: the time of the oldest message that was looked at; None: of none.
+    :param looked: messages checked.
+    :param total: how many there are to check; None: the log cannot count them.
+    :param oldest: the time of the oldest message that was checked; None: none was.
     :param newest: the same of the newest.
     :param rows: found since the last report.
-    :param found: found altogether.
-    :param ended: why it ended; empty: it goes on. ``all``: everything was looked at; ``found``,
-        ``seconds``, ``messages``, ``bytes``: at this bound; ``busy``: others search; else an error.
+    :param found: the total found.
+    :param ended: why it ended; empty: it goes on. ``all``: everything was checked; ``found``,
+        ``seconds``, ``messages``, ``bytes``: at this bound; ``busy``: other searches run; else an
+        error.
     :param positions: where to go on, as ``PARTITION/OFFSET,...``.
-    :param too_large: values whose JSON was not looked into.
+    :param too_large: values that were too large for their JSON to be searched.
     """
 
     looked: int = 0
@@ -246,11 +246,11 @@ _at_once = threading.BoundedSemaphore(MAX_SEARCHES)
 class Search:
     """One search; iterate it once, in a thread: it blocks, and may be closed at any time.
 
-    :param app: decodes what is no JSON.
+    :param app: decodes values that are not JSON.
     :param start: where to begin, going forwards; where to end, going backwards.
     :param backwards: the newest first.
-    :param positions: where an earlier one stopped; it is continued from there.
-    :raises InvalidValue: what is searched for means nothing.
+    :param positions: the positions at which an earlier search stopped, to go on from there.
+    :raises InvalidValue: the query is invalid.
     :raises NotFound: there is no such topic or partition.
     """
 
@@ -289,7 +289,7 @@ class Search:
         self._bytes = 0
 
     def __iter__(self) -> Iterator[Progress]:
-        """How far it is, now and then; the last one says why it ended."""
+        """Its progress, repeatedly; the last one says why it ended."""
         progress = self.progress
         if not _at_once.acquire(blocking=False):
             progress.ended = "busy"
@@ -410,7 +410,7 @@ class Search:
         return report
 
     def _positions(self) -> str:
-        """Where to go on in each partition; what is done with stands at its end."""
+        """The positions to go on from in each partition; a finished one's is its end."""
         found: list[str] = []
         for partition, each in sorted({**self._all, **self._left}.items()):
             at = each.end if self._backwards else each.start
@@ -418,7 +418,7 @@ class Search:
         return ",".join(found)
 
     def left(self) -> int | None:
-        """Messages that were not looked at; None: the log cannot count them."""
+        """Messages that were not checked; None: the log cannot count them."""
         counts = [
             count_messages(self._log, self._topic, partition, *each)
             for partition, each in self._left.items()
@@ -427,9 +427,9 @@ class Search:
 
 
 def parse_positions(log: Log, text: str) -> dict[int, int] | None:
-    """What :class:`Search` wrote of where to go on; None where nothing is written.
+    """The positions that :class:`Search` wrote to go on from; None if the text is empty.
 
-    :raises InvalidValue: it is something else.
+    :raises InvalidValue: the text is something else.
     """
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""Serving a dashboard by itself: what ``streams web`` runs."""
+"""Serving a dashboard by itself, as ``streams web`` does."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHUTDOWN = 5
-"""Seconds that answers which are being given have to come to their end."""
+"""Seconds for which open responses may go on at the shutdown."""
 
 
 def check_address(host: str, *, has_passwords: bool, has_tls: bool) -> None:
-    """See that whoever can reach an address may.
+    """Check that an address is safe to listen on.
 
-    :raises ConfigError: others than this machine can reach it, and no password is asked for, or it
-        would travel in the clear.
+    :raises ConfigError: other machines can reach it, and no password is asked for, or it would be
+        sent in clear.
     """
     if is_loopback(host):
         return
@@ -60,7 +60,8 @@ class _Server(uvicorn.Server):
     @contextmanager
     @override
     def capture_signals(self) -> Generator[None, None, None]:
-        """SIGINT and SIGTERM end it in order; uvicorn's own raises them once more then."""
+        """SIGINT and SIGTERM end it in order; uvicorn's own version would raise them once more
+        then."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -98,7 +99,7 @@ def serve(
 ) -> None:
     """Serve a dashboard until SIGINT or SIGTERM; blocks.
 
-    :param started: called with its address once it can be asked.
+    :param started: called with its address once it accepts requests.
     :raises ConfigError: the address or the certificate cannot be used.
     """
     try:

@@ -1,5 +1,4 @@
-"""Answers of the log that visitors share for some seconds: those who look at the same moment ask it
-once."""
+"""Answers of the log that visitors share for some seconds: simultaneous requests ask it once."""
 
 from __future__ import annotations
 
@@ -13,17 +12,17 @@ from streams.web.log_source import NoAnswer
 T = TypeVar("T")
 
 PATIENCE = 5.0
-"""Real seconds for which an answer is waited for that somebody else has asked for: those who wait
-keep threads that other pages need."""
+"""Seconds of real time for which an answer that another thread requests is waited for: waiting
+threads are missing for other pages."""
 
 MAX_ANSWERS = 1_000
-"""Answers that are kept, at most; those that are kept no longer anyway are forgotten first."""
+"""The most answers that are kept; expired ones are forgotten first."""
 
 
 class _Answer(Generic[T]):
-    """One that is asked for, or was given.
+    """An answer that is being requested, or was given.
 
-    :param until: when it is no answer any more; until it was given, that is not known.
+    :param until: when it expires; unknown until it was given.
     """
 
     def __init__(self) -> None:
@@ -48,18 +47,18 @@ class _Answer(Generic[T]):
 
 
 class SharedAnswers:
-    """Keeps them (any thread)."""
+    """Keeps the answers (any thread)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._answers: dict[Hashable, _Answer[Any]] = {}
 
     def get(self, key: Hashable, seconds: float, make: Callable[[], T]) -> T:
-        """What ``make`` returned for this key within the last so many real seconds, whoever asked;
-        where somebody asks just now, what he is told (blocks). A failure is not kept.
+        """The result of ``make`` for this key within the last ``seconds`` of real time, whoever
+        called; if another thread is calling it now, its result (blocks). A failure is not kept.
 
-        :param key: says all that the answer depends on, such as a visitor's language.
-        :raises NoAnswer: somebody else asks, and is not answered within :data:`PATIENCE`.
+        :param key: everything that the answer depends on, such as a visitor's language.
+        :raises NoAnswer: another thread calls it, and gets no answer within :data:`PATIENCE`.
         """
         with self._lock:
             found = self._answers.get(key)
@@ -85,12 +84,12 @@ class SharedAnswers:
         return made
 
     def expire(self, names: Collection[str] = ()) -> None:
-        """Something was changed: whatever was asked before that is no answer any more."""
+        """Something was changed: answers from before expire."""
         with self._lock:
             self._answers.clear()
 
     def close(self) -> None:
-        """Forget them."""
+        """Forget all answers."""
         self.expire()
 
     def __len__(self) -> int:

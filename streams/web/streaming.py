@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from streams.web.page import Page
 
 FLUSH = "<!-- -->"
-"""A template writes it where what stands before should be sent at once."""
+"""Written by a template to send everything before it at once."""
 
 
 def stream_page(page: Page, template: str, **context: Any) -> StreamingResponse:
-    """A page that is sent piece by piece, as its template comes by :data:`FLUSH`."""
+    """A page that is sent in pieces, which end at :data:`FLUSH` in its template."""
     found = environment(page.language).get_template(template)
     pieces = found.generate(page.context(**context))
     return StreamingResponse(

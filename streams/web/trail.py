@@ -1,10 +1,10 @@
-"""Where a message has been: which groups are past it, whether it was retried, is dead or was put
-back, what caused it and what it caused.
+"""The trail of a message: the groups that are past it, whether it was retried, is dead or was put
+back, its cause and the messages that it caused.
 
-Nothing of this is written down in one place. Groups say how far they are; retries and dead letters
-keep the message's ID and stand in topics of their own; what a handler published names its cause in
-a header. So those topics are looked through from the message's own time on, for a moment, and it is
-said where that was not all.
+None of this is stored in one place. Groups have positions; retries and dead letters
+keep the message's ID and are in topics of their own; a message that a handler published names its
+cause in a header. So those topics are searched from the message's own time on, for a moment, and
+the page says if that did not cover everything.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from streams.web.redaction import Shown
 
 SECONDS = 0.6
-"""Real seconds for which a message's trail is looked for."""
+"""Seconds of real time for which a message's trail is searched for."""
 
 MAX_MESSAGES = 20_000
-"""Messages that are looked at for it."""
+"""The most messages that are checked for it."""
 
 MAX_STOPS = 50
-"""Stops that are shown."""
+"""The most stops that are shown."""
 
 
 class GroupStop(NamedTuple):
     """A group that reads the message's topic.
 
-    :param state: ``settled`` (handled, passed over or dead), ``waits`` (it is the next, or behind
-        it), ``unknown`` (the group has no position there).
+    :param state: ``settled`` (handled, passed over or dead), ``waits`` (it is the next one, or
+        behind it), ``unknown`` (the group has no position there).
     """
 
     group: str
@@ -48,8 +48,8 @@ class GroupStop(NamedTuple):
 class Stop(NamedTuple):
     """The same message elsewhere, or one that it caused.
 
-    :param kind: ``retry``, ``dead``, ``parked``, ``delay``, ``attempts`` or ``other``: of its
-        topic; ``caused``: it names the message as its cause.
+    :param kind: ``retry``, ``dead``, ``parked``, ``delay``, ``attempts`` or ``other``: the kind of
+        its topic; ``caused``: it names the message as its cause.
     """
 
     kind: str
@@ -61,9 +61,9 @@ class Stop(NamedTuple):
 
 
 class Trail(NamedTuple):
-    """Where a message has been.
+    """The trail of a message.
 
-    :param complete: all that could be looked at was.
+    :param complete: whether all topics were searched.
     """
 
     groups: list[GroupStop]
@@ -87,7 +87,7 @@ def trail_of(page: Page, row: LogRow) -> Trail:
 
 
 def _outputs(page: Page, topic: str) -> Iterable[str]:
-    """The topics that processors of the app publish to what they make of this one, and those of
+    """The topics in which processors of the app publish their results for this one, and those of
     their dead letters."""
     for processor in page.app.processors:
         if topic in processor.topics:
@@ -111,7 +111,7 @@ def _state(log: Log, group: str, row: LogRow) -> str:
 
 
 def _look(page: Page, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]:
-    """The same message in other topics, and what names it as its cause."""
+    """The same message in other topics, and the messages that name it as their cause."""
     log, id, began = page.log, row.id, time.monotonic()
     when = row.batch.time(row.index)
     found: list[Stop] = []
@@ -145,7 +145,7 @@ def _look(page: Page, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]
 def _ranges_since(
     log: Log, topic: str, when: float, deadline: float
 ) -> dict[int, OffsetRange] | None:
-    """What was written since a moment; None: there was no time to find it out."""
+    """The records written since a time; None: there was no time to find their offsets."""
     ranges: dict[int, OffsetRange] = {}
     for partition in range(log.topic(topic).partitions):
         if time.monotonic() > deadline:
@@ -158,7 +158,7 @@ def _ranges_since(
 
 
 def _kind(each: LogRow, id: str, row: LogRow) -> str:
-    """Whether a message belongs to the trail; empty: it does not."""
+    """How a message belongs to the trail; empty: it does not."""
     if each.batch.topic == row.batch.topic:
         if each.batch.partition == row.batch.partition and each.offset == row.offset:
             return ""

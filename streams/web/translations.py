@@ -1,7 +1,7 @@
 """Texts in the visitor's language, from gettext's catalogues in ``catalogues/``.
 
-A text is English in the code and the templates, and is its own name in the catalogues. The files
-are read as they are (``.po``), so nothing is compiled and a translator's change is seen at the next
+A text is English in the code and the templates, and is its own key in the catalogues. The files
+are read directly (``.po``), so nothing is compiled and a translator's change is seen at the next
 start. ``python -m tests.web.texts`` brings them up to date with the code.
 """
 
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from typing_extensions import override
 
 LANGUAGES = {"en": "English", "ja": "日本語"}
-"""By their tags, the languages that there are, as they call themselves. The first is the code's."""
+"""The available languages by their tags, with their own names. The first is the code's."""
 
 _QUALITY = re.compile(r"\s*;\s*q=(?P<quality>[01](?:\.[0-9]{1,3})?)\s*\Z")
 
@@ -26,8 +26,8 @@ _QUALITY = re.compile(r"\s*;\s*q=(?P<quality>[01](?:\.[0-9]{1,3})?)\s*\Z")
 class PoEntry(NamedTuple):
     """A text in a catalogue.
 
-    :param plural: of a text that counts, how it is for many; None of others.
-    :param translations: one, or one for each of the language's numbers; empty where missing.
+    :param plural: the plural of a text that counts; None for others.
+    :param translations: one, or one for each of the language's plural forms; empty if missing.
     """
 
     text: str
@@ -36,10 +36,10 @@ class PoEntry(NamedTuple):
 
 
 def read_po(source: str) -> Iterator[PoEntry]:
-    """The entries of a catalogue, but those that are marked as not sure (``fuzzy``) or commented
-    out.
+    """The entries of a catalogue, except those that are marked as uncertain (``fuzzy``) or
+    commented out.
 
-    :raises ValueError: a line is not gettext's.
+    :raises ValueError: a line does not have gettext's format.
     """
     for block in re.split(r"\n\s*\n", source.replace("\r\n", "\n")):
         fields: dict[str, str] = {}
@@ -68,7 +68,7 @@ def _string(written: str) -> str:
 
 
 class Catalogue(gettext.NullTranslations):
-    """The texts of one language. A text that it lacks stays as it is."""
+    """The texts of one language. A missing text stays as it is in the code."""
 
     def __init__(self, language: str, source: str) -> None:
         super().__init__()
@@ -92,7 +92,8 @@ class Catalogue(gettext.NullTranslations):
         found = self._plurals.get(msgid1)
         if found is None:
             return msgid1 if n == 1 else msgid2
-        # Languages with one form (Japanese) have one; those with more must say which, here.
+        # Languages with one form (Japanese) have one; for those with more the rule must be added
+        # here.
         return found[0 if n == 1 or len(found) == 1 else 1]
 
 
@@ -106,9 +107,9 @@ def catalogue(language: str) -> Catalogue:
 
 
 def choose_language(asked: str | None, accept: str) -> str:
-    """Which language a visitor gets.
+    """The language for a visitor.
 
-    :param asked: ``?lang=``, which counts if there is such a language.
+    :param asked: ``?lang=``, which has priority if that language exists.
     :param accept: the header ``Accept-Language``.
     """
     if asked in LANGUAGES:
@@ -125,5 +126,5 @@ def choose_language(asked: str | None, accept: str) -> str:
 
 
 def mark(text: str) -> str:
-    """A text that is translated where it is shown: for constants. Does nothing else."""
+    """Mark a constant text that is translated when it is shown. Returns it unchanged."""
     return text

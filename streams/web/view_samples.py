@@ -1,4 +1,4 @@
-"""How far a version of a view is, as the sampler asks for it: the subject ``view:VERSION:NAME``."""
+"""Samples the progress of a version of a view: the subject ``view:VERSION:NAME``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from streams.web.figures import Figures
 
 TOTALS_AGE = 10.0
-"""Real seconds after which documents are counted again."""
+"""Seconds of real time after which documents are counted again."""
 
 RATE_TIME = 20.0
-"""Real seconds over which the rate of what is being folded is measured."""
+"""Seconds of real time over which the rate of folding is measured."""
 
 
 def view_subject(name: str, version: int) -> str:
-    """What the sampler calls a version."""
+    """The sampler's subject of a version."""
     return f"view:{version}:{name}"
 
 
 def sample_view(log: Log, subject: str, figures: Figures, now: float) -> None:
-    """Ask how far a version is; its series is of the messages that are folded.
+    """Sample a version's progress; its series is of the messages that are folded.
 
     :raises NotFound: there is no such version.
     """

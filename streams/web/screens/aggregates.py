@@ -1,5 +1,5 @@
 """Aggregates: their IDs; one with its events and the state after each; those that the app's code
-cannot go on with."""
+cannot read."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ from streams.web.translations import mark
 T = TypeVar("T")
 
 PATIENCE = 3.0
-"""Real seconds for which a history is read, or aggregates are checked."""
+"""Seconds of real time for which a history is read, or aggregates are checked."""
 
 MAX_EVENTS = 50
-"""Events of a history on one page."""
+"""The most events of a history on one page."""
 
 CHECK_SIZE = 100
-"""Aggregates that are checked at once."""
+"""How many aggregates are checked at once."""
 
 MAX_STOPPED = 100
-"""Aggregates that cannot be gone on with that are shown at once."""
+"""The most stopped aggregates that are shown at once."""
 
 
 class AggregateRow(NamedTuple):
     """An aggregate in the list.
 
-    :param is_declared: by the app.
+    :param is_declared: whether the app declares it.
     """
 
     name: str
@@ -103,13 +103,13 @@ def list_aggregates(page: Page) -> Response:
 
 
 class Unlisted:
-    """Remembers what cannot be listed (:class:`~streams.inspection.aggregates.KeyProblems`)."""
+    """Collects keys that cannot be listed (:class:`~streams.inspection.aggregates.KeyProblems`)."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def call(self, where: str, make: Callable[[], T]) -> T | None:
-        """What ``make`` returns; None where it raised."""
+        """The result of ``make``; None if it raised."""
         try:
             return make()
         except (Unavailable, Fatal):
@@ -119,12 +119,12 @@ class Unlisted:
             return None
 
     def odd_key(self, where: str, key: object) -> None:
-        """Note a row whose key is not bytes: another program wrote it."""
+        """Record a row whose key is not bytes: another program wrote it."""
         self.texts.append(f"{where}: {type(key).__name__}")
 
 
 class KeyRow(NamedTuple):
-    """An aggregate of a kind."""
+    """An aggregate in the list of one kind."""
 
     id: Shown
     url: str
@@ -150,14 +150,14 @@ def _event_topic(page: Page) -> tuple[str, EventLog, TopicInfo]:
 
 
 def _inspector(page: Page, name: str, log: EventLog) -> AggregateInspector | None:
-    """What looks at it with the app's code; None: the app declares no such aggregate."""
+    """The inspector with the app's code; None: the app declares no such aggregate."""
     declared = page.app.aggregates.get(name)
     return AggregateInspector(declared, log) if isinstance(declared, Aggregate) else None
 
 
 def _unfinished(page: Page, name: str, log: EventLog, topic: str) -> Response | None:
-    """The page that says that the log does not know yet which events count; None: it does. Where
-    that page itself asks, it is told then to load what is at its address."""
+    """A page saying that the log does not know yet which events count; None: it does. If that page
+    itself polls, it is told to load its own address when the log knows."""
     passed, total = log.index_progress(topic)
     if passed >= total:
         return Response(headers={"hx-refresh": "true"}) if page.is_fragment else None
@@ -181,7 +181,7 @@ def show_aggregate(page: Page) -> Response:
         islice(ordered_keys(log, info, prefix, after, PAGE_SIZE + 1, unlisted), PAGE_SIZE + 1)
     )
     rows = [_key_row(page, info.name, each) for each in keys[:PAGE_SIZE]]
-    if prefix:  # what is shown is looked for: a key that is hidden is not found by trying
+    if prefix:  # compared with the visible text: a hidden key cannot be found by trying
         rows = [row for row in rows if row.id.data is not None and row.id.data.startswith(prefix)]
     subject = f"topic:{info.name}"
     figures = page.sampler.ask([subject], LOOK)[subject]
@@ -205,7 +205,7 @@ def show_aggregate(page: Page) -> Response:
 
 
 def _address(page: Page, topic: str, key: bytes, shown: Shown) -> str:
-    """Where an aggregate is shown; empty where the visitor does not see its ID."""
+    """The address of an aggregate; empty if the visitor does not see its ID."""
     fields = visible_key_fields(key, shown)
     if not fields:
         return ""
@@ -223,7 +223,7 @@ def _key_row(page: Page, topic: str, found: HistoryKey) -> KeyRow:
 
 
 class EventRow(NamedTuple):
-    """An event; of one that is several today, the first, with how many there are."""
+    """An event; if it is upcast to several, the first, with their number."""
 
     version: int
     time: float
@@ -287,7 +287,7 @@ def show_history(page: Page) -> Response:
 
 
 def _state(page: Page, topic: str, found: Replay) -> tuple[Shown, int]:
-    """The last state that is known, and of which version it is."""
+    """The last known state, and its version."""
     for each in reversed(found.events):
         if each.has_state:
             return _document(page, topic, each.state), each.event.stored.version
@@ -347,11 +347,11 @@ def _snapshots(
         return []
 
 
-# -- what the app's code cannot go on with
+# -- aggregates that the app's code cannot read
 
 
 class StoppedRow(NamedTuple):
-    """An aggregate that the app's code cannot go on with."""
+    """An aggregate that the app's code cannot read."""
 
     id: Shown
     url: str
@@ -360,7 +360,7 @@ class StoppedRow(NamedTuple):
 
 
 def list_stopped(page: Page) -> Response:
-    """The aggregates that the app's code cannot go on with, as many as are found in a moment."""
+    """The aggregates that the app's code cannot read, as many as are found in a moment."""
     name, log, info = _event_topic(page)
     inspector = _inspector(page, name, log)
     if inspector is None:

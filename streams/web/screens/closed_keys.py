@@ -1,4 +1,4 @@
-"""Closed keys: what closes them, since when, and what is parked behind; opening them again."""
+"""Closed keys: the messages that close them, since when, and those parked behind; opening them."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ from streams.web.screens.dead_actions import has_members, new_value
 from streams.web.translations import mark
 
 READ_SECONDS = 0.04
-"""Real seconds for which a page waits for what is new; reading goes on by itself."""
+"""Seconds of real time for which a page waits for new records; reading goes on by itself."""
 
 AT_ONCE = 500
-"""Commands that are written while the visitor waits, and in one step."""
+"""The most commands that are written while the visitor waits, and in one step."""
 
 SEARCH_SECONDS = 0.3
-"""Real seconds for which keys are looked through for a text."""
+"""Seconds of real time for which keys are searched for a text."""
 
 ALL_SECONDS = 5.0
-"""The same where all that match are to be opened: then all must be looked through."""
+"""The same if all matching keys are to be opened: then all must be searched."""
 
 LOOKS = 500
-"""Keys between two looks at the clock."""
+"""Keys between two checks of the time."""
 
 MAX_PAGE = 2_000
-"""Pages of a list, at most: those behind are found by their keys."""
+"""The most pages of a list: keys behind them are found by the filter."""
 
 
 def index_of(page: Page, name: str) -> ClosedKeyIndex:
-    """What is known of the closed keys of a topic."""
+    """The index of the closed keys of a topic."""
     return page.dashboard.closed_keys.of(name)
 
 
@@ -79,8 +79,8 @@ def _topics(page: Page) -> list[TopicRow]:
 class KeyRow(NamedTuple):
     """A closed key, as it is shown.
 
-    :param at: ``PARTITION/OFFSET`` of the record of its first message, which names it.
-    :param facts: what that message says of its failure; None: its record is not there any more.
+    :param at: ``PARTITION/OFFSET`` of the record of its first message, which identifies it.
+    :param facts: that message's failure; None: its record does not exist any more.
     """
 
     at: str
@@ -138,8 +138,8 @@ def _source_of(page: Page) -> ParkedSource:
 
 
 class _KeySearch:
-    """Whether keys, as this visitor sees them, contain a text; for a while, as there may be many
-    and ``redact=`` may take its time."""
+    """Whether keys, as this visitor sees them, contain a text; for a limited time, as there may be
+    many and ``redact=`` may be slow."""
 
     def __init__(self, page: Page, name: str, text: str, seconds: float) -> None:
         self._payloads, self._name = page.payloads, name
@@ -147,11 +147,11 @@ class _KeySearch:
         self._deadline = time.monotonic() + seconds
         self._looked_at = 0
         self.is_late = False
-        """Not all keys were looked at."""
+        """Whether time ran out before all keys were searched."""
 
     @property
     def quickest(self) -> Callable[[bytes], bool]:
-        """The same; where keys are shown as they stand, without a call for each."""
+        """The same predicate; if keys are shown unredacted, without a call for each."""
         wanted = self._wanted
         return (lambda key: wanted in key) if self._payloads.shows_as_is else self
 
@@ -166,8 +166,8 @@ class _KeySearch:
 
 
 def _key_search(page: Page, name: str, seconds: float) -> _KeySearch | None:
-    """Finds the keys that the page's filter (``key=``) means, for so many real seconds at most;
-    None: all are meant.
+    """A search for the keys that the page's filter (``key=``) selects, for at most this many
+    seconds of real time; None: all are selected.
 
     :raises InvalidValue: this visitor may not see them.
     """
@@ -232,9 +232,9 @@ def show_key(page: Page) -> Response:
 
 
 def _find(page: Page, index: ClosedKeyIndex, at: str) -> ClosedKeyRow:
-    """The key that a record closes.
+    """The closed key of a record.
 
-    :raises NotFound: none is closed by it now.
+    :raises NotFound: the record closes no key now.
     """
     partition, slash, offset = at[:200].partition("/")
     row = None
@@ -251,7 +251,7 @@ def _find(page: Page, index: ClosedKeyIndex, at: str) -> ClosedKeyRow:
     return row
 
 
-# -- what is done with them
+# -- actions
 
 
 def retry(page: Page) -> Done | Confirm | Background:
@@ -260,7 +260,7 @@ def retry(page: Page) -> Done | Confirm | Background:
 
 
 def drop(page: Page) -> Done | Confirm | Background:
-    """Let go of the messages that close keys."""
+    """Drop the messages that close keys."""
     return _act(page, "drop")
 
 
@@ -290,10 +290,10 @@ def _act(page: Page, command: Literal["retry", "drop"]) -> Done | Confirm | Back
 def _targets(
     page: Page, index: ClosedKeyIndex, command: Literal["retry", "drop"]
 ) -> list[CommandTarget]:
-    """The messages that are meant.
+    """The selected messages.
 
-    :raises InvalidValue: none is, or not all was read yet.
-    :raises NotFound: one of them closes nothing now.
+    :raises InvalidValue: none is selected, or the topic was not read to its end yet.
+    :raises NotFound: one of them closes no key now.
     """
     is_complete = index.counts(10.0).is_complete
     named = list(dict.fromkeys(page.fields.all("letter")))[: AT_ONCE + 1]
@@ -441,7 +441,7 @@ def edit(page: Page) -> Done:
 
 
 def problems(page: Page) -> Iterator[Problem]:
-    """Keys that wait for a decision."""
+    """Closed keys that wait for a command."""
     for source, counts in _topics(page):
         if counts is None or not counts.dead:
             continue

@@ -1,4 +1,4 @@
-"""Dead letters: the topics that hold any, the letters of one by error, and one letter whole."""
+"""Dead letters: the topics that hold any, the letters of one by error, and one letter in full."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ if TYPE_CHECKING:
     from streams.log.range_reader import LogRow
 
 READ_SECONDS = 0.06
-"""Real seconds in which a page looks for letters that match."""
+"""Seconds of real time in which a page searches for letters that match."""
 
 SURVEY_SECONDS = 0.03
-"""Real seconds for which a page waits for the survey of errors, which goes on by itself."""
+"""Seconds of real time for which a page waits for the survey of errors, which goes on by itself."""
 
 MAX_KINDS = 50
-"""Kinds of errors that are shown."""
+"""The most kinds of errors that are shown."""
 
 MAX_CURSOR = 60_000
-"""Characters of where a page begins, at most."""
+"""The longest text of a page's start positions, in characters."""
 
 SAMPLED_PARTITIONS = 200
-"""Partitions of a topic that are looked at for whether it holds dead letters."""
+"""The most partitions of a topic that are sampled for whether it holds dead letters."""
 
 SHOWN_BYTES = 64 << 10
-"""Bytes of a value that are shown."""
+"""The bytes of a value that are shown."""
 
 EDITED_BYTES = 1 << 20
-"""Bytes of a value that can be edited here."""
+"""The largest value that can be edited here, in bytes."""
 
 
 def _dead_topics(page: Page) -> DeadTopics:
-    """The topics of dead letters, as far as they are known (blocks for a moment)."""
+    """The known topics of dead letters (blocks for a moment)."""
     index, groups = page.dashboard.dead_topics, page.dashboard.groups.look(WAITED)
     return index.look(groups.topics, groups.internal, LOOK if index.is_empty else WAITED)
 
 
 def list_topics(page: Page) -> Response:
-    """The topics of dead letters, those with the most that wait first."""
+    """The topics of dead letters, those with the most waiting letters first."""
     found = _dead_topics(page)
     wanted = page.fields.text("q").lower()
     topics = [each for each in found.topics if wanted in each.name.lower()]
@@ -74,7 +74,7 @@ def list_topics(page: Page) -> Response:
 
 
 def open_letters(page: Page, query: LetterQuery) -> DeadLetterTopic:
-    """The topic that a visitor asks for; it must hold dead letters, or be named as those that do.
+    """The topic that a visitor requests; it must hold dead letters, or be named like those that do.
 
     :raises NotFound: there is no such topic, or it is of another kind.
     """
@@ -158,7 +158,7 @@ def show_topic(page: Page) -> Response:
 
 
 def show_kinds(page: Page) -> Response:
-    """The errors of a topic alone, as the page asks for them until all letters were looked at."""
+    """The errors of a topic only, which the page requests until all letters were surveyed."""
     query = LetterQuery.of(page)
     open_letters(page, query)
     kinds = page.dashboard.surveys.of(query.name).look(LOOK)
@@ -172,7 +172,7 @@ def show_kinds(page: Page) -> Response:
 
 
 def kind_rows(page: Page, query: LetterQuery, found: SurveyResult) -> list[KindRow]:
-    """The most frequent errors, of the letters that come from where the query says."""
+    """The most frequent errors, of the letters from the query's source."""
     return [
         KindRow(
             each.id,
@@ -187,7 +187,7 @@ def kind_rows(page: Page, query: LetterQuery, found: SurveyResult) -> list[KindR
 
 
 def letter_row(page: Page, log: Log, row: LogRow, waiting: bool) -> LetterRow:
-    """A letter as a list shows it."""
+    """A letter as a row of a list."""
     facts, topic = letter_facts(row), row.batch.topic
     return LetterRow(
         f"{row.batch.partition}/{log.format_offset(row.offset)}",
@@ -203,7 +203,7 @@ def letter_row(page: Page, log: Log, row: LogRow, waiting: bool) -> LetterRow:
 
 
 def show_letter(page: Page) -> Response:
-    """One letter: why it is dead, where it comes from, what it holds."""
+    """One letter: its error, its source, its content."""
     query, log = LetterQuery.of(page), page.log
     topic = open_letters(page, query)
     at = page.fields.text("at")
@@ -231,9 +231,9 @@ def show_letter(page: Page) -> Response:
 
 
 def find_letter(page: Page, topic: DeadLetterTopic, at: str) -> tuple[LogRow, bool]:
-    """The letter that stands there, and whether it waits.
+    """The letter at a position, and whether it waits.
 
-    :raises NotFound: there is none.
+    :raises NotFound: there is no letter there.
     """
     position = topic.parse_position(at[:200])
     if position is not None and position.partition < topic.partitions:
@@ -244,13 +244,14 @@ def find_letter(page: Page, topic: DeadLetterTopic, at: str) -> tuple[LogRow, bo
 
 
 def no_such_letter(page: Page, topic: DeadLetterTopic, at: str) -> NotFound:
-    """What is raised where no letter stands at a place."""
+    """The error for a position without a letter."""
     place = f"{topic.name}/{at[:200]}"
     return NotFound(page._("There is no such letter: %(place)s", place=place))
 
 
 def place_of(text: str) -> tuple[str, str, str] | None:
-    """Topic, partition and offset of a position that a letter names; None: it cannot be one."""
+    """Topic, partition and offset of a position in a letter's header; None: it is not a
+    position."""
     topic, _, rest = text.rpartition("/")
     topic, _, partition = topic.rpartition("/")
     if (
@@ -276,9 +277,9 @@ def shown_text(shown: Shown) -> str:
 class Editing(NamedTuple):
     """How a letter's value is edited here.
 
-    :param field: of the form: ``value`` as text, or ``base64``.
-    :param text: what stands in it.
-    :param refused: why it cannot be edited here; empty: it can.
+    :param field: the form's field: ``value`` for text, or ``base64``.
+    :param text: its content.
+    :param refused: why the value cannot be edited here; empty: it can.
     """
 
     field: str
@@ -300,13 +301,13 @@ def editing(page: Page, row: LogRow, shown: Shown) -> Editing:
     return Editing("value", data.decode())
 
 
-# -- where a page begins
+# -- the start positions of a page
 
 
 def parse_cursor(page: Page, log: Log, text: str) -> dict[int, int]:
     """By partition, the offset that :func:`cursor_text` wrote.
 
-    :raises InvalidValue: it is none.
+    :raises InvalidValue: the text is something else.
     """
     found: dict[int, int] = {}
     if len(text) > MAX_CURSOR:

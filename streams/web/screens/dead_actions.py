@@ -1,9 +1,9 @@
-"""What is done with dead letters: retried, edited and retried, dropped; single ones, those that are
-ticked, all that match.
+"""Actions on dead letters: retry, edit and retry, drop; for single ones, the ticked ones, or all
+that match.
 
-They are counted first. What takes longer than a visitor waits goes on in the background, a chunk at
-a time, and each chunk is committed before the next: after a crash the letters that are left wait,
-and the same action, asked for again, goes on with them.
+They are counted first. Work that takes longer than a visitor waits goes on in the background, a
+chunk at a time, and each chunk is committed before the next: after a crash the remaining letters
+still wait, and the same action, requested again, goes on with them.
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ if TYPE_CHECKING:
     from streams.web.action_results import Report
 
 AT_ONCE = 500
-"""Letters that are dealt with while the visitor waits; more go on in the background."""
+"""The most letters that are handled while the visitor waits; more are handled in the background."""
 
 COUNT_SECONDS = 5.0
-"""Real seconds for which letters are counted; then those that were found are meant."""
+"""Seconds of real time for which letters are counted; then those found until then are selected."""
 
 RECOUNT_SECONDS = 12.0
-"""The same, when the number is confirmed."""
+"""The same, for the second count when the number is confirmed."""
 
 SURVEY_SECONDS = 2.0
-"""Real seconds for which the survey of errors is waited for, which may have counted them."""
+"""Seconds of real time for which the survey of errors, which may have counted them, is waited
+for."""
 
 MAX_SOURCES = 20
-"""Topics and groups whose letters are retried in one step."""
+"""The most topics and groups whose letters are retried in one step."""
 
 Deed = Literal["retry", "drop"]
 
@@ -58,8 +59,8 @@ Deed = Literal["retry", "drop"]
 class Chosen:
     """The letters that an action concerns.
 
-    :param end_offsets: by partition, the offset before which they stand.
-    :param facts: how they were found.
+    :param end_offsets: by partition, the offset before which they are.
+    :param facts: the facts about how they were found, for the visitor.
     """
 
     matches: Callable[[LogRow], bool]
@@ -70,18 +71,18 @@ class Chosen:
 
 
 class Destinations(NamedTuple):
-    """Where letters go that are retried.
+    """The destinations of letters that are retried.
 
-    :param default: the topic and group of those that do not say.
+    :param default: the topic and group of letters that do not name them.
     """
 
     by_source: Mapping[LetterSource, str]
     default: LetterSource | None
 
     def of(self, row: LogRow) -> str:
-        """The topic that a letter goes to.
+        """The destination topic of a letter.
 
-        :raises InvalidValue: it is from somewhere else.
+        :raises InvalidValue: its source is none of those.
         """
         source = letter_source(row.headers) or self.default
         topic = None if source is None else self.by_source.get(source)
@@ -122,7 +123,7 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
         tell(0)
         try:
             done = _deal_with(own, chosen, destinations, tell)
-        except ReprocessStopped as error:  # which is no fault of the log's
+        except ReprocessStopped as error:  # the log is not to blame
             raise InvalidValue(str(error)) from error
         text = _done_text(page, deed, done)
         return Done(text, count=done, back=back, subject=query.name, changed=(query.name,))
@@ -143,7 +144,7 @@ def _deal_with(
     destinations: Destinations | None,
     tell: Callable[[int], None],
 ) -> int:
-    """Retry letters, or where there are no destinations drop them; how many."""
+    """Retry letters, or if there are no destinations drop them; returns their number."""
     matches, ends = chosen.matches, chosen.end_offsets
     if destinations is None:
         return topic.purge(matches=matches, end_offsets=ends, on_progress=tell)
@@ -151,11 +152,11 @@ def _deal_with(
 
 
 def _open_to_act(page: Page, query: LetterQuery) -> DeadLetterTopic:
-    """The topic whose letters are dealt with. Which of them were is kept as the position of the
-    group of its name, so that must be no group that reads.
+    """The topic whose letters are acted on. The resolved ones are committed as the position of the
+    group of its name, so that group must not be a reader.
 
     :raises NotFound: it holds no dead letters.
-    :raises InvalidValue: such a group reads something.
+    :raises InvalidValue: such a group reads a topic.
     """
     topic = open_letters(page, query)
     if topic.has_reader():
@@ -177,7 +178,7 @@ def _done_text(page: Page, deed: Deed, done: int) -> str:
     return page.plural("%(number)s letter was dropped.", "%(number)s letters were dropped.", done)
 
 
-# -- which
+# -- the selected letters
 
 
 def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
@@ -189,7 +190,7 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
     matches = query.predicate(page)
     most = page.fields.number("most", MAX_BULK, low=1, high=MAX_BULK)
     typed = page.typed_count()
-    if typed is not None:  # as many as were counted then: others may have come since
+    if typed is not None:  # as many as were counted then: there may be new ones since
         most = min(most, max(1, typed))
     if not (query.error or query.key or query.since or query.until):
         survey = page.dashboard.surveys.of(query.name)
@@ -235,9 +236,9 @@ def _choose_named(page: Page, topic: DeadLetterTopic, named: list[str]) -> Chose
 
 
 def _place(page: Page, topic: DeadLetterTopic, at: str) -> tuple[int, int]:
-    """The partition and offset of a letter that is named so.
+    """The partition and offset of a letter.
 
-    :raises NotFound: it names none.
+    :raises NotFound: the text names no letter.
     """
     position = topic.parse_position(at[:200])
     if position is None or position.partition >= topic.partitions:
@@ -245,13 +246,13 @@ def _place(page: Page, topic: DeadLetterTopic, at: str) -> tuple[int, int]:
     return position.partition, int(position.offset)
 
 
-# -- where to
+# -- destinations
 
 
 def _destinations(page: Page, log: Log, query: LetterQuery, chosen: Chosen) -> Destinations:
-    """Where letters go that are put back.
+    """The destinations of letters that are put back.
 
-    :raises InvalidValue: one does not say whose it is, or is of a topic that is not there.
+    :raises InvalidValue: one does not name its source, or that topic does not exist.
     """
     default = LetterSource(query.topic, query.group) if query.topic else None
     if None in chosen.sources and default is None:
@@ -279,7 +280,7 @@ def _destinations(page: Page, log: Log, query: LetterQuery, chosen: Chosen) -> D
 
 
 def _require_topic(page: Page, log: Log, source: LetterSource) -> None:
-    # What a letter says of itself makes no topics that nobody reads.
+    # Names in a letter's headers must not create topics without a reader.
     try:
         log.topic(source.topic)
     except NotFound:
@@ -292,7 +293,7 @@ def _require_topic(page: Page, log: Log, source: LetterSource) -> None:
         ) from None
 
 
-# -- the question
+# -- the confirmation
 
 
 def _question(
@@ -351,14 +352,14 @@ def _question(
 
 
 def has_members(page: Page, group: str) -> bool:
-    """Whether somebody consumes for a group."""
+    """Whether a group has members."""
     try:
         return bool(page.log.group(group, ()).members)
     except NotFound:
         return False
 
 
-# -- editing one
+# -- editing a letter
 
 
 def edit(page: Page) -> Done:
@@ -405,7 +406,7 @@ def edit(page: Page) -> Done:
 def new_value(page: Page) -> bytes:
     """The value that was typed.
 
-    :raises InvalidValue: it is too large, or no base64.
+    :raises InvalidValue: it is too large, or is not base64.
     """
     if "base64" in page.fields:
         written = "".join(page.fields.raw("base64").split())

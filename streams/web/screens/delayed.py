@@ -1,4 +1,4 @@
-"""Delayed messages: what waits until it is due, and where it goes then; cancelling."""
+"""Delayed messages: those that wait until they are due, and their destinations; cancelling."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from streams.web.screens.dead_actions import has_members
 from streams.web.translations import mark
 
 READ_SECONDS = 0.03
-"""Real seconds for which a page waits for what is new; reading goes on by itself."""
+"""Seconds of real time for which a page waits for new records; reading goes on by itself."""
 
 OVERDUE = 60.0
-"""Seconds after which a message that is due and not delivered is a problem."""
+"""Seconds after which a due message that is not delivered is a problem."""
 
 ANSWER_SECONDS = 3.0
-"""Real seconds for which an answer is waited for."""
+"""Seconds of real time for which an answer is waited for."""
 
 MAX_NAMED = 200
-"""Messages that are cancelled in one step."""
+"""The most messages that are cancelled in one step."""
 
 MAX_PAGE = 400
-"""Pages of a list, at most."""
+"""The most pages of a list."""
 
 
 def index_of(page: Page, name: str) -> DelayIndex:
-    """What is known of a delay topic."""
+    """The index of a delay topic."""
     return page.dashboard.delays.of(name)
 
 
@@ -66,7 +66,7 @@ class MessageRow(NamedTuple):
     """A delayed message in a list.
 
     :param at: ``PARTITION/OFFSET`` of its entry.
-    :param to: the topic that it goes to; empty where its entry cannot be read.
+    :param to: its destination topic; empty if its entry cannot be read.
     """
 
     at: str
@@ -88,7 +88,7 @@ def list_topics(page: Page) -> Response:
 
 
 def list_delayed(page: Page) -> Response:
-    """What waits in a delay topic, what is due first at the top."""
+    """The waiting messages of a delay topic, those due first at the top."""
     name, log = _delay_topic(page), page.log
     index = index_of(page, name)
     counts = index.counts(READ_SECONDS)
@@ -143,7 +143,7 @@ def _is_of_manager(name: str) -> bool:
 
 
 def _own_kind(page: Page, name: str) -> str:
-    """What of the toolkit's own a delay topic is; empty: the app's."""
+    """The purpose of a delay topic of the toolkit's own; empty: it is the app's."""
     if _is_of_manager(name):
         return page._("Timeouts of a process manager wait here. They are cancelled by it alone.")
     if name.endswith(".delay"):
@@ -212,7 +212,7 @@ def cancel(page: Page) -> Done | Confirm:
 
 
 def _named(page: Page, index: DelayIndex, name: str) -> list[tuple[int, DelayEntry]]:
-    """The messages that are meant, each with its partition.
+    """The selected messages, each with its partition.
 
     :raises NotFound: one of them does not wait any more.
     """

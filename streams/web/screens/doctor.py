@@ -1,4 +1,4 @@
-"""The doctor: the checklist of an event-driven service, held against the app and its log."""
+"""The doctor: checks the app and its log against the checklist of an event-driven service."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from streams.web.rendering import cut
 from streams.web.translations import mark
 
 FRESH = 60.0
-"""Real seconds for which findings are shown as they are."""
+"""Seconds of real time for which findings are considered fresh."""
 
 AT_ONCE = 3.0
-"""The same for whoever asks to look again."""
+"""The same for visitors who ask for a new run."""
 
 OVERVIEW = 600.0
 """The same for the overview."""
 
 MAX_PROBLEMS = 20
-"""Findings that stand on the overview."""
+"""The most findings on the overview."""
 
 VERDICTS = {"no": mark("wrong"), "unknown": mark("not known"), "yes": mark("in order")}
 
 
 def show_doctor(page: Page) -> Response:
-    """The findings, what is wrong first."""
+    """The findings, problems first."""
     if not declares_anything(page.app):
         raise NotFound(page._("The doctor looks at an app, and none was given here."))
     wanted = page.fields.text("verdict")
@@ -67,7 +67,7 @@ def show_doctor(page: Page) -> Response:
 
 
 def problems(page: Page) -> Iterator[Problem]:
-    """What the doctor found lately not to be as it should."""
+    """The problems that the doctor found lately."""
     if not declares_anything(page.app):
         return
     result, _ = page.dashboard.doctor.result(

@@ -1,4 +1,4 @@
-"""Groups: who reads, how far they are, which message holds them up; moving and deleting them."""
+"""Groups: their members, progress, and the messages that block them; moving and deleting them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from streams.log.protocol import GroupInfo, Log
 
 PARTITIONS_A_PAGE = 200
-"""Partitions of a group on a page."""
+"""How many partitions of a group a page shows."""
 
 WATCHED = 150
-"""Samples of a group that somebody watches that are looked at: five minutes of them."""
+"""How many samples of a watched group are checked: five minutes of them."""
 
 MAX_ALONE = 50
-"""Groups that nobody consumes for, named by the overview; of the others it says how many."""
+"""The most groups without members that the overview names; the others are counted."""
 
 
 def list_groups(page: Page) -> Response:
@@ -70,8 +70,8 @@ def list_groups(page: Page) -> Response:
 class PositionRow(NamedTuple):
     """A group in one partition, as it is shown.
 
-    :param key: the key of the message that it waits for.
-    :param since: when that message was taken by the log (seconds since the epoch).
+    :param key: the key of the first unsettled message.
+    :param since: the log's time of that message (seconds since the epoch).
     """
 
     at: GroupPosition
@@ -118,7 +118,7 @@ def show_group(page: Page) -> Response:
 
 
 def _positions(log: Log, info: GroupInfo) -> list[GroupPosition]:
-    """Where a group is; a topic that is gone is left out."""
+    """A group's positions; a topic that is gone is left out."""
     try:
         return group_positions(log, info)
     except NotFound:
@@ -127,15 +127,15 @@ def _positions(log: Log, info: GroupInfo) -> list[GroupPosition]:
         return group_positions(log, info._replace(positions=kept))
 
 
-# -- moving it
+# -- moving a group
 
 
 def reset(page: Page) -> Done | Confirm:
-    """Move a group in a topic: what ``streams reset`` does, with its dry run first."""
+    """Move a group in a topic: the same as ``streams reset``, with its dry run first."""
     group, topic, log = group_of(page), topic_of(page), page.log
     force = page.fields.flag("force")
     confirmed = page.fields.text("confirm")
-    if confirmed:  # to where it was shown that it goes, whatever has moved since
+    if confirmed:  # to the positions that were shown, whatever has moved since
         moves = plan_reset(log, group, topic, _targets(page, confirmed), now=page.now)
     else:
         to = parse_offsets(page.fields.text("to"), page._("Where to"), topic)
@@ -144,7 +144,7 @@ def reset(page: Page) -> Done | Confirm:
     again = sum_known(move.again for move in moves)
     skipped = sum_known(move.skipped for move in moves)
     back = page.url("/groups/show", {"group": group}), page._("Back to the group")
-    # What counts is who is concerned, not how much: a reset back to the beginning concerns many.
+    # What matters is the group, not the number: a reset to the beginning concerns many messages.
     if not confirmed:
         return _preview(page, group, topic, moves, again, skipped, back, force=force)
     try:
@@ -171,14 +171,14 @@ def reset(page: Page) -> Done | Confirm:
 
 
 def _plan_text(moves: list[Move]) -> str:
-    """Where a plan moves a group to, as the form has it that confirms the plan."""
+    """The positions of a plan, as the field of the form that confirms it."""
     return ",".join(f"{move.partition}:{move.after}" for move in moves)
 
 
 def _targets(page: Page, confirmed: str) -> dict[int, int]:
-    """What :func:`_plan_text` wrote.
+    """The positions that :func:`_plan_text` wrote.
 
-    :raises InvalidValue: it is something else.
+    :raises InvalidValue: the text is something else.
     """
     found: dict[int, int] = {}
     for part in confirmed.split(","):
@@ -290,7 +290,7 @@ def delete(page: Page) -> Done | Confirm:
 
 
 def problems(page: Page) -> Iterator[Problem | Unfinished]:
-    """Nobody consuming, a lag that grows."""
+    """Groups without members, and lags that grow."""
     groups = page.dashboard.groups.look(2 * LOOK)
     if not groups.is_complete:
         yield Unfinished(
@@ -331,8 +331,8 @@ def problems(page: Page) -> Iterator[Problem | Unfinished]:
 
 
 def _grows(page: Page, facts: GroupFacts) -> bool:
-    """Whether the lag was seen to grow within the last minutes: with each look at all groups, or by
-    somebody who watches this one."""
+    """Whether the lag grew within the last minutes: in the rounds through all groups, or in the
+    samples while a visitor watches this one."""
     now = time.time()
     return lag_grows(facts.lags, now) or lag_grows(
         page.sampler.past(f"group:{facts.name}").points(WATCHED), now

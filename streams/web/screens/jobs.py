@@ -1,4 +1,4 @@
-"""Actions that take long: how far they are, and stopping them."""
+"""Actions that take long: their progress, and stopping them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from streams.web.page import Page, Screen
 
 
 def show_job(page: Page) -> Response:
-    """One job; how far it is comes with the stream, and the page asks once it is over."""
+    """One job; its progress comes with the stream, and the page reloads once it has ended."""
     job = _job(page)
     return page.render("job.html", title=job.title, job=job)
 

@@ -1,5 +1,5 @@
-"""Process managers: what each reads and waits for; one instance with its reactions, commands and
-timeouts."""
+"""Process managers: the topics that each reads, its timeouts; one instance with its reactions,
+commands and timeouts."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
     from streams.app import Streams
 
 NEWEST = 1_000
-"""Reactions and timeouts of each partition that are looked at."""
+"""How many reactions and timeouts of each partition are read."""
 
 FRESH = 5.0
-"""Real seconds for which what was counted is shown as it is."""
+"""Seconds of real time for which counts are considered fresh."""
 
 MAX_TIMEOUTS = 50
-"""Timeouts that are shown, those that come first."""
+"""The most timeouts that are shown, the next ones."""
 
 MAX_REACTIONS = 50
-"""Reactions of an instance that are shown, the last ones."""
+"""The most reactions of an instance that are shown, the last ones."""
 
 MAX_PARTITIONS = 200
-"""Partitions that a manager reads that are shown."""
+"""The most partitions of a manager that are shown."""
 
 LATE = 60.0
-"""Seconds that a timeout may be overdue before it is said to be."""
+"""Seconds that a timeout may be overdue before it is reported."""
 
 OUTCOMES = {
     "done": mark("done"),
@@ -59,7 +59,7 @@ OUTCOMES = {
     "open": mark("not carried out yet"),
     "unknown": mark("not known"),
 }
-"""What became of a command."""
+"""The outcomes of a command."""
 
 TIMEOUT_STATES = {
     "waiting": mark("waits"),
@@ -68,18 +68,18 @@ TIMEOUT_STATES = {
     "replaced": mark("replaced"),
     "ended": mark("not needed any more"),
 }
-"""How a timeout is."""
+"""The states of a timeout."""
 
 
 def has_managers(app: Streams) -> bool:
-    """The app declares process managers."""
+    """Whether the app declares process managers."""
     return bool(app.managers)
 
 
 class ManagerRow(NamedTuple):
-    """A manager, as far as it was looked at.
+    """A manager in the list.
 
-    :param error: why it could not be; empty: it could.
+    :param error: why it could not be read; empty: it could.
     """
 
     name: str
@@ -103,7 +103,7 @@ def _inspector(page: Page, name: str) -> ManagerInspector:
 
 
 def _row(page: Page, name: str) -> ManagerRow:
-    """What is known of a manager, counted at most every few seconds."""
+    """The row of a manager, counted at most every few seconds."""
 
     def count() -> ManagerRow:
         try:
@@ -138,7 +138,7 @@ def _count(page: Page, name: str) -> ManagerRow:
 
 
 def _is_ready(page: Page, inspector: ManagerInspector) -> bool:
-    """Whether its topic is there, and the log knows which reactions count."""
+    """Whether its topic exists, and the log knows which reactions count."""
     log = page.log
     try:
         log.topic(inspector.reactions_topic)
@@ -181,7 +181,7 @@ class InstanceRow(NamedTuple):
 
 
 def _instance_url(page: Page, name: str, topic: str, key: str) -> str:
-    """Where an instance is shown; empty where the visitor does not see its key."""
+    """The address of an instance; empty if the visitor does not see its key."""
     data = key.encode("utf-8", "surrogateescape")
     if page.payloads.key(topic, data).data != data:
         return ""
@@ -189,7 +189,7 @@ def _instance_url(page: Page, name: str, topic: str, key: str) -> str:
 
 
 def show_manager(page: Page) -> Response:
-    """One manager: what it reads, the timeouts that come next, its instances."""
+    """One manager: the topics that it reads, its next timeouts, its instances."""
     name = page.fields.text("manager")
     inspector = _inspector(page, name)
     row = _row(page, name)
@@ -242,7 +242,7 @@ def show_manager(page: Page) -> Response:
 def _instances(
     page: Page, name: str, topic: str, unlisted: Unlisted
 ) -> tuple[list[InstanceRow], str]:
-    """Some instances by their keys, and the address of those behind them."""
+    """Some instances by their keys, and the address of the next ones."""
     log = page.log
     if not isinstance(log, EventLog):
         return [], ""
@@ -265,7 +265,7 @@ def _instances(
 
 
 class CommandRow(NamedTuple):
-    """A command of a reaction, and what became of it."""
+    """A command of a reaction, and its outcome."""
 
     found: InspectedCommand
     id: Shown
@@ -293,7 +293,7 @@ class InstanceTimeout(NamedTuple):
 
 
 def show_instance(page: Page) -> Response:
-    """One instance: its state, what it waits for, its reactions."""
+    """One instance: its state, the timeouts and commands that it waits for, its reactions."""
     name, key = page.fields.text("manager"), page.fields.raw("key")
     inspector = _inspector(page, name)
     if not key or len(key) > 2_000:
@@ -362,7 +362,7 @@ def _command_row(page: Page, topic: str, found: InspectedCommand) -> CommandRow:
 
 
 def problems(page: Page) -> Iterator[Problem]:
-    """Timeouts that are overdue, messages that could not be reacted to."""
+    """Overdue timeouts, and messages that could not be reacted to."""
     for name in sorted(page.app.managers)[:20]:
         row = _row(page, name)
         url = page.url("/managers/show", {"manager": name})

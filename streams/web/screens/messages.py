@@ -1,4 +1,4 @@
-"""Messages of a topic: browsed, searched; and one message by itself. Those that arrive come with
+"""Messages of a topic: browsing, searching, and one message by itself. New ones arrive with
 the figures (:mod:`streams.web.arrivals`)."""
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
     from streams.web.redaction import Payloads, Shown
 
 COUNTS = (25, 50, 100, 200)
-"""Messages on a page."""
+"""The possible numbers of messages on a page."""
 
 MAX_SHOWN = 256 << 10
-"""Bytes of a value that its page shows; the rest is in the file that can be saved."""
+"""The bytes of a value that its page shows; the rest is in the file that can be saved."""
 
 MAX_INDENTED = 128 << 10
-"""Bytes of a JSON document that is shown with line breaks."""
+"""The largest JSON document that is shown with line breaks, in bytes."""
 
 HEX_ROWS = 256
-"""Rows of 16 bytes of a value that is no text."""
+"""The rows of 16 bytes that are shown of a value that is not text."""
 
 LOOKS_BACK = (1, 20, 400)
-"""How far back the message before one is looked for, one after the other."""
+"""The distances, one after the other, within which the previous message is searched for."""
 
 SEARCH_FIELDS = Query._fields
 
 
 def list_messages(page: Page) -> Response:
-    """The messages of a topic: the newest, those from a place on, those that are searched for."""
+    """The messages of a topic: the newest, those from a position on, or those of a search."""
     topic, log, fields = topic_of(page), page.log, page.fields
     info = log.topic(topic)
     partition = fields.optional_number("partition")
@@ -119,7 +119,7 @@ def _search(
 
 
 def show_message(page: Page) -> Response:
-    """One message: its value, its headers, and where it has been."""
+    """One message: its value, its headers, and its trail."""
     row, offset = _row(page)
     batch, topic, payloads = row.batch, row.batch.topic, page.payloads
     headers = payloads.headers(topic, batch.headers(row.index), batch.keys[row.index])
@@ -158,9 +158,9 @@ def show_message(page: Page) -> Response:
 
 
 def _before(log: Log, topic: str, partition: int, first: int, offset: int) -> int | None:
-    """Where the message before an offset stands; None: there is none from ``first`` on, or none
-    that is near. What is just before it may be none: the end of a transaction, an event that came
-    too late."""
+    """The offset of the message before an offset; None: there is none from ``first`` on, or none
+    nearby. The record just before it may not be a message: the end of a transaction, an event that
+    was written too late."""
     for count in LOOKS_BACK:
         begin = max(first, log.offset_before(topic, partition, offset, count))
         found: int | None = None
@@ -172,7 +172,7 @@ def _before(log: Log, topic: str, partition: int, first: int, offset: int) -> in
 
 
 def show_trail(page: Page) -> Response:
-    """Where a message has been; a part of its page that comes after the rest, as it takes long."""
+    """The trail of a message; a part of its page that comes after the rest, as it takes long."""
     row, offset = _row(page)
     place = f"{row.batch.partition}/{path_part(page.log.format_offset(offset))}"
     return page.render(
@@ -184,7 +184,7 @@ def show_trail(page: Page) -> Response:
 
 
 def save_value(page: Page) -> Response:
-    """The value of a message as a file, byte for byte (but for ``redact=``)."""
+    """The value of a message as a file, byte for byte (except for ``redact=``)."""
     row, _ = _row(page)
     shown = page.payloads.value(row.batch.topic, row.value)
     if shown.data is None:
@@ -223,7 +223,7 @@ def _row(page: Page) -> tuple[Any, int]:
 
 
 def _header(payloads: Payloads, batch: Batch, index: int, *names: str) -> str:
-    """The first of these headers that is there, as the visitor may see it; empty: none is."""
+    """The first of these headers that exists, as the visitor may see it; empty: none does."""
     headers = batch.headers(index)
     for name in names:
         for each, value in headers:
@@ -233,7 +233,7 @@ def _header(payloads: Payloads, batch: Batch, index: int, *names: str) -> str:
 
 
 def _value_context(page: Page, batch: Batch, index: int, value: Shown) -> dict[str, Any]:
-    """A value as it is shown: JSON with line breaks, text, or bytes in rows."""
+    """The variables that show a value: as JSON with line breaks, text, or bytes in rows."""
     data = value.data
     if data is None:
         return {"kind": "none", "text": "", "rows": (), "is_cut": False}
@@ -256,8 +256,8 @@ def _value_context(page: Page, batch: Batch, index: int, value: Shown) -> dict[s
 def _events_today(
     page: Page, batch: Batch, index: int, value: Shown
 ) -> Sequence[tuple[str, str]] | None:
-    """The events that a stored one is today, as JSON with line breaks; None: just that one, or it
-    is none of an aggregate that the app declares."""
+    """The events that a stored one is upcast to, as JSON with line breaks; None: it is not upcast,
+    or the app declares no aggregate for it."""
     found = events_today(page.app, page.payloads, batch, index, value.data)
     if found is None:
         return None
@@ -275,8 +275,8 @@ def _hex_rows(data: bytes) -> Iterator[tuple[str, str, str]]:
 
 
 def _decoding_problem(page: Page, row: Any) -> str:
-    """Why the value cannot be decoded as what the app declares; empty: it can, or nothing is
-    declared."""
+    """Why the value cannot be decoded as the type that the app declares; empty: it can, or no type
+    is declared."""
     from streams.processing import Skip
 
     declared = page.app.topics.get(row.batch.topic)

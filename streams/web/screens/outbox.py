@@ -1,5 +1,5 @@
-"""Outboxes: what waits in them and how old it is; rows that could not be published, and trying them
-again."""
+"""Outboxes: their waiting rows and the age of these; rows that could not be published, and retrying
+them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FRESH = 2.0
-"""Real seconds for which what was found is shown as it is."""
+"""Seconds of real time for which rows are considered fresh."""
 
 MAX_ROWS = 50
-"""Rows that are shown, the first ones."""
+"""The most rows that are shown, the first ones."""
 
 OLD = 60.0
-"""Seconds after which a row should have been relayed, and after which a relay that said nothing is
-none."""
+"""Seconds after which a row should have been relayed, and after which a silent relay is not
+counted."""
 
 STATES = {
     "ready": mark("to be relayed"),
@@ -51,18 +51,18 @@ STATES = {
     "waiting": mark("waits behind"),
     "undeclared": mark("topic not declared"),
 }
-"""How a row is."""
+"""The states of a row."""
 
 
 def has_outboxes(app: Streams) -> bool:
-    """The app declares outboxes."""
+    """Whether the app declares outboxes."""
     return bool(app.outboxes)
 
 
 class OutboxRow(NamedTuple):
     """An outbox.
 
-    :param found: None: it cannot be looked at, and ``error`` says why.
+    :param found: None: it cannot be read, and ``error`` says why.
     """
 
     name: str
@@ -94,7 +94,7 @@ def _outbox_of(page: Page) -> Outbox:
 def _run(page: Page, outbox: Outbox, asked: Coroutine[Any, Any, T]) -> T:
     """Ask the outbox's database (blocks).
 
-    :raises InvalidValue: it cannot be reached, which is no fault of the log's.
+    :raises InvalidValue: it cannot be reached, for which the log is not to blame.
     """
     try:
         with _waiting(page, outbox):
@@ -106,7 +106,7 @@ def _run(page: Page, outbox: Outbox, asked: Coroutine[Any, Any, T]) -> T:
 
 
 def _inspect(page: Page, outbox: Outbox, *, every: bool) -> Inspected | str:
-    """What is in it, or why that is not known; asked at most every few seconds."""
+    """The outbox's rows, or why they are unknown; read at most every few seconds."""
 
     def look() -> Inspected | str:
         try:
@@ -163,7 +163,7 @@ def _key_bytes(row: HeldRow) -> bytes | None:
 
 
 def show_row(page: Page) -> Response:
-    """One row: what it would be published as, and why it was not."""
+    """One row: the message that it would be published as, and why it was not."""
     outbox = _outbox_of(page)
     found = _find(page, outbox, str(page.fields.number("row", 0, low=1, high=1 << 62)))
     row, topic = found.row, str(found.row.topic)
@@ -187,8 +187,8 @@ def show_row(page: Page) -> Response:
 def _headers(
     page: Page, topic: str, found: InspectedRow
 ) -> tuple[list[tuple[str, Shown]], Shown | None]:
-    """A row's headers; or those that cannot be read, as they stand in the table: what is hidden of
-    them cannot be told, so all of them are, where anything may be."""
+    """A row's headers; if they cannot be read, the raw text of the table: its hidden parts cannot
+    be told apart, so all of it is hidden if anything may be."""
     try:
         return page.payloads.headers(topic, headers_of(found), _key_bytes(found.row)), None
     except InvalidRow:
@@ -205,7 +205,7 @@ def _find(page: Page, outbox: Outbox, sequence: str) -> InspectedRow:
 
 
 def retry(page: Page) -> Done | Confirm:
-    """Try a row that failed again, or all of them."""
+    """Retry a failed row, or all of them."""
     outbox = _outbox_of(page)
     back = page.url("/outbox"), page._("Outbox")
     row = page.fields.optional_number("row", high=1 << 62)
@@ -243,15 +243,15 @@ def retry(page: Page) -> Done | Confirm:
 
 
 def problems(page: Page) -> Iterator[Problem]:
-    """Rows that could not be published, rows whose topic no relay declares, and outboxes that
-    nobody relays."""
+    """Rows that could not be published, rows whose topic no relay declares, and outboxes without
+    a relay."""
     url = page.url("/outbox")
     for outbox in page.app.outboxes.values():
         if not isinstance(outbox, Outbox) or outbox.relayed_by == "debezium":
             continue
         found = _inspect(page, outbox, every=False)
         if isinstance(found, str):
-            continue  # the database is not there yet, or not to be reached: the screen says so
+            continue  # the database does not exist yet, or cannot be reached: the screen says so
         backlog, relays = found.backlog, found.relays
         if backlog.failed:
             text = page.plural(

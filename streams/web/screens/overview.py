@@ -1,4 +1,4 @@
-"""The overview: problems first, then what there is."""
+"""The overview: problems first, then topics, groups and processors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from streams.web.translations import mark
 logger = get_logger("streams")
 
 MAX_PROBLEMS = 200
-"""Problems that are shown."""
+"""The most problems that are shown."""
 
 SLOW = 10.0
-"""Real seconds for which the problems alone are waited for."""
+"""Seconds of real time for which the separate request for problems waits."""
 
 BUSIEST = 8
-"""Groups that are shown by their lag."""
+"""How many groups are shown, by their lag."""
 
 
 def overview(page: Page) -> Response:
-    """What a person should look at first."""
+    """The page with everything that needs attention first."""
     board = _board(page, page.dashboard.problem_patience)
     groups = page.dashboard.groups.look(LOOK)
     visible = [facts for facts in groups.known.values() if not groups.is_internal(facts.name)]
@@ -49,7 +49,7 @@ def overview(page: Page) -> Response:
 
 
 def problems(page: Page) -> Response:
-    """The problems alone: the part of the overview that may come later."""
+    """The problems only: the part of the overview that may come later."""
     board = _board(page, SLOW)
     return page.render("problems.html", title=page._("Problems"), **_context(board))
 

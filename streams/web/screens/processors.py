@@ -1,7 +1,7 @@
-"""Processors that run in this process: how quick they are, what they hold; pausing them.
+"""Processors that run in this process: their durations, their messages in flight; pausing them.
 
-A processor runs in as many processes as its app does, and each knows its own alone. What all of
-them together have done is with the groups.
+A processor runs in as many processes as its app does, and each knows only its own. The progress of
+all of them together is shown with the groups.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from streams.processor import Processor
 
 MAX_PROCESSORS = 200
-"""Processors that are shown."""
+"""The most processors that are shown."""
 
 MAX_PARTITIONS = 200
-"""Partitions of a processor that are shown."""
+"""The most partitions of a processor that are shown."""
 
 
 class ProcessorRow(NamedTuple):
     """A processor in a list.
 
-    :param state: in a word, translated.
-    :param tone: of that word: ``good``, ``warning``, ``bad``, or empty.
-    :param error: what ended it.
+    :param state: one word, translated.
+    :param tone: the tone of that word: ``good``, ``warning``, ``bad``, or empty.
+    :param error: the error that ended it.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ProcessorRow(NamedTuple):
 
 
 def list_processors(page: Page) -> Response:
-    """The processors that the app declares, and what they do here."""
+    """The processors that the app declares, and their state in this process."""
     _measure(page)
     processors = list(page.app.processors)[:MAX_PROCESSORS]
     figures = _ask(page, [each.name for each in processors])
@@ -194,7 +194,7 @@ def pause(page: Page) -> Done | Confirm:
 
 
 def resume(page: Page) -> Done:
-    """Go on after a pause."""
+    """Resume a paused processor."""
     processor, back = _running(page)
     processor.resume()
     return Done(

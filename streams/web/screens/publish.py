@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from streams.topic import Topic
 
 MAX_HEADERS = 100
-"""Headers of a message that is published here, at most."""
+"""The most headers of a message that is published here."""
 
 OWN_PREFIXES = ("__streams.", "streams_")
-"""What begins the names of the toolkit's own headers, which nobody fills in."""
+"""The prefixes of the toolkit's own headers, which visitors must not fill in."""
 
 OWN_HEADERS = (ID, *OWN_PREFIXES)
-"""What begins the names of headers that are not copied from a message."""
+"""The prefixes of headers that are not copied from a message."""
 
 
 def show_form(page: Page) -> Response:
-    """The form; first for the topic."""
+    """The form; first the one that asks for the topic."""
     name = page.fields.text("topic")
     if not name:
         return _choose(page)
@@ -60,10 +60,10 @@ def show_form(page: Page) -> Response:
 
 
 def _refuse_own(page: Page, topic: str) -> None:
-    """Whoever may publish may not therefore do what a record in one of these does: end a saga, put
-    a letter back.
+    """Refuse a topic of the toolkit's own: the permission to publish must not include the effect of
+    a record in one of these, such as ending a saga or putting a letter back.
 
-    :raises InvalidValue: the toolkit keeps the topic for itself.
+    :raises InvalidValue: the topic is the toolkit's own.
     """
     log = page.log
     if topic in internal_topics(log.topic_names(), log.groups()):
@@ -128,7 +128,7 @@ def _chosen(page: Page, variants: list[Variant], document: Any) -> Variant | Non
 
 
 def _example(variant: Variant | None) -> str:
-    """A value with every member that must be given, to begin with."""
+    """A value with every required member, as the initial text."""
     if variant is None:
         return ""
     empty: dict[str, Any] = {"text": "", "integer": 0, "number": 0.0, "boolean": False, "json": {}}
@@ -161,7 +161,7 @@ def _copied(page: Page, topic: str) -> Batch | None:
 def _of_message(page: Page, batch: Batch) -> dict[str, Any]:
     payloads, topic = page.payloads, batch.topic
     value, key = payloads.value(topic, batch.values[0]), payloads.key(topic, batch.keys[0])
-    for each in (value, key):  # what the form would send back as something else
+    for each in (value, key):  # parts that the form would send back changed
         if not is_text(each.data or b""):
             raise InvalidValue(
                 page._("Its key or its value is no plain text, so it cannot be copied here.")
@@ -193,7 +193,7 @@ def _of_message(page: Page, batch: Batch) -> dict[str, Any]:
 
 
 def publish(page: Page) -> Done | Response:
-    """Check what was filled in, write it, and say where it stands."""
+    """Check the input, write the message, and show its position."""
     topic, log = topic_of(page), page.log
     info = log.topic(topic)
     if info.is_event_topic:
@@ -224,9 +224,9 @@ def publish(page: Page) -> Done | Response:
 
 
 def _record(page: Page, topic: str) -> Record:
-    """What is written.
+    """The record to write.
 
-    :raises InvalidValue: something cannot be.
+    :raises InvalidValue: a field is invalid.
     :raises CodecError: the value does not fit the topic's type.
     """
     fields = page.fields
@@ -265,9 +265,9 @@ def _plain_record(
 
 
 def _value(page: Page, declared: Topic[Any]) -> Any:
-    """The value that was filled in, as the topic's type.
+    """The filled-in value, as the topic's type.
 
-    :raises InvalidValue: it is none.
+    :raises InvalidValue: it is invalid.
     """
     fields = page.fields
     if declared.type is bytes:
@@ -287,14 +287,14 @@ def _value(page: Page, declared: Topic[Any]) -> Any:
 
 
 def _by_name(headers: list[tuple[str, bytes | None]]) -> dict[str, str]:
-    """Headers as a topic takes them."""
+    """Headers in the form that a topic takes."""
     return {name: (value or b"").decode("utf-8", "surrogateescape") for name, value in headers}
 
 
 def _headers(page: Page) -> list[tuple[str, bytes | None]]:
-    """The headers that were filled in, one a line: ``name: value``.
+    """The filled-in headers, one per line: ``name: value``.
 
-    :raises InvalidValue: a line is none.
+    :raises InvalidValue: a line is not a header.
     """
     found: list[tuple[str, bytes | None]] = []
     for line in page.fields.raw("headers").splitlines():

@@ -1,4 +1,4 @@
-"""Sagas: which stand where, one with the timeline of its steps; resuming and abandoning them."""
+"""Sagas: the list by status, one with the timeline of its steps; resuming and abandoning them."""
 
 from __future__ import annotations
 
@@ -49,32 +49,32 @@ if TYPE_CHECKING:
     from streams.inspection.sagas import Transition
 
 READ = 0.04
-"""Real seconds for which a visit reads what is new in the journals."""
+"""Seconds of real time for which a visit reads new entries of the journals."""
 
 MAX_NAMES = 50
-"""Journals that are shown together."""
+"""The most journals that are shown together."""
 
 PATIENCE = 1.0
-"""Real seconds for which one saga is looked for; on request longer."""
+"""Seconds of real time for which one saga is searched for; longer on request."""
 
 LONG_PATIENCE = 10.0
 
 STUCK = 600.0
-"""Seconds after which a saga that should go on and does not is said to be stuck."""
+"""Seconds without progress after which a saga that should advance is reported as stuck."""
 
 MAX_FILTERED = 5_000
-"""IDs that are compared with a filter where the app's ``redact=`` is asked about each."""
+"""The most IDs that are compared with a filter if the app's ``redact=`` is called for each."""
 
 MAX_LISTED = 10_000
-"""Sagas of one list."""
+"""The most sagas of one list."""
 
 OPEN: frozenset[Status] = frozenset(("running", "compensating", "failed", "stopped"))
-"""Statuses of sagas that are not over."""
+"""Statuses of sagas that are not final."""
 
 MOVING: frozenset[Status] = frozenset(("running", "compensating"))
 
 MAX_TRANSITIONS = 500
-"""Lines of a timeline, the last ones."""
+"""The most lines of a timeline, the last ones."""
 
 STATES: dict[Status, str] = {
     "running": mark("running"),
@@ -85,7 +85,7 @@ STATES: dict[Status, str] = {
     "compensated": mark("undone"),
     "abandoned": mark("abandoned"),
 }
-"""What a status is called."""
+"""The names of the statuses."""
 
 BAD = ("failed", "stopped")
 
@@ -136,7 +136,7 @@ def _look(page: Page, names: Sequence[str], seconds: float) -> _Looked:
 
 
 def list_sagas(page: Page) -> Response:
-    """The sagas of the log, those that moved last first."""
+    """The sagas of the log, the last changed first."""
     names = _names(page)
     chosen = page.fields.text("saga")
     if chosen and chosen not in names:
@@ -171,7 +171,7 @@ def list_sagas(page: Page) -> Response:
 
 
 def _wanted(state: str) -> frozenset[Status] | None:
-    """The statuses that are shown; None: all."""
+    """The statuses to show; None: all."""
     if state == "all":
         return None
     if state == "open":
@@ -190,7 +190,7 @@ def _chosen(
     *,
     oldest_first: bool,
 ) -> tuple[list[tuple[str, KnownSaga]], bool]:
-    """The sagas of these statuses whose ID has a text in it, in their order; and whether there are
+    """The sagas of these statuses whose ID contains a text, in their order; and whether there are
     more than are listed or compared."""
     parts = [
         _of_name(name, index.sagas(wanted), oldest_first=oldest_first)
@@ -241,8 +241,8 @@ def _is_stuck(page: Page, known: KnownSaga) -> bool:
 
 
 def _address(page: Page, name: str, id: str, partition: int, offset: int) -> str:
-    """Where a saga is shown. By its ID only where the visitor sees that; else by where its last
-    entry stands."""
+    """The address of a saga. By its ID only if the visitor sees that; else by the position of its
+    last entry."""
     if page.payloads.key(f"{name}.saga", _bytes(id)).data == _bytes(id):
         return page.url("/sagas/show", {"saga": name, "id": id})
     place = {"saga": name, "partition": partition, "entry": page.log.format_offset(offset)}
@@ -253,7 +253,7 @@ def _address(page: Page, name: str, id: str, partition: int, offset: int) -> str
 
 
 class TransitionRow(NamedTuple):
-    """Something that happened to a saga, as it is shown."""
+    """A transition of a saga, as it is shown."""
 
     found: Transition
     error: Shown
@@ -274,7 +274,7 @@ def _saga_of(page: Page) -> Journal:
 
 
 def _history(page: Page, journal: Journal) -> tuple[str, SagaHistory]:
-    """The saga that an address names, by its ID or by where an entry of it stands."""
+    """The saga that an address names, by its ID or by the position of one of its entries."""
     id, partition = page.fields.raw("id"), page.fields.optional_number("partition", high=1 << 20)
     if not id and partition is not None:
         offset = journal.log.parse_offset(page.fields.text("entry"))
@@ -294,7 +294,7 @@ def _history(page: Page, journal: Journal) -> tuple[str, SagaHistory]:
 
 
 def show_saga(page: Page) -> Response:
-    """One saga: where it stands, its steps, what happened."""
+    """One saga: its status, its steps, its transitions."""
     journal = _saga_of(page)
     id, history = _history(page, journal)
     shown_id = page.payloads.key(journal.topic, _bytes(id))
@@ -348,7 +348,7 @@ def show_saga(page: Page) -> Response:
 
 
 def _form_fields(page: Page, journal: Journal, id: str, last: PlacedEntry) -> dict[str, object]:
-    """What names a saga in a form, where its ID is not shown."""
+    """The fields that identify a saga in a form if its ID is not shown."""
     offset = journal.log.format_offset(last.offset)
     return {"saga": journal.saga, "partition": last.partition, "entry": offset}
 
@@ -361,17 +361,17 @@ def _entry_url(page: Page, journal: Journal, placed: PlacedEntry) -> str:
 
 
 def _why_it_stands(entry: JournalEntry) -> str:
-    """Why it goes on no more: the reason that was given, else what failed."""
+    """Why it does not advance any more: the given reason, else the failure."""
     if entry.status == "failed":
         return "; ".join(steps_not_undone(entry))
     return entry.error
 
 
-# -- doing something
+# -- actions
 
 
 def resume(page: Page) -> Done | Confirm:
-    """Go on with a saga that was stopped, or that could not be undone."""
+    """Resume a saga that was stopped, or whose compensation failed."""
     journal = _saga_of(page)
     id, last = _last(page, journal)
     following = _checked(lambda: resume_entry(last.entry, page.now))
@@ -440,14 +440,14 @@ def _last(page: Page, journal: Journal) -> tuple[str, PlacedEntry]:
 
 
 def _version(entry: JournalEntry) -> str:
-    """What a visitor confirms: should the saga have moved meanwhile, it is shown again."""
+    """The version that a visitor confirms: if the saga has moved meanwhile, it is shown again."""
     return f"{entry.n}:{entry.status}"
 
 
 def _checked(make: Callable[[], JournalEntry]) -> JournalEntry:
     try:
         return make()
-    except SagaError as error:  # there is nothing to resume, or to abandon
+    except SagaError as error:  # it can be neither resumed nor abandoned
         raise InvalidValue(str(error)) from error
 
 
@@ -464,7 +464,7 @@ def _append(journal: Journal, id: str, make: Callable[[Any], Any]) -> JournalEnt
 
 
 def problems(page: Page) -> Iterator[Problem]:
-    """Sagas that stand still, by their names and why."""
+    """Sagas that do not advance, by their names and reasons."""
     looked = _look(page, _names(page)[:MAX_NAMES], READ)
     for name, index in looked.indexes.items():
         found: dict[str, Sequence[KnownSaga]] = {

@@ -1,4 +1,4 @@
-"""Topics: the list, and one topic with its partitions and who reads it."""
+"""Topics: the list, and one topic with its partitions and groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streams.log.protocol import DurabilityFact
 
 MAX_PARTITIONS = 500
-"""Partitions of a topic that are shown."""
+"""The most partitions of a topic that are shown."""
 
 
 def list_topics(page: Page) -> Response:
@@ -97,7 +97,7 @@ def show_topic(page: Page) -> Response:
 
 
 def _durability(page: Page, topic: str) -> tuple[DurabilityFact, ...]:
-    """What decides whether a message can be lost; nothing where the log does not say."""
+    """The facts that decide whether a message can be lost; none if the log does not say."""
     try:
         return page.log.durability(topic)
     except StreamsError:
@@ -105,7 +105,7 @@ def _durability(page: Page, topic: str) -> tuple[DurabilityFact, ...]:
 
 
 def series(page: Page) -> Response:
-    """The past of a subject, as the charts take it: times and values."""
+    """The past of a subject in the form of the charts: times and values."""
     points = page.sampler.past(page.fields.raw("subject")).points()
     data = [[when for when, _ in points], [value for _, value in points]]
     return JSONResponse(data, headers={"cache-control": "no-store"})

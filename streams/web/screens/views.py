@@ -1,5 +1,5 @@
-"""Views: their versions and how far each is; promoting, rebuilding and dropping them; documents
-that stand still."""
+"""Views: their versions and the progress of each; promoting, rebuilding and dropping them; stopped
+documents."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ T = TypeVar("T")
 logger = get_logger("streams")
 
 MAX_VERSIONS = 10
-"""Versions of a view that are shown, the newest ones."""
+"""The most versions of a view that are shown, the newest ones."""
 
 MAX_PARTITIONS = 100
-"""Partitions of a version that are shown."""
+"""The most partitions of a version that are shown."""
 
 MAX_STOPPED = 50
-"""Documents that stand still that are shown at once."""
+"""The most stopped documents that are shown at once."""
 
 RETRY_PATIENCE = 60.0
-"""Seconds for which it is waited until a document is folded on."""
+"""Seconds for which a retried document is waited for."""
 
 STATES = {
     "clearing": mark("being cleared"),
@@ -61,7 +61,7 @@ STATES = {
     "serving": mark("serves"),
     "ready": mark("ready"),
 }
-"""How a version is."""
+"""The states of a version."""
 
 
 def _names(page: Page) -> list[str]:
@@ -76,7 +76,7 @@ def _keeps_documents(log: Log) -> bool:
 
 
 def _state(view: KnownView, number: int) -> str:
-    """A version's state, as what looks at it says (without asking for its documents)."""
+    """A version's state, as its inspector reports it (without reading its documents)."""
     known = view.version(number)
     if known is None or known.is_clearing:
         return "clearing"
@@ -124,7 +124,7 @@ def list_views(page: Page) -> Response:
 
 
 class StoppedRow(NamedTuple):
-    """A document that stands still."""
+    """A stopped document."""
 
     key: Shown
     fields: dict[str, str]
@@ -168,7 +168,7 @@ def _version_of(page: Page) -> tuple[str, KnownView, VersionInspector]:
 
 
 def show_view(page: Page) -> Response:
-    """One view: its versions, how far each partition is, what stands still."""
+    """One view: its versions, the progress of each partition, its stopped documents."""
     name, view = _view_of(page)
     shown = list(reversed(view.versions[-MAX_VERSIONS:]))
     subjects = [view_subject(name, each.version) for each in shown]
@@ -220,7 +220,7 @@ def _version_page(
             stopped.append(_stopped_row(page, inspector, each))
     except (Unavailable, ConfigError):
         raise
-    except StreamsError as found:  # what stands in the log may be anything
+    except StreamsError as found:  # records in the log may be invalid
         error = str(found)
     return VersionPage(
         number, _state(view, number), subject, figures[subject], inspector, members, partitions,
@@ -235,13 +235,13 @@ def _stopped_row(page: Page, inspector: VersionInspector, found: StoppedKey) -> 
     return StoppedRow(key, visible_key_fields(found.key, key), found, reason)
 
 
-# -- doing something
+# -- actions
 
 
 def _run(page: Page, name: str, act: Callable[[ViewOperator], Awaitable[T]]) -> T:
-    """Do something to a view, on a connection of its own (blocks).
+    """Call a function with the operator of a view, on a connection of its own (blocks).
 
-    :raises InvalidValue: it would do harm.
+    :raises InvalidValue: the action is refused.
     """
     app = page.app
 
@@ -295,7 +295,7 @@ def promote(page: Page) -> Done | Confirm:
 
 
 def rebuild(page: Page) -> Background | Confirm:
-    """Delete a version's documents, so that they are made anew."""
+    """Delete a version's documents, so that they are built again."""
     name, view, inspector = _version_of(page)
     known = inspector.known
     number, expected = known.version, str(known.builds)
@@ -382,7 +382,7 @@ def drop(page: Page) -> Background | Confirm:
 
 
 def retry(page: Page) -> Background:
-    """Have a document that stands still folded on, by the process that folds it."""
+    """Have a stopped document folded further, by the process that folds it."""
     name, _, inspector = _version_of(page)
     number, key = inspector.known.version, key_of(page)
     if inspector.find(key) is None:
@@ -408,7 +408,7 @@ def retry(page: Page) -> Background:
 
 
 def problems(page: Page) -> Iterator[Problem]:
-    """Versions whose rebuild was interrupted, and documents that stand still."""
+    """Versions whose rebuild was interrupted, and stopped documents."""
     yield from page.dashboard.shared(
         ("view-problems", *page.kind), 5.0, lambda: list(_find_problems(page))
     )
