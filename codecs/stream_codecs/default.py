@@ -1,4 +1,4 @@
-"""The codec of a topic that names none."""
+"""The codec of a topic that does not name one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stream_codecs.type_info import type_info
 
 
 def default_codec(type: TypeForm[Any]) -> Codec:
-    """Bytes as they are, a str as text, everything else as JSON."""
+    """Bytes unchanged, a str as text, everything else as JSON."""
     try:
         shape = type_info(type)
     except BindError:
-        return Json()  # which says what is wrong when it is bound
+        return Json()  # its bind() reports the error
     if is_only(shape, bytes):
         return Bytes()
     return Text() if is_only(shape, str) else Json()

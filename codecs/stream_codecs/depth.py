@@ -1,23 +1,23 @@
-"""How deep a document is nested, found without recursion and mostly without looking.
+"""The nesting depth of a document, checked without recursion and mostly without scanning it.
 
-The decoders written in C recurse once a level, on the stack of whatever thread they run in. Their
+The decoders written in C recurse once per level, on the stack of the calling thread. Their
 own guard is the interpreter's, and differs: about 1,000 levels on Python 3.11, several thousand on
-3.12 and 3.13 (up to 512 bytes of stack a level, which a small thread does not have), what the stack
-holds on 3.14. So depth is bounded here, before a decoder sees the document, at a level that is safe
-on all of them.
+3.12 and 3.13 (up to 512 bytes of stack per level, which a small thread does not have), as many as
+the stack holds on 3.14. So depth is bounded here, before a decoder sees the document, at a level
+that is safe on all of them.
 
-Theory of operation. No test may cost much on the ordinary message, and each is a bound from
-above, so the first that passes ends the matter:
+Theory of operation. No test may cost much on an ordinary message, and each is an upper bound, so
+the first that passes settles the matter:
 
 1. A level needs at least one byte: a document no longer than the limit is not deeper.
-2. Only openers nest: count them, at the speed of C. An object costs four bytes a level
-   (``{"":``), so where ``[`` is rare a JSON document's length decides again.
+2. Only openers nest: count them, at the speed of C. An object costs four bytes per level
+   (``{"":``), so if ``[`` is rare a JSON document's length decides again.
 3. Only then follow the nesting. For JSON: cut the strings out and sum up the brackets, in chunks
-   and in bulk operations. For MessagePack, whose containers say how many items follow, walk from
-   item to item.
+   and in bulk operations. For MessagePack, whose containers give the number of their items, walk
+   from item to item.
 
 None of this needs the document to be well formed. At the first malformed byte the decoder stops
-descending, and up to there what is counted here is exactly what it does.
+descending, and up to there the levels counted here are exactly the decoder's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def json_is_deeper(data: bytes, limit: int) -> bool:
     size = len(data)
     if size <= limit:
         return False
-    # Where arrays are few, finding one after the other is ten times as fast as counting.
+    # If arrays are few, finding one after the other is ten times as fast as counting.
     arrays, position = 0, data.find(91)
     while position >= 0:
         arrays += 1
@@ -50,7 +50,7 @@ def json_is_deeper(data: bytes, limit: int) -> bool:
         return False
     depth = 0
     in_string = False  # a string
-    escaped = False  # the chunk's first byte, by a backslash at the end of the last one
+    escaped = False  # whether a backslash at the end of the last chunk escapes the first byte
     for start in range(0, size, _CHUNK):
         chunk = data[start + escaped : start + _CHUNK]
         escaped = False
@@ -58,7 +58,7 @@ def json_is_deeper(data: bytes, limit: int) -> bool:
             chunk = chunk.replace(b"\\\\", b"")
             escaped = chunk.endswith(b"\\")
             chunk = chunk.replace(b'\\"', b"")
-        # Two quotes with no bracket between them change nothing for what stands around them.
+        # Two quotes with no bracket between them do not change the state around them.
         chunk = chunk.translate(_DEPTH_CHANGES, _NOT_STRUCTURAL).replace(b'""', b"")
         pieces = chunk.split(b'"')
         steps = array("b", b"".join(pieces[in_string::2]))
@@ -74,7 +74,7 @@ _NO_CONTAINERS = bytes(byte for byte in range(256) if byte not in _CONTAINERS)
 
 
 def _fixed_sizes() -> list[int]:
-    """Bytes of an item by its first byte, 0 where its length or its items follow."""
+    """The size of an item by its first byte, 0 if a length or items follow."""
     sizes = [0] * 256
     for byte in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
         sizes[byte] = 1  # small integers, nil, false, true
@@ -91,13 +91,13 @@ def _fixed_sizes() -> list[int]:
 
 _FIXED_SIZES = _fixed_sizes()
 _SIZED_CONTAINERS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
-"""Arrays and maps: bytes of their count, items for each."""
+"""Arrays and maps: bytes of their count, items per element."""
 _SIZED_VALUES = {
     first + power: (1 << power, besides)
     for first, besides in ((0xC4, 0), (0xC7, 1), (0xD9, 0))
     for power in range(3)
 }
-"""Binaries, extensions and strings: bytes of their length, bytes besides."""
+"""Binaries, extensions and strings: bytes of their length, additional bytes."""
 
 
 def msgpack_is_deeper(data: bytes, limit: int) -> bool:

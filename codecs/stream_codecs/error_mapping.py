@@ -1,8 +1,8 @@
-"""From what a decoder or an encoder raised to the one typed error, without the payload's content.
+"""Maps the exceptions of decoders and encoders to the one typed error, without payload content.
 
 msgspec's messages are good but may quote the document (``Invalid enum value 'secret'``), and a
-type's own ``__post_init__`` may put anything into a ``ValueError``. So a message passes only if it
-is known to speak of the type alone; of all others, only what kind of failure it was.
+type's own ``__post_init__`` may put anything into a ``ValueError``. So a message is kept only if it
+is known to describe the type alone; for all others, only the kind of failure is given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stream_codecs.type_info import TypeInfo, type_name, union_members
 
 
 class ErrorContext(NamedTuple):
-    """Where a codec is bound; part of every error."""
+    """The topic, role and type that a codec is bound to; part of every error."""
 
     codec: str
     topic: str
@@ -29,7 +29,7 @@ class ErrorContext(NamedTuple):
     """The declared type, as people write it."""
 
     def decode_error(self, data: bytes, reason: str, **where: Any) -> DecodeError:
-        """A decoding error at this place."""
+        """A decoding error with this context."""
         return DecodeError(
             reason, data=data, codec=self.codec, topic=self.topic, role=self.role, **where
         )
@@ -42,7 +42,7 @@ class ErrorContext(NamedTuple):
         )  # fmt: skip
 
     def encode_error(self, reason: str, **where: Any) -> EncodeError:
-        """An encoding error at this place."""
+        """An encoding error with this context."""
         return EncodeError(reason, codec=self.codec, topic=self.topic, role=self.role, **where)
 
 
@@ -63,15 +63,15 @@ _UNSUPPORTED = re.compile(
 _NOT_UTF8 = "text that is not UTF-8"
 
 TagReader = Callable[[bytes], "str | int | None"]
-"""The tag of a document, where it is one that the type does not know."""
+"""Returns the tag of a document, if the type does not have it."""
 
 
 def decode_error(
     context: ErrorContext, data: bytes, exc: Exception, unknown_tag: TagReader | None = None
 ) -> DecodeError:
-    """The typed error for what a decoder raised over ``data``.
+    """The typed error for an exception that a decoder raised on ``data``.
 
-    :raises MemoryError: that was it; the message is not to blame.
+    :raises MemoryError: the exception was one; the message is not to blame.
     """
     if isinstance(exc, DecodeError):
         return exc
@@ -80,7 +80,7 @@ def decode_error(
     if isinstance(exc, msgspec.ValidationError):
         return _validation_error(context, data, exc, unknown_tag)
     if isinstance(exc, UnicodeDecodeError):
-        # Its object is the one text in question.
+        # The exception's object is the one text in question.
         at = data.find(exc.object)
         return context.decode_error(data, _NOT_UTF8, offset=at + exc.start if at >= 0 else None)
     if isinstance(exc, RecursionError):
@@ -90,7 +90,7 @@ def decode_error(
         if found:
             kind, reason, offset = found[1], found[2], int(found[3])
             if kind == "JSON" and reason == "trailing characters":
-                offset -= 1  # it has read the first of them
+                offset -= 1  # the decoder has consumed the first of them
             return context.decode_error(data, f"malformed {kind}: {reason}", offset=offset)
         if not data:
             return context.decode_error(data, "empty")
@@ -98,7 +98,7 @@ def decode_error(
     if isinstance(exc, JSONDecodeError):  # orjson's, whose messages are fixed texts
         if not data:
             return context.decode_error(data, "empty")
-        if not exc.doc:  # it keeps what it could read as text
+        if not exc.doc:  # it holds the part that could be read as text
             return context.decode_error(data, _NOT_UTF8, offset=_first_invalid_utf8(data))
         offset = len(exc.doc[: exc.pos].encode())
         return context.decode_error(data, f"malformed JSON: {exc.msg}", offset=offset)
@@ -114,7 +114,7 @@ def _validation_error(
         kind = type(exc.__cause__).__name__
         return context.decode_error(data, f"refused by the type's own check ({kind})", path=path)
     if message.startswith("Object contains unknown field"):
-        # Its name, which ends the message or not, could look like a path.
+        # The field's name, which may end the message, could look like a path.
         return context.decode_error(data, "a field that the type forbids")
     message, path = _split_path(message)
     if unknown_tag is not None and (tag := unknown_tag(data)) is not None:
@@ -126,7 +126,7 @@ def _validation_error(
 
 
 def _split_path(message: str) -> tuple[str, str]:
-    """The message of msgspec and the path it ends with, ``$`` where it names none."""
+    """The message of msgspec and the path at its end, ``$`` if it has none."""
     text, found, path = message.rpartition(" - at `")
     if not found or not path.endswith("`"):
         return message, "$"
@@ -144,9 +144,9 @@ def _first_invalid_utf8(data: bytes) -> int | None:
 def tag_reader(
     shape: TypeInfo, decoder: Callable[[Any], Callable[[bytes], Any]]
 ) -> TagReader | None:
-    """How to find an unknown tag in a document that the type's decoder refused.
+    """A function that finds an unknown tag in a document that the type's decoder refused.
 
-    It decodes the document again, to a struct that has the tag and nothing else: slow, but exact,
+    It decodes the document again, to a struct that has only the tag: slow, but exact,
     and only done for messages that have failed.
 
     :param decoder: makes the decoding function for a type.
@@ -155,7 +155,7 @@ def tag_reader(
     tagged = [part for part in structs if part.tag is not None]
     if not tagged:
         return None
-    first = tagged[0]  # one union's structs agree on all of this
+    first = tagged[0]  # the structs of one union share these settings
     known = {part.tag for part in tagged}
     kind = type(first.tag)
     name = {"tag": first.tag_field or "type"}
@@ -166,14 +166,14 @@ def tag_reader(
         try:
             tag: str | int = decode(data).tag
         except Exception:
-            return None  # the tag is missing or no tag at all, or the document broken further on
+            return None  # the tag is missing or invalid, or the document is broken further on
         return None if tag in known else tag
 
     return unknown_tag
 
 
 def encode_error(context: ErrorContext, value: Any, exc: Exception) -> EncodeError:
-    """The typed error for what an encoder raised over ``value``."""
+    """The typed error for an exception that an encoder raised on ``value``."""
     if isinstance(exc, EncodeError):
         return exc
     type_text = type_name(type(value))

@@ -1,12 +1,12 @@
 """Every failure of a codec, in one small tree: :class:`CodecError`.
 
-:class:`DecodeError` keeps the bytes it could not read, unchanged, and says where they went wrong;
+:class:`DecodeError` keeps the undecodable bytes, unchanged, and says where they are wrong;
 :class:`UnknownTag` is the one decoding failure that can be expected (a union that does not name
-every kind of message in its topic); :class:`EncodeError` is a value that must not be written; and
-:class:`BindError` is a codec, or a type given to one, that can never work.
+every kind of message in its topic); :class:`EncodeError` is for a value that must not be written;
+and :class:`BindError` is for a codec, or a type given to one, that can never work.
 
-Two promises hold for all of them. Their text is one line that never contains what the document
-contained: a payload may hold secrets, and errors end up in log lines and headers. And they can be
+Two promises hold for all of them. Their text is one line that never quotes the document: a
+payload may hold secrets, and errors end up in log lines and headers. And they can be
 copied and pickled, so that an error can cross a process boundary whole.
 """
 
@@ -16,17 +16,17 @@ from typing import Any
 
 
 class CodecError(Exception):
-    """Base of every error of this package.
+    """Base class of every error of this package.
 
     :param reason: what was wrong, in one line, without the payload's content.
     :param codec: the codec's name, such as ``json`` or ``zstd+json``.
     :param topic: the topic it was bound to.
-    :param role: what of a message it is about: ``value``, ``key``, ``message ID``, ``headers`` or
+    :param role: the part of a message: ``value``, ``key``, ``message ID``, ``headers`` or
         ``timestamp``.
-    :param data: the bytes as they stood in the log; None where there are none.
-    :param path: where in the document, such as ``$.items[3].price``; ``[...]`` is some entry of
+    :param data: the bytes as they are in the log; None if there are none.
+    :param path: the place in the document, such as ``$.items[3].price``; ``[...]`` is some entry of
         a mapping, and ``key in $.prices`` one of its keys.
-    :param offset: where in the bytes, from 0; for documents that are malformed.
+    :param offset: the offset in the bytes, from 0; for documents that are malformed.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class CodecError(Exception):
         return f"{where}{self.reason}{at}{f' ({self.codec})' if self.codec else ''}"
 
     def __repr__(self) -> str:
-        # Log lines show errors by their repr, and where it went wrong belongs to it.
+        # Log lines show errors by their repr, so it includes the place of the error.
         return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The inherited way calls the class with its positional arguments only.
+        # The inherited method calls the class with its positional arguments only.
         return _rebuild, (type(self), self.reason, dict(self.__dict__))
 
 
@@ -75,11 +75,12 @@ def _rebuild(kind: type[CodecError], reason: str, state: dict[str, Any]) -> Code
 
 
 class BindError(CodecError, ValueError):
-    """A codec, a type or a field that cannot work; raised where it is declared."""
+    """A codec, a type or a field that cannot work; raised at its declaration."""
 
 
 class DecodeError(CodecError, ValueError):
-    """Bytes that are not what their topic declares: a poison message. ``data`` holds them."""
+    """The bytes do not fit the type that their topic declares: a poison message. ``data`` holds
+    them."""
 
 
 class UnknownTag(DecodeError):

@@ -42,7 +42,7 @@ _TYPED = Format(
     nan_text=b"null",
 )
 
-# Whatever orjson has written it reads, and there is no type to disagree with.
+# orjson reads everything that it has written, and there is no type that could disagree.
 _UNTYPED = _TYPED._replace(
     encode=partial(orjson.dumps, default=msgspec.to_builtins),
     decoder=lambda type: orjson.loads,
@@ -54,23 +54,23 @@ _UNTYPED = _TYPED._replace(
 class Json(SizeAndDepthLimits):
     """Values as JSON.
 
-    Fields that the type does not declare are passed over, missing or mistyped ones are errors.
-    ``Any`` and ``object`` stand for untyped JSON: integers are then held to 64 bits when written
+    Fields that the type does not declare are ignored, missing or mistyped ones are errors.
+    ``Any`` and ``object`` stand for untyped JSON: integers are then limited to 64 bits when written
     (beyond that, orjson reads them as floats), and at most 254 levels are written.
 
-    A type with Pydantic models is validated by Pydantic, which decides what fits (extra
+    A type with Pydantic models is validated by Pydantic, which decides which values fit (extra
     ``pydantic``).
 
     NaN and the infinities cannot be written; msgspec and orjson alone would make them ``nan_text``.
 
-    :param max_size: bytes of one document, decoded or encoded.
-    :param max_depth: levels of nesting, decoded or encoded.
+    :param max_size: the largest document, decoded or encoded, in bytes.
+    :param max_depth: the most levels of nesting, decoded or encoded.
     """
 
     def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:
         """Encode and decode values of ``type``.
 
-        :raises BindError: msgspec does not know the type, nor is it one of Pydantic models.
+        :raises BindError: msgspec does not know the type, and it has no Pydantic models.
         """
         if has_models(type):
             from stream_codecs.models import bind_models

@@ -1,4 +1,4 @@
-"""Keys: what decides about partition and order is text, or bytes that are left alone."""
+"""Keys, which decide partition and order: text, or bytes that are not changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _text(data: bytes) -> str:
 
 
 def _int(data: bytes) -> int:
-    # int() alone would read " 1_0 ", and then b"10" and b" 1_0 " would be one key to the handler
+    # int() alone would accept " 1_0 ", and then b"10" and b" 1_0 " would be one key to the handler
     # but two to the log.
     value = int(data)
     if str(value).encode() != data:
@@ -49,14 +49,14 @@ _READERS: dict[type[inspect.Type], Callable[[bytes], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Key(SizeLimit):
-    """A key as text: str as UTF-8, int in decimal, UUID in its canonical form; bytes as they are.
+    """A key as text: str as UTF-8, int in decimal, UUID in its canonical form; bytes unchanged.
 
-    Equal keys become equal bytes, which is what partition and order go by. Every key can be
-    written, whatever the type it is bound to; bound to ``str``, ``Any`` or a union, keys are read
-    as text, where bytes that are not UTF-8 survive as surrogates ("surrogateescape", PEP 383) and
-    are written back the same.
+    Equal keys become equal bytes, which decide partition and order. Every key can be written,
+    whatever the type it is bound to; if that is ``str``, ``Any`` or a union, keys are read
+    as text, in which bytes that are not UTF-8 survive as surrogates ("surrogateescape", PEP 383)
+    and are written back the same.
 
-    :param max_size: bytes of one key.
+    :param max_size: the largest key, in bytes.
     """
 
     def bind(self, type: TypeForm[T], *, topic: str, role: Role = "key") -> Bound[T]:

@@ -1,4 +1,4 @@
-"""How large and how deep a document may be, whatever its format."""
+"""Limits for the size and depth of documents of any format."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import cast
 from stream_codecs.errors import BindError
 
 MAX_SIZE = 16 << 20
-"""Bytes of one document, unless a codec is told otherwise: 16 MiB."""
+"""The default limit for the size of one document: 16 MiB."""
 
 MAX_DEPTH = 512
-"""Levels of nesting, unless a codec is told otherwise.
+"""The default limit for the levels of nesting.
 
-As many as are safe, because a document of no more *bytes* than this needs no look at its depth. 512
+It is as high as is safe, because a document with no more *bytes* needs no check of its depth. 512
 levels take at most 256 KiB of the thread's stack (measured with msgspec 0.22 and Python 3.11 to
 3.13).
 """
@@ -25,9 +25,9 @@ DEPTH_LIMIT = 900
 
 @dataclass(frozen=True, slots=True)
 class SizeLimit:
-    """A bound for what is decoded and what is encoded.
+    """A size limit for decoded and encoded values.
 
-    :param max_size: bytes of one value.
+    :param max_size: the largest value, in bytes.
     """
 
     max_size: int = MAX_SIZE
@@ -39,10 +39,10 @@ class SizeLimit:
 
 @dataclass(frozen=True, slots=True)
 class SizeAndDepthLimits(SizeLimit):
-    """Bounds for what is decoded and what is encoded.
+    """Size and depth limits for decoded and encoded documents.
 
-    :param max_size: bytes of one document.
-    :param max_depth: levels of nesting.
+    :param max_size: the largest document, in bytes.
+    :param max_depth: the most levels of nesting.
     """
 
     max_depth: int = MAX_DEPTH
@@ -55,7 +55,7 @@ class SizeAndDepthLimits(SizeLimit):
 
 
 def size_error(data: bytes, max_size: int) -> str | None:
-    """What to say of a value that is too large, None if it is not."""
+    """The error text for a value that is too large, None if it is not."""
     if len(data) <= max_size:
         return None
     return f"{len(data)} bytes; at most {max_size} are allowed"
@@ -66,6 +66,6 @@ def non_null_values(values: Sequence[bytes | None]) -> tuple[Sequence[bytes], in
     found = cast("Sequence[bytes]", values)
     try:
         return found, max(map(len, found), default=0)
-    except TypeError:  # None has no length; it is seldom there, so it is not looked for
+    except TypeError:  # None has no length; it is too rare to check for it first
         found = [data for data in values if data is not None]
         return found, max(map(len, found), default=0)

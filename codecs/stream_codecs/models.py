@@ -1,11 +1,11 @@
 """Pydantic models as types: validated by Pydantic itself, both ways, as JSON.
 
-A type with a Pydantic model anywhere in it is Pydantic's altogether (``TypeAdapter``): its aliases,
-its strictness, its validators and serializers count. What is around them is the same as for all
-other types (:mod:`stream_codecs.structured`): bounds before decoding, what is written can be read
-again, and errors that quote nothing of the document.
+A type with a Pydantic model anywhere in it is handled by Pydantic as a whole (``TypeAdapter``): its
+aliases, strictness, validators and serializers apply. The rest is the same as for all other types
+(:mod:`stream_codecs.structured`): limits before decoding, every written document can be read
+again, and errors quote nothing of the document.
 
-Pydantic is an extra. This module imports it, and is itself imported only where a model was found.
+Pydantic is an extra. This module imports it, and is itself imported only if a model was found.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from stream_codecs.type_checks import always_unsure
 from stream_codecs.type_info import accepted_classes, member_types, strip_wrapping, type_name
 
 _QUOTING_CONTEXT_KEYS = frozenset({"error", "tag", "tz_actual"})
-"""What a message is made with where it may quote the document."""
+"""Keys of an error's context whose values may quote the document."""
 
 _PYDANTIC_ERROR_TYPES = frozenset(get_args(ErrorType))
-"""Failures that Pydantic knows; a validator can raise others, with texts of its own."""
+"""Pydantic's own error types; a validator can raise others, with texts of its own."""
 
 _USER_CHECK_TYPES = frozenset({"value_error", "assertion_error"})
-"""What a validator of the user's raised: its text is the user's."""
+"""The error types of the user's validators: their texts are the user's."""
 
 
 def bind_models(
@@ -58,8 +58,8 @@ def bind_models(
             del error
 
     def locate_misfit(value: Any, exc: Exception) -> Exception:
-        """Pydantic says that a value is of another type, but its text holds the value: look for
-        where that is."""
+        """Find where a value has another type: Pydantic reports that there is one, but its text
+        holds the value."""
         try:
             data = adapter.dump_json(value, by_alias=True, warnings=False)
             adapter.validate_json(data, strict=True)
@@ -88,11 +88,11 @@ def bind_models(
 
 
 def tags_of_models(type: TypeForm[Any]) -> frozenset[str | int]:
-    """The tags of a union of models with a discriminator; empty where it has none."""
+    """The tags of a union of models with a discriminator; empty if there are none."""
     try:
         schema: Any = _type_adapter(type).core_schema
     except BindError:
-        return frozenset()  # binding says what is wrong
+        return frozenset()  # bind() reports the error
     while schema.get("type") != "tagged-union" and isinstance(schema.get("schema"), dict):
         schema = schema["schema"]
     choices = schema["choices"] if schema.get("type") == "tagged-union" else ()
@@ -102,7 +102,7 @@ def tags_of_models(type: TypeForm[Any]) -> frozenset[str | int]:
 def _type_adapter(type: TypeForm[Any]) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(type)
-    except Exception as exc:  # it evaluates the annotations of others: anything can happen
+    except Exception as exc:  # it evaluates annotations, which may raise anything
         reason = " ".join(str(exc).partition("\n")[0].split()) or type_name(exc.__class__)
         raise BindError(f"cannot use the type {type_name(strip_wrapping(type))}: {reason}") from exc
 

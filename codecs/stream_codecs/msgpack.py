@@ -24,7 +24,7 @@ def _decoder(type: Any) -> Callable[[bytes], Any]:
 
 
 def _surely_shallow(values: Sequence[bytes], limit: int) -> bool:
-    return False  # one byte can be a level: only the length speaks for a whole batch
+    return False  # one byte can be a level: only the length can clear a whole batch
 
 
 _FORMAT = Format(
@@ -41,11 +41,11 @@ _FORMAT = Format(
 class MessagePack(SizeAndDepthLimits):
     """Values as MessagePack.
 
-    Fields that the type does not declare are passed over, missing or mistyped ones are errors.
-    Bytes and times have forms of their own, integers are held to 64 bits, NaN can be written.
+    Fields that the type does not declare are ignored, missing or mistyped ones are errors.
+    Bytes and times have forms of their own, integers are limited to 64 bits, NaN can be written.
 
-    :param max_size: bytes of one document, decoded or encoded.
-    :param max_depth: levels of nesting, decoded or encoded.
+    :param max_size: the largest document, decoded or encoded, in bytes.
+    :param max_depth: the most levels of nesting, decoded or encoded.
     """
 
     def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:

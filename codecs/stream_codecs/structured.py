@@ -1,13 +1,13 @@
-"""What JSON and MessagePack have in common: documents with a type, decoded by functions in C.
+"""The common part of JSON and MessagePack: typed documents, decoded by functions in C.
 
-Theory of operation. Reading: bound size and depth, decode, and only if that fails find out why.
-:func:`bind_format` puts the three into one ``decode``, and also gives out the bare decoder, for
+Theory of operation. Reading: check size and depth, decode, and only if that fails find the reason.
+:func:`bind_format` combines the three in one ``decode``, and also returns the bare decoder, for
 batches that are cleared as a whole (see :class:`~stream_codecs.Bound`).
 
-Writing: what ``encode`` returns, ``decode`` accepts; a value for which that is not so is an
-:class:`~stream_codecs.EncodeError`, and no consumer ever finds it. The class of a value and of its
-fields mostly proves it (:mod:`stream_codecs.type_checks`); where not, the document is decoded
-again. Size and depth are bounded as for reading.
+Writing: ``decode`` accepts every result of ``encode``; a value for which that is not so is an
+:class:`~stream_codecs.EncodeError`, and never reaches a consumer. The classes of a value and of its
+fields mostly prove it (:mod:`stream_codecs.type_checks`); if not, the document is decoded
+again. Size and depth are limited as for reading.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from stream_codecs.type_info import (
 
 
 class Format(NamedTuple):
-    """A format of documents: what :func:`bind_format` needs of it."""
+    """A document format: the functions and facts that :func:`bind_format` needs."""
 
     name: str
     content_type: str
@@ -46,21 +46,21 @@ class Format(NamedTuple):
     decoder: Callable[[Any], Callable[[bytes], Any]]
     """Makes the decoding function for a type."""
     is_deeper: Callable[[bytes, int], bool]
-    """Whether a document nests deeper than so many levels."""
+    """Whether a document nests deeper than a number of levels."""
     surely_shallow: Callable[[Sequence[bytes], int], bool]
-    """Whether no document of a batch can, by a look at the whole batch."""
+    """Whether no document of a batch can be deeper, from a check of the whole batch."""
     nan_text: bytes | None = None
-    """As what NaN is written, where the format has none and the encoder hides it."""
+    """The bytes that NaN is written as, if the format has no NaN and the encoder hides it."""
     may_refuse_own: bool = True
-    """A value may be written that the decoder refuses."""
+    """Whether the encoder may write a value that the decoder refuses."""
 
 
 class TypeParts(NamedTuple):
-    """What a type gives to :func:`build_bound`.
+    """The parts of a type for :func:`build_bound`.
 
-    :param read: the decoder alone; it raises whatever it likes.
-    :param explain: the typed error for what ``read`` raised over these bytes.
-    :param encode: the encoder alone.
+    :param read: the bare decoder; it may raise any exception.
+    :param explain: the typed error for an exception that ``read`` raised on these bytes.
+    :param encode: the bare encoder.
     :param surely_fits: see :mod:`stream_codecs.type_checks`.
     :param classes: see :func:`stream_codecs.type_info.accepted_classes`.
     :param to_builtins: a value as builtins.
@@ -79,7 +79,7 @@ def bind_format(
 ) -> Bound[Any]:
     """Bind a format to a type.
 
-    :raises BindError: msgspec cannot carry the type.
+    :raises BindError: msgspec cannot encode the type.
     """
     context = ErrorContext(format.name, topic, role, type_name(type))
     shape = type_info(type)
@@ -101,7 +101,7 @@ def bind_format(
 def build_bound(
     format: Format, limits: SizeAndDepthLimits, context: ErrorContext, parts: TypeParts
 ) -> Bound[Any]:
-    """Put bounds, decoder and encoder together."""
+    """Combine limits, decoder and encoder."""
     max_size, max_depth = limits.max_size, limits.max_depth
     small = min(max_size, max_depth)
     is_deeper, surely_shallow = format.is_deeper, format.surely_shallow
@@ -119,8 +119,9 @@ def build_bound(
             return fast(data)
         except Exception as exc:
             error = explain(data, exc)
-        # Raised out here, the original, which may quote the payload, is not its context; and
-        # what refers to itself through its traceback would keep the payload alive.
+        # Raised outside the except block, so that the original, which may quote the payload, is not
+        # its context; and an error that refers to itself through its traceback would keep the
+        # payload alive.
         try:
             raise error
         finally:
@@ -210,14 +211,14 @@ def _build_encoders(
 
     def encode_batch(values: Sequence[Any]) -> list[bytes]:
         try:
-            # Counted, and not asked for all(): StopIteration from a value would end map() early.
+            # Counted instead of all(): StopIteration raised by a value would end map() early.
             if sum(map(surely_fits, values)) == len(values):
                 found = list(map(write, values))
                 if len(found) == len(values) and max(map(len, found), default=0) <= small:
                     return found
         except MemoryError:
             raise
-        except Exception:  # noqa: S110 - which one it was is found below
+        except Exception:  # noqa: S110 - the value that raised it is found below
             pass
         return [encode(value) for value in values]
 
@@ -231,10 +232,10 @@ _NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 
 
 def _has_non_finite(value: Any, plain: Callable[[Any], Any]) -> bool:
-    # Hardly ever, so the first look is cheap and only the second one certain.
+    # NaN is very rare, so the first check is cheap and only the second one certain.
     try:
         may_have = _NON_FINITE.search(_as_msgpack(value)) is not None
-    except Exception:  # MessagePack cannot say all that JSON can
+    except Exception:  # MessagePack cannot represent all of JSON
         may_have = True
     if not may_have:
         return False

@@ -1,4 +1,4 @@
-"""The tags by which a message says which of a type's structs or models it is."""
+"""The tags by which a message names its struct or model among those of its type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stream_codecs.type_info import has_models, member_types
 
 def tags_of(form: TypeForm[Any]) -> frozenset[str | int]:
     """The tags of the type's tagged structs, or of a union of Pydantic models with a discriminator;
-    empty where no message can have an unknown one."""
+    empty if no message can have an unknown one."""
     if has_models(form):
         from stream_codecs.models import tags_of_models
 

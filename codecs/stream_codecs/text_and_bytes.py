@@ -1,4 +1,4 @@
-"""Values without structure: UTF-8 text, and bytes as they are."""
+"""Values without structure: UTF-8 text, and unchanged bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHAPES: dict[Any, TypeInfo] = {str: inspect.StrType(), bytes: inspect.BytesType
 
 
 def is_only(shape: TypeInfo, cls: type) -> bool:
-    """Whether the type is ``cls`` (str or bytes) and nothing besides, or that or None."""
+    """Whether the type is only ``cls`` (str or bytes), or that or None."""
     parts = [part for part in union_members(shape) if not isinstance(part, inspect.NoneType)]
     return bool(parts) and all(part == _SHAPES[cls] for part in parts)
 
@@ -30,7 +30,7 @@ def is_only(shape: TypeInfo, cls: type) -> bool:
 class Text(SizeLimit):
     """A str as UTF-8.
 
-    :param max_size: bytes of one text.
+    :param max_size: the largest text, in bytes.
     """
 
     def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:
@@ -43,9 +43,9 @@ class Text(SizeLimit):
 
 @dataclass(frozen=True, slots=True)
 class Bytes(SizeLimit):
-    """Bytes, untouched.
+    """Bytes, unchanged.
 
-    :param max_size: of one value.
+    :param max_size: the largest value, in bytes.
     """
 
     def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:
@@ -83,7 +83,7 @@ def _bind(
         except Exception as exc:
             error = explain(data, exc)
         try:
-            raise error  # out here, the original, which quotes the payload, is not its context
+            raise error  # outside except: the original, with the payload, is not its context
         finally:
             del error
 

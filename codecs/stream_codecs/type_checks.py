@@ -1,13 +1,13 @@
-"""Does a value fit its type? A predicate compiled once a type, for the path of every publish.
+"""Checks that a value fits its type: a predicate compiled once per type, for every publish.
 
-msgspec encodes whatever it is given: a struct whose ``int`` field holds a str is written as it is,
-and every consumer then finds a poison message. Decoding what was just encoded shows it, and that is
-what a codec does before it lets a value out; but it costs more than the encoding. So the common
-case is decided here first: :func:`compile_check` writes a Python expression for the type (as
-:mod:`dataclasses` does for ``__init__``) that looks at the classes of a value and its fields.
+msgspec encodes any value: a struct whose ``int`` field holds a str is written unchanged,
+and every consumer then finds a poison message. Decoding the encoded bytes detects it, and that is
+how a codec checks a value before it returns the bytes; but it costs more than the encoding. So the
+common case is decided here first: :func:`compile_check` writes a Python expression for the type (as
+:mod:`dataclasses` does for ``__init__``) that checks the classes of a value and its fields.
 
-The predicate is sound and incomplete: *True* means that the type's decoder takes what the encoder
-makes of this value; *False* means nothing, the caller has to find out by decoding. Types with
+The predicate is sound and incomplete: *True* means that the type's decoder accepts the encoded
+value; *False* means nothing, the caller has to find out by decoding. Types with
 constraints or with code of their own (``__post_init__``) have no predicate.
 """
 
@@ -35,7 +35,7 @@ def always_unsure(value: Any) -> bool:
 def compile_check(shape: TypeInfo, *, finite: bool) -> TypeCheck:
     """A predicate for values of this type.
 
-    :param finite: the format has no NaN and no infinity (JSON).
+    :param finite: whether the format has no NaN and no infinity (JSON).
     """
     compiler = _CheckCompiler(finite)
     try:
@@ -45,7 +45,7 @@ def compile_check(shape: TypeInfo, *, finite: bool) -> TypeCheck:
 
 
 class _NotCompilable(Exception):
-    """A type whose values cannot be judged by their classes."""
+    """The values of a type cannot be checked by their classes."""
 
 
 _EXACT_CLASSES: dict[type[TypeInfo], type] = {
@@ -65,8 +65,8 @@ _EXACT_CLASSES: dict[type[TypeInfo], type] = {
 class _CheckCompiler:
     """Writes the source of predicates; each is a function that others may call.
 
-    Nothing of the source comes from outside: field names are checked to be identifiers, and all
-    else it mentions has a name made up here.
+    Nothing in the source comes from outside: field names are checked to be identifiers, and all
+    other names are generated here.
     """
 
     def __init__(self, finite: bool) -> None:
@@ -92,7 +92,7 @@ class _CheckCompiler:
         return name
 
     def test_expression(self, shape: TypeInfo, value: str) -> str:
-        """An expression that is true where ``value``, an expression too, fits."""
+        """An expression that is true if ``value``, an expression too, fits."""
         parts = union_members(shape)
         exact = [self.exact_class(part) for part in parts]
         if None not in exact:
@@ -102,7 +102,7 @@ class _CheckCompiler:
         return f"({' or '.join(self.member_expression(part, value) for part in parts)})"
 
     def exact_class(self, shape: TypeInfo) -> type | None:
-        """The class all of whose instances fit, where that is all there is to say."""
+        """The class whose instances all fit, if the class is all that has to be checked."""
         cls = _EXACT_CLASSES.get(type(shape))
         if cls is not None and shape == type(shape)():  # no constraint
             return cls
@@ -117,7 +117,7 @@ class _CheckCompiler:
         match shape:
             case inspect.FloatType() if shape == inspect.FloatType():
                 test = f"type({value}) is {self.bind_name(float)}"
-                # Neither NaN nor an infinity is zero when taken from itself.
+                # NaN and infinities do not give zero when subtracted from themselves.
                 return f"({test} and {value} - {value} == 0.0)" if self.finite else test
             case inspect.LiteralType(values=values):
                 return self.literal_expression(values, value)
@@ -152,7 +152,7 @@ class _CheckCompiler:
         if value != "v":
             return f"{self.define_function(shape)}({value})"
         cls = class_of(shape.cls)
-        attrs = hasattr(cls, "__attrs_attrs__")  # may validate and convert as it likes
+        attrs = hasattr(cls, "__attrs_attrs__")  # it may validate and convert in any way
         if attrs or hasattr(cls, "__post_init__"):
             raise _NotCompilable
         tests = [f"type(v) is {self.bind_name(cls)}"]

@@ -1,9 +1,9 @@
-"""What a declared type is made of, as far as codecs and the keys of messages need to know.
+"""The structure of a declared type, as codecs and the keys of messages need it.
 
-All of it rests on :func:`msgspec.inspect.type_info`, so it understands exactly the types that the
-codecs can carry: ``Struct``, dataclass, ``TypedDict``, ``NamedTuple``, unions of them, builtins and
+It is based on :func:`msgspec.inspect.type_info`, so it understands exactly the types that the
+codecs support: ``Struct``, dataclass, ``TypedDict``, ``NamedTuple``, unions of them, builtins and
 their generics, ``NewType``, ``Annotated``, and so on. A class it does not know (another
-library's) is a ``CustomType``: only a codec of your own can carry that, but for Pydantic's models
+library's) is a ``CustomType``: only a codec of your own supports that, except Pydantic's models
 (:mod:`stream_codecs.models`), which are recognised here without importing Pydantic.
 """
 
@@ -25,13 +25,13 @@ from typing_extensions import TypeForm
 from stream_codecs.errors import BindError
 
 TypeInfo: TypeAlias = inspect.Type
-"""A type, taken apart by msgspec."""
+"""A type, analysed by msgspec."""
 
 _FIELDED = inspect.StructType, inspect.DataclassType, inspect.TypedDictType, inspect.NamedTupleType
 
 
 def type_name(form: TypeForm[Any]) -> str:
-    """A type as people write it, on one line: ``Departed | Cancelled``."""
+    """A type in source notation, on one line: ``Departed | Cancelled``."""
     if typing.get_origin(form) in (typing.Union, types.UnionType):
         return " | ".join(type_name(part) for part in typing.get_args(form))
     if isinstance(form, type) and not typing.get_args(form):
@@ -40,19 +40,19 @@ def type_name(form: TypeForm[Any]) -> str:
 
 
 def type_info(form: TypeForm[Any]) -> TypeInfo:
-    """A type, taken apart.
+    """The structure of a type.
 
-    :raises BindError: msgspec cannot make sense of it.
+    :raises BindError: msgspec does not support it.
     """
     try:
         return _take_apart(form)
-    except Exception as exc:  # it evaluates the annotations of others: anything can happen
+    except Exception as exc:  # it evaluates annotations, which may raise anything
         reason = " ".join(str(exc).split()) or type(exc).__name__
         raise BindError(f"cannot use the type {type_name(form)}: {reason}") from exc
 
 
 def _take_apart(form: Any) -> TypeInfo:
-    """The same, or whatever msgspec raises."""
+    """The same; raises msgspec's own exceptions."""
     is_union = typing.get_origin(form) in (typing.Union, types.UnionType)
     parts = typing.get_args(form) if is_union else (form,)
     if all(isinstance(part, type) and not typing.get_args(part) for part in parts):
@@ -62,13 +62,13 @@ def _take_apart(form: Any) -> TypeInfo:
 
 @lru_cache(maxsize=256)
 def _take_classes_apart(classes: tuple[type, ...]) -> TypeInfo:
-    """A class, or a union of several in this order (``A | B`` equals ``B | A``). Once, as it takes
-    msgspec a while, and a declaration asks several times."""
+    """The structure of a class, or of a union of several in this order (``A | B`` equals ``B |
+    A``). Cached, as msgspec takes a while, and a declaration needs it several times."""
     return inspect.type_info(typing.Union[classes])  # noqa: UP007 (of a tuple there is no X | Y)
 
 
 def union_members(shape: TypeInfo) -> list[TypeInfo]:
-    """The members of a union, or the type itself, without ``Annotated``'s wrapping."""
+    """The members of a union, or the type itself, without ``Annotated``'s wrapper."""
     while isinstance(shape, inspect.Metadata):
         shape = shape.type
     if isinstance(shape, inspect.UnionType):
@@ -101,13 +101,13 @@ def walk_types(shape: TypeInfo) -> Iterator[TypeInfo]:
 
 
 def class_of(cls: Any) -> type:
-    """The class itself, of a generic class with its arguments filled in."""
+    """The class itself; for a generic class with arguments, without these."""
     found: type = typing.get_origin(cls) or cls
     return found
 
 
 def strip_wrapping(form: Any) -> Any:
-    """A type without ``Annotated``'s wrapping and without the name of an alias (PEP 695)."""
+    """A type without ``Annotated``'s wrapper and without the name of an alias (PEP 695)."""
     while True:
         if typing.get_origin(form) is typing.Annotated:
             form = typing.get_args(form)[0]
@@ -118,7 +118,7 @@ def strip_wrapping(form: Any) -> Any:
 
 
 def is_pydantic_model(cls: Any) -> bool:
-    """Whether this is a class of Pydantic's models. Where it is, Pydantic has been imported."""
+    """Whether this is a Pydantic model class. If it is, Pydantic has been imported."""
     base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
     return base is not None and isinstance(class_of(cls), type) and issubclass(class_of(cls), base)
 
@@ -138,16 +138,16 @@ def has_models(form: TypeForm[Any]) -> bool:
 
 
 def _inspect(form: Any) -> TypeInfo:
-    """A type, taken apart; of one that msgspec cannot make sense of, nothing."""
+    """The structure of a type; an empty one if msgspec does not support it."""
     try:
         return _take_apart(form)
-    except Exception:  # binding says what is wrong
+    except Exception:  # bind() reports the error
         return inspect.AnyType()
 
 
 def fields_by_place(form: TypeForm[Any]) -> list[list[str]]:
-    """The names of the fields of each type inside that is written as an array, in their order: of
-    a ``NamedTuple`` and of a Struct that is ``array_like``. JSON schemas do not have them."""
+    """The names of the fields, in their order, of each type inside that is written as an array:
+    a ``NamedTuple`` or a Struct that is ``array_like``. JSON schemas do not have them."""
     found: list[list[str]] = []
     todo: list[Any] = [form]
     models: set[Any] = set()
@@ -183,20 +183,21 @@ def member_types(form: TypeForm[Any]) -> list[TypeInfo]:
     try:
         return union_members(_take_apart(form))
     except Exception:
-        # Perhaps another library's, for a codec of its own: all we can see is a plain union.
+        # Perhaps another library's, for a codec of the user's own: only a plain union is visible
+        # here.
         if typing.get_origin(form) in (typing.Union, types.UnionType):
             return [part for each in typing.get_args(form) for part in member_types(each)]
         return [inspect.CustomType(_UnknownType)]
 
 
 class _UnknownType:
-    """Stands for a type that msgspec cannot make sense of."""
+    """Stands for a type that msgspec does not support."""
 
 
 def accepted_classes(members: Iterable[TypeInfo]) -> tuple[type, ...] | None:
-    """The classes of which a value of a type must be an instance; None where any will do.
+    """The classes of which a value of a type must be an instance; None if any class is possible.
 
-    Wider than the type where Python is lenient and the wire cannot tell (an int for a float, a
+    Wider than the type if Python is lenient and the wire cannot tell (an int for a float, a
     tuple for a list), so an instance may still not fit.
 
     :param members: the type, or the members of a union.
@@ -241,9 +242,9 @@ _CLASSES: dict[type[TypeInfo], tuple[type, ...]] = {
 
 
 def fields_of(form: TypeForm[Any]) -> list[tuple[type, set[str]]] | None:
-    """Every member of the type but None, with the names of its fields as Python spells them.
+    """Every member of the type except None, with its fields' names in Python.
 
-    A member that has no fields (``int``) comes with an empty set. None where the fields cannot be
+    A member that has no fields (``int``) comes with an empty set. None if the fields cannot be
     known: an untyped value, a plain ``dict``, a class of another library.
     """
     result: list[tuple[type, set[str]]] = []

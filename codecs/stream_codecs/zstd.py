@@ -1,14 +1,14 @@
 """Compression around any other codec, with Zstandard (RFC 8878).
 
-A few bytes can declare, or quietly become, gigabytes. What keeps that from happening here:
+A few bytes can declare, or expand to, gigabytes. These rules prevent that:
 
 * a frame that declares its content's size is refused before anything is decompressed if that is
-  over the bound, and libzstd holds it to its word;
-* one that does not is decompressed into a buffer no larger than the bound, or than its blocks can
+  over the limit, and libzstd enforces the declared size;
+* one that does not is decompressed into a buffer no larger than the limit, or than its blocks can
   fill (a block holds at most 128 KiB), and fails when that is full;
-* frames may follow one another (RFC 8878, 3.1) and share one bound; their ends are found from the
-  headers of their blocks, so bytes cut off, or left over, are noticed;
-* the window a frame may ask for is bounded too: memory for it is taken before any content.
+* frames may follow one another (RFC 8878, 3.1) and share one limit; their ends are found from the
+  headers of their blocks, so missing or extra bytes are noticed;
+* the window that a frame may request is limited too: its memory is allocated before any content.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from stream_codecs.type_info import type_name
 T = TypeVar("T")
 
 _WINDOW = 8 << 20
-"""The least window that RFC 8878 recommends every decoder to support."""
+"""The smallest window that RFC 8878 recommends every decoder to support."""
 
 _BLOCK = 128 << 10
-"""The most that one block decompresses to (RFC 8878, 3.1.1.2.4)."""
+"""The largest decompressed size of one block (RFC 8878, 3.1.1.2.4)."""
 
 _FRAMES = 1_000
-"""Frames in one message, at most: a million empty ones would fit into a few megabytes."""
+"""The most frames in one message: a million empty ones would fit into a few megabytes."""
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
-"""Behind a first byte of 0x50 to 0x5f: a frame that is not content."""
+"""After a first byte of 0x50 to 0x5f: the magic number of a frame that is not content."""
 
 _RUN_LENGTH, _COMPRESSED = 1, 2
-"""Types of blocks: one byte repeated, compressed."""
+"""Types of blocks: one repeated byte, and compressed."""
 
 
 def _import_zstandard() -> ModuleType:
@@ -60,10 +60,10 @@ def _import_zstandard() -> ModuleType:
 class Zstd:
     """Another codec's bytes, compressed.
 
-    :param inner: the codec of what is compressed, which has bounds of its own; the type's default
-        codec unless given.
+    :param inner: the codec of the uncompressed bytes, which has limits of its own; the type's
+        default codec unless given.
     :param level: from 1 (fast) to 22 (small); negative levels are faster still.
-    :param max_size: bytes of one value after decompression.
+    :param max_size: the largest value after decompression, in bytes.
     :raises BindError: zstandard is not installed.
     """
 
@@ -81,7 +81,7 @@ class Zstd:
     def bind(self, type: TypeForm[T], *, topic: str, role: Role = "value") -> Bound[T]:
         """Encode and compress, decompress and decode values of ``type``.
 
-        :raises BindError: the inner codec cannot carry the type.
+        :raises BindError: the inner codec cannot encode the type.
         """
         codec = default_codec(type) if self.inner is None else self.inner
         context = ErrorContext("zstd", topic, role, type_name(type))
@@ -90,12 +90,12 @@ class Zstd:
 
 
 class _CorruptData(Exception):
-    """What is wrong with a compressed value."""
+    """A compressed value is corrupt; the text says how."""
 
 
 class _ContextPool:
-    """Compression contexts, one for each thread that is at it: they must not be shared, and are
-    too expensive to make for every message. (``list.pop`` and ``append`` are atomic.)"""
+    """Compression contexts, one for each thread that compresses: they must not be shared, and are
+    too expensive to create for every message. (``list.pop`` and ``append`` are atomic.)"""
 
     def __init__(self, level: int, max_size: int) -> None:
         self.level = level
@@ -116,9 +116,9 @@ class _ContextPool:
         return compressed
 
     def decompress(self, data: bytes) -> bytes:
-        """What was compressed.
+        """The decompressed bytes.
 
-        :raises _CorruptData: it is no such thing, or too much.
+        :raises _CorruptData: the data is not a compressed value, or is too large.
         """
         if len(data) > self.max_size + (self.max_size >> 7) + 1024:  # Zstandard's worst case
             raise _CorruptData(f"{len(data)} bytes compressed; at most {self.max_size} are allowed")
@@ -151,7 +151,7 @@ class _ContextPool:
             declared = self.zstandard.frame_content_size(frame)
             if declared > bytes_left:
                 raise self._too_large()
-            if declared == 0 and max_content:  # libzstd is not asked about these
+            if declared == 0 and max_content:  # libzstd is not called for these
                 raise _CorruptData("more than its frame declares")
             try:
                 most = max(1, min(bytes_left, max_content))
@@ -170,7 +170,7 @@ class _ContextPool:
         return _CorruptData(f"more than {self.max_size} bytes when decompressed")
 
     def _frames(self, data: bytes) -> Iterator[tuple[bytes, int]]:
-        """Each frame, and how many bytes its blocks can fill at most (RFC 8878, 3.1.1)."""
+        """Each frame, and the most bytes that its blocks can fill (RFC 8878, 3.1.1)."""
         if not data:
             raise _CorruptData("empty")
         position = 0
@@ -231,7 +231,7 @@ def _bind(inner: Bound[Any], context: ErrorContext, pool: _ContextPool) -> Bound
             relabel(error)
             error.data = data
         try:
-            raise error  # out here, the original, which may quote the payload, is not its context
+            raise error  # outside except: the original, with the payload, is not its context
         finally:
             del error
 

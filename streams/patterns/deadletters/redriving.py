@@ -11,8 +11,8 @@ How it works
 * Redriving appends the message, with its original bytes, key, headers and message ID, to the
   group's retry topic (``orders.billing.retry``), which its processors read beside the topic itself.
   It is never appended to the topic itself, where other groups would see it again.
-    The exception is a message that a delay topic could not deliver: it goes back into the delay
-    topic, from which alone its entry is delivered (:func:`put_back_topic`).
+  The exception is a message that a delay topic could not deliver: it goes back into the delay
+  topic, from which alone its entry is delivered (:func:`put_back_topic`).
 * The header ``streams_redrive`` counts up. It is part of what deduplication compares, so a redriven
   message is handled again. One that is redriven twice, because this process was killed between the
   write and the commit, is handled once: at most the last :data:`REDRIVE_CHUNK` are written again,

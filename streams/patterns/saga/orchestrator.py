@@ -104,11 +104,11 @@ class SagaOrchestrator(Generic[C]):
     :param partitions: of the journal's topic. Not given: an existing topic is used as it is, and a
         new one gets 8.
     :param retention: how long the journal is kept, if its topic is created here: see
-            :meth:`streams.Streams.topic`. It must be longer than any saga takes.
-        :param concurrency: how many sagas run a step at once in this process.
-        :param dedup: how far back a second start of one saga ID is detected.
-        :param flow: the processor's; its ``drain`` is how long steps may take to end when the app
-            stops or partitions move. Then they are cancelled, and called again by the next owner.
+        :meth:`streams.Streams.topic`. It must be longer than any saga takes.
+    :param concurrency: how many sagas run a step at once in this process.
+    :param dedup: how far back a second start of one saga ID is detected.
+    :param flow: the processor's; its ``drain`` is how long steps may take to end when the app
+        stops or partitions move. Then they are cancelled, and called again by the next owner.
     :raises ConfigError: any of these cannot work.
     """
 
@@ -233,8 +233,8 @@ class SagaOrchestrator(Generic[C]):
         advances whether or not a caller waits for it here.
 
         :param id: the saga's ID, part of every idempotency key; a fresh one if not given. A
-                durable saga of that ID is not started twice: this call waits for the existing one.
-            :raises SagaFailedError: a step failed; the steps before it were compensated.
+            durable saga of that ID is not started twice: this call waits for the existing one.
+        :raises SagaFailedError: a step failed; the steps before it were compensated.
         :raises SagaStoppedError: a durable saga cannot go on, or was abandoned.
         :raises NotRunning: the app of a durable saga is not entered, or was left before the saga
             had ended; another process that runs it goes on with it.

@@ -67,7 +67,7 @@ class SagaStep(Generic[C]):
     :param compensation_retry: the same for ``compensate``.
     :param timeout: seconds for one call of either, which must then be async.
     :param compensate_failed: when ``execute`` has failed for good, call its own ``compensate``
-            too: it may have had a part of its effect, or all of it with the answer lost.
+        too: it may have had a part of its effect, or all of it with the answer lost.
     :raises ConfigError: any of these cannot work.
     """
 
