@@ -1,9 +1,9 @@
 """The command line: ``python -m benchmarks [--quick] [--log kafka] [--peer all] [--save FOLDER]``,
 or ``python -m benchmarks --against REV``.
 
-Exit status: 0 when everything asked for was measured, whatever the figures (a benchmark is not a
-test); 1 when something could not be; 2 for a command line that cannot work; 130 when interrupted.
-What was measured until then is reported in any case.
+Exit status: 0 when everything requested was measured, whatever the figures (a benchmark is not a
+test); 1 when something could not be; 2 for an invalid command line; 130 when interrupted.
+Figures that were measured until then are reported in any case.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from benchmarks.view_cases import view_cases
 REPEATS = 5
 
 LISTED = "postgresql://"
-"""Stands for a database that may be there, where cases are only listed."""
+"""Stands for a database that may exist, if cases are only listed."""
 
 
 class CannotMeasure(Exception):
@@ -57,7 +57,7 @@ class CannotMeasure(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The process's exit status."""
+    """Run the command line; returns the exit status."""
     arguments = _parse(argv)
     console = Console(stderr=True, highlight=False)
     rows: list[Row] = []
@@ -271,7 +271,7 @@ def _compare(arguments: argparse.Namespace, rows: list[Comparison], console: Con
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-bench-")))
         roots = (ROOT, folder / "commit")
         against.unpack(commit, roots[1])
-        # Each commit has its own topics and files, so neither has to read what the other wrote.
+        # Each commit has its own topics and files, so neither has to read the other's records.
         ours, theirs = folder / "now", folder / "before"
         ours.mkdir()
         theirs.mkdir()

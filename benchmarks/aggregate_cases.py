@@ -1,8 +1,8 @@
-"""What aggregates are measured against, and what each should reach.
+"""The cases of aggregates: their rivals, and the ratio that each should reach.
 
-On SQLite that is eventsourcing, a Python toolkit of the same kind, with the same events and the
-same durability. On the servers, and for what no peer does, it is a limit that was promised. On
-SQLite and Redis a loop by hand beside them says what this machine allows at all.
+On SQLite the rival is eventsourcing, a Python toolkit of the same kind, with the same events and
+the same durability. On the servers, and for features that no peer has, it is a promised limit. On
+SQLite and Redis a hand-written loop beside them shows the limit of this machine.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ AGGREGATE_PREFIX = "aggregates: "
 ACCOUNTS = 1_000
 EVENTS_OF_A_LOAD = 20
 EVENTS_OF_A_REPLAY = 100
-"""Of each account."""
+"""Events of each account of a replay."""
 EVENTS_OF_AN_INDEX = 10
-"""Of each account."""
+"""Events of each account of an index."""
 FEW_ACCOUNTS = 1_000
-"""What many accounts are compared with."""
+"""The small number of accounts that many are compared with."""
 
 DECISIONS = Metric("rate", "decisions/s")
 LOADS = Metric("rate", "loads/s")
 EVENTS = Metric("rate", "events/s")
 SECONDS = Metric("seconds", "s", "less")
 CPU = Metric("cpu_us", "µs/call", "less")
-"""Steadier than a rate where a machine is busy; it leaves out the wait for the disk."""
+"""Steadier than a rate on a busy machine; it leaves out the wait for the disk."""
 
 CPU_OF_EVENT = Metric("cpu_us", "µs/event", "less")
 
 MEMORY_LIMIT = 64 << 20
-"""Bytes by which a process may grow while it loads one history, however long."""
+"""Bytes by which a process may grow while it loads one history of any length."""
 
 
 def aggregate_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
@@ -179,7 +179,7 @@ def _decision_cases(
 
 
 def _growth_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
-    """One of many aggregates beside one of few."""
+    """Loads and decisions on one of many aggregates, beside one of few."""
     count, few = sizes.aggregates, FEW_ACCOUNTS
     given = {"url": log_target.url, "name": f"bank-of-{count}", "accounts": count}
 
@@ -195,7 +195,7 @@ def _growth_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
 
 
 def _index_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
-    """Kafka's index of many events: built by a process that begins, and found in its file."""
+    """Kafka's index of many events: built by a new process, and loaded from its file."""
     count, folder = sizes.messages, log_target.folder
     accounts = count // EVENTS_OF_AN_INDEX
     bank = {"url": log_target.url, "name": f"indexed-{count}", "accounts": accounts}

@@ -1,7 +1,7 @@
-"""What aggregates cost: decisions, loads and replays, as tasks of a worker process.
+"""The cost of aggregates: decisions, loads and replays, as tasks of a worker process.
 
-The accounts of one bank, opened once and paid into. Each task takes aggregates of a name of its
-own, so that no other has made them longer.
+The aggregates are the accounts of one bank, opened once and paid into. Each task uses a bank name
+of its own, so that other tasks have not made its histories longer.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from streams.replay import replay
 
 PARTITIONS = 8
 AT_ONCE = 1_000
-"""Calls that run at the same time, where many do."""
+"""Calls that run at the same time, in the concurrent cases."""
 WARM_UP = 200
 """Decisions that are not measured."""
 SAMPLE = 2_000
-"""Calls of which the median is taken."""
+"""The number of calls of which the median is taken."""
 LOOK = 0.005
-"""Seconds between looks at whether an index is built."""
+"""Seconds between checks whether an index is built."""
 PER_APPEND = 1_000
-"""Events that one append of a long history has, where it is filled."""
+"""Events per append when a long history is filled."""
 
 
 class Opened(msgspec.Struct, tag="opened", frozen=True):
@@ -52,7 +52,7 @@ AccountEvent = Opened | Deposited
 
 
 class Account(msgspec.Struct, frozen=True):
-    """What its events add up to."""
+    """The state that the events fold to."""
 
     owner: str = ""
     cents: int = 0
@@ -72,7 +72,7 @@ DEPOSIT = Deposited(5, REFERENCE)
 
 
 def deposit(account: Account, cents: int) -> Deposited:
-    """The decision of all measurements."""
+    """The decision that all measurements use."""
     return Deposited(cents, REFERENCE)
 
 
@@ -95,14 +95,14 @@ def account_id(number: int) -> str:
 
 
 async def _in_rounds(call: Callable[[int], Awaitable[Any]], count: int) -> None:
-    """Call it with the numbers up to ``count``, a thousand at once."""
+    """Call a function with the numbers up to ``count``, a thousand at once."""
     for start in range(0, count, AT_ONCE):
         numbers = range(start, min(start + AT_ONCE, count))
         await asyncio.gather(*(call(number) for number in numbers))
 
 
 async def _open(accounts: Accounts, count: int, events: int = 1) -> None:
-    """Open accounts with so many events each."""
+    """Open accounts with ``events`` events each."""
     made: Sequence[AccountEvent] = [Opened("ada"), *[DEPOSIT] * (events - 1)]
     await _in_rounds(
         lambda number: accounts.append(account_id(number), made, expected="new"), count
@@ -110,13 +110,13 @@ async def _open(accounts: Accounts, count: int, events: int = 1) -> None:
 
 
 async def wait_built(app: Streams, bank: Accounts) -> None:
-    """Wait until it is known of all events of a bank which count; nothing on a log that checks
+    """Wait until the log knows which events of a bank count; returns at once on a log that checks
     appends itself.
 
     :raises Stalled: it takes too long.
     """
     deadline = time.monotonic() + TIME_LIMIT
-    log: Any = app.log  # one that keeps histories
+    log: Any = app.log  # a log that keeps histories
     while True:
         passed, total = await asyncio.to_thread(log.index_progress, bank.events.name)
         if passed >= total:
@@ -127,7 +127,7 @@ async def wait_built(app: Streams, bank: Accounts) -> None:
 
 
 def timed(calls: int, seconds: Sequence[float], began: float, cpu: float) -> Answer:
-    """Calls a second, CPU time of each, and milliseconds."""
+    """Calls per second, CPU time of each, and milliseconds."""
     took, used = time.perf_counter() - began, time.process_time() - cpu
     answer = {"rate": calls / took, "cpu_us": used / calls * 1e6}
     if seconds:
@@ -149,7 +149,7 @@ async def _one_by_one(call: Callable[[int], Awaitable[Any]], calls: int) -> Answ
 
 
 def decide(url: str, accounts: int, decisions: int, *, at_once: bool = False) -> Answer:
-    """Deposits into each account in turn, one after the other or a thousand at once."""
+    """Deposit into each account in turn, one after the other or a thousand at once."""
     app = Streams(url)
     bank = open_accounts(app)
 
@@ -172,7 +172,7 @@ def decide(url: str, accounts: int, decisions: int, *, at_once: bool = False) ->
 
 
 def load(url: str, accounts: int, events: int, loads: int, *, at_once: bool = False) -> Answer:
-    """Accounts of so many events, read and folded one after the other or a thousand at once.
+    """Read and fold accounts of ``events`` events, one after the other or a thousand at once.
     Nothing is cached."""
     app = Streams(url)
     bank = open_accounts(app, cached=False)
@@ -199,7 +199,7 @@ def load(url: str, accounts: int, events: int, loads: int, *, at_once: bool = Fa
 
 
 def fill_accounts(url: str, name: str, accounts: int, events: int = 1) -> Answer:
-    """So many accounts with so many events each, that other tasks read; once."""
+    """Fill accounts with ``events`` events each, for other tasks to read; once."""
     app = Streams(url)
     bank = open_accounts(app, name, cached=False)
 
@@ -213,7 +213,7 @@ def fill_accounts(url: str, name: str, accounts: int, events: int = 1) -> Answer
 
 
 def replay_events(url: str, name: str, events: int) -> Answer:
-    """Every event of a bank, through a function."""
+    """Pass every event of a bank to a function."""
     app = Streams(url)
     bank = open_accounts(app, name)
     counter = MessageCounter(events)
@@ -231,9 +231,9 @@ def replay_events(url: str, name: str, events: int) -> Answer:
 
 
 def one_of_many(url: str, accounts: int, way: str, name: str = "") -> Answer:
-    """The median time of a ``load`` or a ``decide`` of one of so many accounts. None is cached.
+    """The median time of a ``load`` or a ``decide`` of one of many accounts. None is cached.
 
-    :param name: of a bank that has them; without one, they are opened.
+    :param name: the name of an existing bank with them; without one, they are opened.
     """
     app = Streams(url)
     bank = open_accounts(app, name, cached=False)
@@ -262,7 +262,7 @@ EVERY = 1_000
 
 
 def fill_long(url: str, name: str, events: int) -> Answer:
-    """One account of so many events, with snapshots."""
+    """Fill one account with ``events`` events, with snapshots."""
     app = Streams(url)
     bank = open_accounts(app, name, snapshot=Snapshot(every=EVERY))
 
@@ -277,8 +277,8 @@ def fill_long(url: str, name: str, events: int) -> Answer:
 
 
 def load_long(url: str, name: str, way: str) -> Answer:
-    """Milliseconds that loading the long one takes, from its ``snapshot`` or from its ``events``,
-    and how much the process grows meanwhile."""
+    """Milliseconds to load the long account, from its ``snapshot`` or from its ``events``,
+    and the growth of the process meanwhile."""
     app = Streams(url)
     snapshot = Snapshot(every=EVERY) if way == "snapshot" else None
     bank = open_accounts(app, name, cached=False, snapshot=snapshot)
@@ -286,7 +286,7 @@ def load_long(url: str, name: str, way: str) -> Answer:
     async def main() -> Answer:
         async with app:
             await bank.load("another")
-            await wait_built(app, bank)  # which is measured by itself
+            await wait_built(app, bank)  # this is measured separately
             with MemorySampler(0.01) as memory:
                 timed = await _one_by_one(
                     lambda number: bank.load(LONG), 100 if way == "snapshot" else 1

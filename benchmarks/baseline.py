@@ -6,7 +6,7 @@ bounded window, calls a function, and commits its positions once a second. None 
 by key, retries, writes dead letters, drains or survives a rebalance: the ratios show what that
 costs.
 
-The work for each message is written out in each loop: a shared function would make them slower, and
+The work for each message is repeated in each loop: a shared function would make them slower, and
 ours look better.
 """
 
@@ -37,11 +37,11 @@ Row = tuple[int, Any, Any, Any, bytes]
 """Partition, offset, message ID, key, value."""
 
 WINDOW = 10_000 * PARTITIONS
-"""Message IDs remembered, at least: 10,000 a partition."""
+"""The least number of message IDs that are remembered: 10,000 per partition."""
 COMMIT = 1.0
 """Seconds between commits."""
 BATCH = 1_000
-"""Messages requested from a client at once: larger batches are not faster for these loops."""
+"""Messages requested from a client at once: larger batches do not make these loops faster."""
 
 KAFKA_CONSUMER: dict[str, Any] = {
     "enable.auto.commit": False,
@@ -57,8 +57,8 @@ KAFKA_CONSUMER: dict[str, Any] = {
     "fetch.max.bytes": 1_048_576,
     "max.partition.fetch.bytes": 1_048_576,
 }
-"""What ours sets too (a test compares them); ``auto.offset.reset`` alone differs, as ours places
-a new group itself."""
+"""The settings that ours uses too (a test compares them); only ``auto.offset.reset`` differs, as
+ours positions a new group itself."""
 
 KAFKA_PRODUCER: dict[str, Any] = {
     "enable.idempotence": True,
@@ -77,7 +77,7 @@ REDIS_READ_SIZE = 128 * 1024
 
 
 def kafka(consumer: Consumer, topic: str, function: Handle, over: IsOver, *, header: bool) -> None:
-    """One message after the other; the ID from the header ``ce_id``, else from the payload."""
+    """One message after the other; the ID is in the header ``ce_id``, else in the payload."""
     decode = msgspec.json.Decoder(Order).decode
     new: dict[Any, None] = {}
     old: dict[Any, None] = {}
@@ -113,7 +113,7 @@ def kafka(consumer: Consumer, topic: str, function: Handle, over: IsOver, *, hea
 
 
 def kafka_batches(consumer: Consumer, topic: str, function: HandleMany, over: IsOver) -> None:
-    """The same for a function that takes lists, the ID from the header."""
+    """The same for a function that takes lists, with the ID in the header."""
     decode = msgspec.json.Decoder(Order).decode
     new: dict[Any, None] = {}
     old: dict[Any, None] = {}
@@ -205,8 +205,8 @@ async def kafka_tasks(
 
 
 def kafka_publish(producer: Producer, topic: str, orders: Sequence[Order], size: int) -> None:
-    """Encode, a fresh ID in a header, produce; every ``size`` messages wait until all of them are
-    acknowledged, and keep the position of each."""
+    """Encode, put a fresh ID in a header, produce; every ``size`` messages wait until all of them
+    are acknowledged, and keep the position of each."""
     encode = msgspec.json.encode
     positions: list[tuple[int, int]] = []
 
@@ -238,9 +238,9 @@ def kafka_pipeline(
     function: Callable[[Order], Order],
     stored: Callable[[int], bool],
 ) -> None:
-    """What a function makes of each order to another topic, with an ID that follows from the
-    source's, in transactions of ``interval`` seconds; until ``stored`` says, after one of so many
-    messages, that it is over."""
+    """Write a function's result for each order to another topic, with an ID that follows from the
+    source's, in transactions of ``interval`` seconds; until ``stored``, called from time to time
+    with the number of messages, returns that it is over."""
     decode, encode = msgspec.json.Decoder(Order).decode, msgspec.json.encode
     new: dict[Any, None] = {}
     old: dict[Any, None] = {}
@@ -293,7 +293,7 @@ def kafka_pipeline(
 
 
 def _poll_available(consumer: Consumer) -> list[Any]:
-    """The messages at hand. With a timeout, consume() would wait for the *whole* batch."""
+    """The messages available now. With a timeout, consume() would wait for the *whole* batch."""
     return consumer.consume(BATCH, 0.0) or consumer.consume(1, 0.1)
 
 
@@ -360,7 +360,7 @@ def batches_of_list(whole: list[Row]) -> Iterator[list[Row]]:
 
 
 class SqliteFile:
-    """A table made for the purpose, read and written with apsw."""
+    """A table for this purpose, read and written with apsw."""
 
     def __init__(self, path: str) -> None:
         self._connection = apsw.Connection(path)
@@ -380,7 +380,7 @@ class SqliteFile:
             )
 
     def batches(self) -> Iterator[list[Row]]:
-        """All rows, read on by number."""
+        """All rows, in the order of their numbers."""
         last = 0
         query = (
             "SELECT partition, number, id, key, value FROM records "
@@ -401,7 +401,7 @@ class SqliteFile:
             )
 
     def publish(self, orders: Sequence[Order], size: int) -> None:
-        """Encode, fresh IDs, ``size`` rows a transaction."""
+        """Encode, with fresh IDs, ``size`` rows per transaction."""
         encode = msgspec.json.encode
         for start in range(0, len(orders), size):
             self.append(
@@ -428,7 +428,7 @@ class SqliteFile:
 def redis_one_by_one(
     client: redis.Redis, streams: Sequence[bytes], group: str, function: Handle, over: IsOver
 ) -> None:
-    """As redis-py's documentation has it: XREADGROUP, handle, XACK."""
+    """The loop of redis-py's documentation: XREADGROUP, handle, XACK."""
     decode = msgspec.json.Decoder(Order).decode
     new: dict[Any, None] = {}
     old: dict[Any, None] = {}
@@ -451,7 +451,7 @@ def redis_read_ahead(
     connection: Any, streams: Sequence[bytes], over: IsOver
 ) -> Iterator[list[Row]]:
     """Batches for :func:`handle_rows`, read on redis-py's connection level: without its callbacks
-    for replies, from positions of our own, and the next batch asked for before this one is
+    for replies, from positions of our own, and with the next batch requested before this one is
     handled."""
     last: dict[bytes, bytes] = dict.fromkeys(streams, b"0")
     number = {stream: partition for partition, stream in enumerate(streams)}
@@ -477,7 +477,7 @@ def redis_read_ahead(
 def redis_publish(
     client: redis.Redis, streams: Sequence[bytes], orders: Sequence[Order], size: int
 ) -> None:
-    """Encode, fresh IDs, ``size`` times XADD in one pipeline."""
+    """Encode, with fresh IDs, ``size`` times XADD in one pipeline."""
     encode = msgspec.json.encode
     for start in range(0, len(orders), size):
         with client.pipeline(transaction=False) as pipeline:
@@ -508,7 +508,7 @@ def kafka_pings(consumer: Consumer, function: Callable[[Ping], None], over: IsOv
 def redis_pings(
     client: redis.Redis, streams: Sequence[bytes], function: Callable[[Ping], None], over: IsOver
 ) -> None:
-    """XREAD with BLOCK, from what it read last."""
+    """XREAD with BLOCK, from the last entry it read."""
     decode = msgspec.json.Decoder(Ping).decode
     last: dict[Any, Any] = dict.fromkeys(streams, b"0")
     while not over():
@@ -523,7 +523,7 @@ def redis_pings(
 
 
 class FuturePublisher:
-    """``await publish(...)`` over Kafka's client: a future a message, a thread that polls."""
+    """``await publish(...)`` over Kafka's client: a future per message, and a thread that polls."""
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
@@ -533,7 +533,7 @@ class FuturePublisher:
         self._thread.start()
 
     async def publish(self, topic: str, order: Order) -> tuple[int, int]:
-        """Its position, once it is acknowledged."""
+        """The message's position, once it is acknowledged."""
         future: asyncio.Future[tuple[int, int]] = self._loop.create_future()
 
         def acknowledged(error: Any, message: Any) -> None:

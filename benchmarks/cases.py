@@ -1,8 +1,8 @@
-"""What is measured against what, and the ratio each should reach: the table of all benchmarks.
+"""The table of all benchmarks: the cases, their rivals, and the ratio that each should reach.
 
-A *case* is one thing done with the toolkit and its *rivals*: the same by hand, by a peer, or a
+A *case* is one task done with the toolkit and its *rivals*: the same by hand, by a peer, or a
 limit that arithmetic sets. Each rival gives one row. A target is a promise about the ratio of ours
-to the rival; rivals without one are there to be compared with.
+to the rival; rivals without one are only for comparison.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from streams.log.kafka.settings import read_settings as kafka_settings
 from streams.log.protocol import OpenRequest
 
 LOGS = ("memory", "sqlite", "redis", "kafka", "codecs")
-"""What ``--log`` takes: four logs, and the codecs, which need none."""
+"""The values of ``--log``: four logs, and the codecs, which need none."""
 LOGS_WITH_SERVER = ("redis", "kafka")
 """Logs that need a server."""
 
 HANDLER_WAIT = 0.005
-"""Seconds that a handler waits where it does."""
+"""Seconds that a handler waits, in the cases with waiting handlers."""
 LATENCY_RATE = 1_000
-"""Messages a second where latency is measured."""
+"""Messages per second in the cases that measure latency."""
 HANDLER_CPU = 50e-6
-"""Seconds of CPU that a handler takes where processes share the work."""
+"""Seconds of CPU that a handler takes, in the cases in which processes share the work."""
 
 Settings = Mapping[str, str]
 
@@ -40,9 +40,9 @@ class Side:
     :param task: a task of :mod:`benchmarks.worker`, or of a peer's program.
     :param peer: the peer that runs it; empty: a worker of ours.
     :param prepare: a task that is run once before, in the same process.
-    :param fresh: every measurement in a new process.
-    :param process: sides that name the same one run in it, in turn; empty: in one of its own.
-    :param settings: its settings, as they are shown.
+    :param fresh: run every measurement in a new process.
+    :param process: sides with the same name run in one process, in turn; empty: in one of its own.
+    :param settings: its settings, for display.
     """
 
     name: str
@@ -87,10 +87,10 @@ GROWTH = Metric("growth", "MiB", "less", 1 / (1 << 20))
 
 @dataclass(frozen=True)
 class Rival:
-    """What ours is compared with.
+    """A rival that ours is compared with.
 
-    :param target: the ratio that ours should reach: at least that, or at most where less is better.
-    :param suffix: what is added to the case's name, where one case gives several figures.
+    :param target: the ratio that ours should reach: at least that, or at most if less is better.
+    :param suffix: added to the case's name, if one case gives several figures.
     """
 
     side: Side | Limit
@@ -101,7 +101,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing, done by ours and by its rivals in turn.
+    """One task, done by ours and by its rivals in turn.
 
     :param check: run once in addition; ``violations`` of a key's order in its answer are reported.
     """
@@ -116,7 +116,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """The amounts of work that are measured.
 
     :param messages: in the topic that most cases read.
     :param waiting: seconds that a case with waiting handlers takes.
@@ -125,13 +125,14 @@ class Sizes:
     :param pings: messages whose latency is taken.
     :param idle: seconds of doing nothing.
     :param shared: messages that processes share.
-    :param slow_peer: messages for peers that take their time.
+    :param slow_peer: messages for slow peers.
     :param per_pattern: sagas, or messages through a pattern that writes for each; five times as
-        many where it does not. At most a fifth of ``messages``.
+        many for patterns that do not. At most a fifth of ``messages``.
     :param all_patterns: all patterns on all logs, or a few; and aggregates at length.
-    :param aggregates: where one of many is loaded.
-    :param view_events: that a view is rebuilt from; it has a hundredth as many documents.
-    :param view_documents: where one of many is read; 0: it is not.
+    :param aggregates: the number of aggregates of which one is loaded.
+    :param view_events: the events that a view is rebuilt from; it has a hundredth as many
+        documents.
+    :param view_documents: the number of documents of which one is read; 0: none is.
     """
 
     messages: int
@@ -158,13 +159,13 @@ QUICK = Sizes(60_000, 0.5, 0, 20_000, 1_000, 1.0, 20_000, 2_000, 1_000, False, 0
 
 @dataclass(frozen=True)
 class LogTarget:
-    """Where a log is.
+    """A log and the files and databases beside it.
 
     :param url: the log's.
     :param topic: the topic with all orders.
-    :param file: the table by hand, for SQLite.
+    :param file: the hand-made table, for SQLite.
     :param folder: for files that a case makes.
-    :param database: of a PostgreSQL, for what is beside the log; empty: there is none.
+    :param database: the DSN of a PostgreSQL, for data beside the log; empty: there is none.
     """
 
     log: str
@@ -180,7 +181,7 @@ def _settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def ours_on_kafka() -> dict[str, Any]:
-    """The client settings that ours gives a consumer, without what differs by address and group."""
+    """The client settings of our consumers, without those that differ by address and group."""
     found = kafka_settings(OpenRequest("kafka://localhost", ""))
     member = found.member_config("group", Flow(), lambda text: None)
     hidden = ("bootstrap.servers", "group.id", "stats_cb")
@@ -195,7 +196,7 @@ def _our_settings(log_target: LogTarget, description: str) -> Settings:
 
 
 def _hand_loop(log_target: LogTarget, ours: Side) -> Callable[..., Side]:
-    """Makes the loop of this log: ``loop(batch=..., header=...)``."""
+    """A function that makes the hand-written loop of this log: ``loop(batch=..., header=...)``."""
     messages = ours.arguments["messages"]
 
     def loop(**more: Any) -> Side:
@@ -217,8 +218,8 @@ def _hand_loop(log_target: LogTarget, ours: Side) -> Callable[..., Side]:
 
 
 def cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
-    """All cases of a log but the patterns (:mod:`benchmarks.pattern_cases`), rivals of peers
-    among them."""
+    """All cases of a log except the patterns (:mod:`benchmarks.pattern_cases`), including peers as
+    rivals."""
     if log_target.log == "codecs":
         return _codec_cases()
     found = [*_consuming_cases(log_target, sizes), *_waiting_cases(log_target, sizes)]
@@ -348,8 +349,8 @@ def _consuming_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
 
 
 def _id_in_payload_cases(log_target: LogTarget, count: int) -> list[Case]:
-    """The ID in the payload: of messages without headers, as others write them, and of ours. Of
-    these, ours looks at the headers too, for who sent them and whether they were put back."""
+    """The ID in the payload: in messages without headers, as other clients write them, and in ours.
+    In the latter, ours reads the headers too, for their source and whether they were put back."""
     foreign = LogTarget(log_target.log, log_target.url, f"{log_target.topic}-foreign")
     fill = ("kafka_fill", {"url": foreign.url, "topic": foreign.topic, "messages": count})
     found = []
@@ -366,7 +367,7 @@ def _id_in_payload_cases(log_target: LogTarget, count: int) -> list[Case]:
 
 
 def _pipeline_case(log_target: LogTarget, sizes: Sizes) -> Case:
-    """A pipeline exactly once, beside the same at least once, a loop by hand and a peer's."""
+    """An exactly-once pipeline, beside the same at least once, a loop by hand and a peer's."""
     count = min(sizes.messages, 200_000)
     given = {"url": log_target.url, "topic": log_target.topic}
     ours = {**given, "messages": count, "concurrency": 64}

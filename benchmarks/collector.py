@@ -1,7 +1,7 @@
 """The garbage collector's threshold: as high as ``streams run`` sets it, in all processes that
-measure, those of hand-written loops and peers, too.
+measure, also those of hand-written loops and peers.
 
-It knows the standard library alone.
+It uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import gc
 
 GC_THRESHOLD = 20_000
-"""New objects until the collector runs (Python's default: 700)."""
+"""New objects before the collector runs (Python's default: 700)."""
 
 
 def raise_gc_threshold() -> None:
-    """Set it in this process, and exclude what is imported already."""
+    """Set the threshold in this process, and exclude the objects imported already."""
     gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
     gc.freeze()

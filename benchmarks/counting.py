@@ -1,6 +1,6 @@
-"""Handlers that count, and the clock they stop. The same objects serve ours, loops and peers.
+"""Handlers that count, and stop the clock. The same objects serve ours, loops and peers.
 
-It knows the standard library alone.
+It uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class MessageCounter:
-    """Counts messages, and notes when the first and the last of them came.
+    """Counts messages, and records when the first and the last of them came.
 
     Measuring begins with message ``skip + 1``, so that joining a group, filling a prefetch and
     compiling code are left out where they would matter.
@@ -29,13 +29,13 @@ class MessageCounter:
         self._measured = messages - skip
         self._started_at = 0.0
         self.ended_at = 0.0
-        """When the last came: the clock's ``time.perf_counter()``."""
+        """When the last message came, by the clock ``time.perf_counter()``."""
         self._cpu = 0.0
         self.done = threading.Event()
 
     @property
     def seen(self) -> int:
-        """How many came so far."""
+        """How many messages came so far."""
         return self._messages - self._left
 
     def count_one(self, value: Any = None) -> None:
@@ -85,7 +85,7 @@ class MessageCounter:
 
 
 class OrderCheck:
-    """Whether the orders of each customer came one after the other, and never two at once."""
+    """Checks that the orders of each customer come in order, and never two at once."""
 
     def __init__(self) -> None:
         self._last: dict[str, str] = {}

@@ -1,11 +1,11 @@
 """What the dashboard costs: ``python -m benchmarks.dashboard [fill|pages|load|search]``.
 
 ``pages``: a log with 10,000 topics, 1,000 groups, a million dead letters, 100,000 closed keys and
-100,000 sagas; how long the server needs for each screen, how soon a browser paints it, and how
-much memory the server takes. ``load``: 50 visitors of an app that handles 10,000 messages a second;
-the share of a core that they cost, and the handlers' throughput beside that without anybody
-looking. ``search``: a million messages, and one that is not among them; how long it takes, how far
-it looked, and for how long the event loop of the app that the dashboard is mounted in was held up.
+100,000 sagas; the time that the server needs for each screen, the time until a browser paints it,
+and the server's memory. ``load``: 50 visitors of an app that handles 10,000 messages a second;
+the share of a core that they cost, and the handlers' throughput with and without visitors.
+``search``: a million messages, and one that is not among them; the time it takes, how far it
+searched, and for how long it blocked the event loop of the app that the dashboard is mounted in.
 
 The log is a temporary SQLite file unless ``--url`` says otherwise. It is filled once; ``--keep
 FOLDER`` leaves it there for the next run. ``--quick`` tries all of it with small sizes.
@@ -53,7 +53,7 @@ CHUNK = 20_000
 
 
 class Sizes(NamedTuple):
-    """How much there is."""
+    """The amounts of data."""
 
     topics: int = 10_000
     groups: int = 1_000
@@ -71,7 +71,7 @@ QUICK = Sizes(300, 50, 5_000, 1_000, 500, 20_000, 8, 10, 2_000, 5.0)
 
 
 class Transfer(msgspec.Struct):
-    """What a saga carries."""
+    """The context of a saga."""
 
     cents: int
 
@@ -108,7 +108,7 @@ def build(url: str) -> tuple[Streams, SagaOrchestrator[Transfer]]:
 
 
 async def fill(url: str, sizes: Sizes, report: Callable[[str], None]) -> None:
-    """Everything that the screens show."""
+    """Write everything that the screens show."""
     app, transfers = build(url)
     async with app:
         topic = app.topics["payments"]
@@ -157,7 +157,7 @@ def _messages(log: Log, topic: str) -> int:
 
 
 def _copy_letters(log: Log, topic: str, count: int) -> None:
-    """More letters like the one that a handler has left."""
+    """Write copies of the dead letter that a handler has left."""
     found = None
     for partition in range(log.topic(topic).partitions):
         first, end = log.watermarks(topic, partition)
@@ -197,7 +197,7 @@ def _topics_and_groups(log: Log, sizes: Sizes) -> None:
 
 @contextmanager
 def served(url: str) -> Iterator[tuple[str, int]]:
-    """The dashboard in a process of its own: its address, and the process's number."""
+    """The dashboard in a process of its own: its address, and its process ID."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "codecs")])
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.dashboard", "--serve", url],
@@ -215,7 +215,7 @@ def served(url: str) -> Iterator[tuple[str, int]]:
 
 
 def serve_alone(url: str) -> None:
-    """What :func:`served` starts."""
+    """The program that :func:`served` starts."""
     from streams.web.server import serve
 
     app, _ = build(url)
@@ -223,14 +223,14 @@ def serve_alone(url: str) -> None:
 
 
 def memory_of(pid: int) -> float:
-    """MB that a process has in memory."""
+    """A process's memory in MB."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
 
 def _wait_until_idle(pid: int) -> None:
-    """Wait until a process does next to nothing."""
+    """Wait until a process is nearly idle."""
 
     def ticks() -> int:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
@@ -278,8 +278,8 @@ PAGES = (
 
 @dataclass
 class Visit:
-    """What a screen took: milliseconds of the first visit, the usual one and one in twenty, and
-    until a browser painted it; and KB."""
+    """The cost of a screen: milliseconds of the first visit, the median and the 95th percentile,
+    and until a browser painted it; and KB."""
 
     path: str
     first: float
@@ -290,7 +290,7 @@ class Visit:
 
 
 def measure_pages(url: str, sizes: Sizes) -> tuple[list[Visit], float, float]:
-    """All screens; the server's memory before and after."""
+    """Measure all screens; returns them, and the server's memory before and after."""
     visits: list[Visit] = []
     chance = random.Random(1)
     with served(url) as (address, pid), httpx.Client(base_url=address, timeout=60) as client:
@@ -308,9 +308,9 @@ def measure_pages(url: str, sizes: Sizes) -> tuple[list[Visit], float, float]:
                 continue
             there.append(path)
             visits.append(Visit(path, first, 0, 0, len(answer.content) / 1024))
-        _wait_until_idle(pid)  # what is read once, in threads behind the first visit
+        _wait_until_idle(pid)  # for data that threads read once, after the first visit
         taken: dict[str, list[float]] = {path: [] for path in there}
-        for _ in range(sizes.visits):  # in turn, so that little is fresh
+        for _ in range(sizes.visits):  # in turn, so that little is cached
             for path in there:
                 began = time.perf_counter()
                 client.get(path)
@@ -335,7 +335,8 @@ PAINT = """() => new Promise((done) => {
 
 
 def first_paints(address: str, paths: list[str]) -> dict[str, float]:
-    """Milliseconds until a browser has painted each, the median of five; none without a browser."""
+    """Milliseconds until a browser has painted each page, median of five; empty without a
+    browser."""
     program = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
     if program is None or importlib.util.find_spec("playwright") is None:
         print("no Chromium or no playwright: first paints are left out", file=sys.stderr)
@@ -348,7 +349,7 @@ def first_paints(address: str, paths: list[str]) -> dict[str, float]:
         for path in paths:
             taken: list[float] = []
             for _ in range(5):
-                context = browser.new_context()  # with nothing in its cache
+                context = browser.new_context()  # with an empty cache
                 page = context.new_page()
                 page.goto(address + path)
                 taken.append(float(page.evaluate(PAINT)))
@@ -358,11 +359,11 @@ def first_paints(address: str, paths: list[str]) -> dict[str, float]:
     return found
 
 
-# -- an app that works while somebody looks
+# -- an app that works while visitors watch
 
 
 class Worker:
-    """An app with its dashboard, in one process and on one loop, as a service has it."""
+    """An app with its dashboard, in one process and on one loop, as in a service."""
 
     def __init__(self, url: str, name: str) -> None:
         self.app = Streams(url)
@@ -375,13 +376,13 @@ class Worker:
             self.handled += 1
 
     async def publish(self, count: int) -> None:
-        """So many messages, of different keys."""
+        """Publish ``count`` messages with different keys."""
         records = [self.topic.record(number, key=str(number)) for number in range(count)]
         await self.app.publisher.publish_many(self.topic.name, records)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serve the dashboard and handle."""
+        """Serve the dashboard and handle messages."""
         dashboard = Dashboard(self.app, access="all")
         config = uvicorn.Config(
             dashboard, host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=1
@@ -432,7 +433,7 @@ asyncio.run(main())
 
 @asynccontextmanager
 async def visitors(address: str, count: int, topic: str) -> AsyncIterator[None]:
-    """So many look meanwhile."""
+    """Run ``count`` visitors during the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", VISITOR, address, str(count), topic,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -461,9 +462,9 @@ async def _steady(worker: Worker, sizes: Sizes, seconds: float) -> float:
 
 
 async def _drain(worker: Worker, count: int) -> float:
-    """Messages that are published and handled with a second of processor time, as fast as it goes.
+    """Messages that are published and handled per second of processor time, at full speed.
 
-    By the processor's time, as throughput by the clock says more about what else a machine does.
+    Processor time, as throughput by the clock depends on the rest of the machine's work.
     """
     target = worker.handled + count
     began = time.process_time()
@@ -475,7 +476,7 @@ async def _drain(worker: Worker, count: int) -> float:
 
 
 async def measure_load(url: str, sizes: Sizes) -> dict[str, float]:
-    """With and without visitors, in turn, in one process, several times."""
+    """Measure with and without visitors, in turn, in one process, several times."""
     worker = Worker(url, f"load-{os.getpid()}")
     idle: list[float] = []
     watched: list[float] = []
@@ -508,7 +509,7 @@ async def measure_load(url: str, sizes: Sizes) -> dict[str, float]:
 
 
 async def measure_search(url: str, sizes: Sizes) -> dict[str, Any]:
-    """A search for what is not there, with a loop that counts how late it is."""
+    """A search for a text that does not exist, beside a task that measures the loop's delay."""
     worker = Worker(url, f"search-{os.getpid()}")
     worst: list[float] = []
 
@@ -535,7 +536,7 @@ async def measure_search(url: str, sizes: Sizes) -> dict[str, Any]:
         await asyncio.sleep(2)
         quiet, worst = worst, []
         found: dict[str, Any] = {"late_without_ms": max(quiet)}
-        # The client is in a thread: what it does itself is not to count.
+        # The client is in a thread: its own work must not count.
         client = await asyncio.to_thread(httpx.Client, base_url=worker.address, timeout=120)
         queries: tuple[tuple[str, dict[str, str]], ...] = (
             ("first_visit", {}),
@@ -568,7 +569,7 @@ def _looked_at(html: str) -> str:
 
 
 def main() -> int:
-    """The process's exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dashboard", description=__doc__)
     parser.add_argument("what", nargs="*", help="fill, pages, load, search; all if none is given")
     parser.add_argument("--url", default="", help="the log; a temporary SQLite file if not given")

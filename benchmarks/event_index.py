@@ -1,8 +1,8 @@
-"""What it costs on Kafka to know which events count: the index of an event topic, as tasks of a
+"""The cost of Kafka's index of an event topic, which knows the events that count, as tasks of a
 worker process.
 
 The events are those of single decisions: each an append of its own, without a cause, as nearly all
-are. They are written by the driver itself, as that is quicker than deciding each.
+are. They are written by the driver itself, as that is faster than deciding each.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from streams.log.kafka.index_records import index_topic_name
 from streams.log.names import partition_for
 
 SAMPLE = 0.05
-"""Seconds between looks at the memory."""
+"""Seconds between two samples of the memory."""
 
 
 def fill_index(url: str, name: str, accounts: int, events: int) -> Answer:
-    """A bank whose accounts have so many events each, one after the other in turns; once."""
+    """Fill a bank whose accounts have ``events`` events each, interleaved; once."""
     app = Streams(url)
     bank = open_accounts(app, name, cached=False)
 
@@ -72,10 +72,10 @@ def _hosts(url: str) -> str:
 def build_index(
     url: str, name: str, accounts: int, events: int, folder: str = "", snapshots: bool = False
 ) -> Answer:
-    """Seconds until a process knows of all events of a bank which count, and how much it grows.
+    """Seconds until a process has indexed all events of a bank, and its growth.
 
-    :param folder: for the index's file; what is there already is not read again.
-    :param snapshots: it begins with snapshots of the index.
+    :param folder: for the index's file; events that it has already are not read again.
+    :param snapshots: whether it begins with snapshots of the index.
     """
     config: dict[str, Any] = {"event_index": folder} if folder else {}
     if snapshots:
@@ -98,18 +98,18 @@ def build_index(
 
 
 def keep_index(url: str, name: str, accounts: int, events: int, folder: str) -> Answer:
-    """Such a bank, and the index's file in a folder."""
+    """Fill such a bank, and keep the index's file in a folder."""
     fill_index(url, name, accounts, events)
     return build_index(url, name, accounts, events, folder)
 
 
 def _with_snapshots(accounts: int, events: int) -> dict[str, Any]:
-    """Settings with which the partition with the fewest events has snapshots, too."""
+    """Settings with which the smallest partition has snapshots, too."""
     return {"index_snapshots": max(1, accounts * events // PARTITIONS // 2)}
 
 
 def snapshot_index(url: str, name: str, accounts: int, events: int) -> Answer:
-    """Such a bank, and a snapshot of each partition's index; how long that takes."""
+    """Fill such a bank, and write a snapshot of each partition's index; returns the time."""
     fill_index(url, name, accounts, events)
     app = Streams(url, config=_with_snapshots(accounts, events))
     bank = open_accounts(app, name, cached=False)

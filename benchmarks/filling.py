@@ -1,4 +1,4 @@
-"""Fills a topic with many records, as quickly as its log takes them."""
+"""Fills a topic with many records, as fast as its log accepts them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from streams.log.protocol import Log
 from streams.message import Record
 
 LIMIT = 600.0
-"""Seconds that one append may take."""
+"""The most seconds that one append may take."""
 
 
 def fill_topic(log: Log, topic: str, records: Iterable[Record], size: int) -> None:
     """Append records; returns when they are durable.
 
-    :param size: records that are appended at once.
+    :param size: how many records are appended at once.
     :raises RuntimeError: one of them is refused, or it takes too long.
     """
     left = iter(records)

@@ -1,12 +1,13 @@
-"""What becomes slower as history grows: ``python -m benchmarks.growth [--log redis] [--quick]``.
+"""Operations that slow down as history grows: ``python -m benchmarks.growth [--log redis]
+[--quick]``.
 
-A log is filled with a thousand, 20,000 and a million sagas that have ended, dead letters that were
-dealt with, delayed messages that were delivered, and stored outcomes; a few of each kind still
-wait. Then everything that looks at them is called in turns on all three, and what it takes is
+A log is filled with a thousand, 20,000 and a million ended sagas, resolved dead letters,
+delivered messages of a delay topic, and stored outcomes; a few of each kind still
+wait. Then every operation that reads them is called in turns on all three, and its time is
 compared with the shortest history, turn by turn. The records that were read are counted, too, which
-no busy machine changes.
+a busy machine does not change.
 
-*First* is what a process pays that was just started; the others are what it pays afterwards.
+*First* is the cost in a process that was just started; the others are the later costs.
 """
 
 from __future__ import annotations
@@ -65,48 +66,48 @@ HISTORIES = (1_000, 20_000, 1_000_000)
 REPEATS = 7
 
 PARTITIONS = 4
-"""Of the journal."""
+"""Partitions of the journal."""
 
 CHUNK = 5_000
 """Records that are appended at once."""
 
 LATE, LATE_CHUNK = 500, 20
-"""Sagas that ended last, and how many entries of them are appended at once: few, as in life. Kafka
-gives out whole what was appended together."""
+"""The sagas that ended last, and how many of their entries are appended at once: few, as in
+production. Kafka returns records whole that were appended together."""
 
 WAITING = 10
-"""Of each kind, that are not over."""
+"""How many of each kind are not over."""
 
 CALLS = 20
-"""Calls of what is quick, in one turn."""
+"""How many calls of a fast operation one turn has."""
 
 YEAR = 365 * 24 * 3600.0
 
 CHECKPOINTED = 12_000
-"""Records of a delay topic from which on there is a checkpoint."""
+"""Records of a delay topic from which on it has a checkpoint."""
 
 LIMIT = 600.0
-"""Seconds to wait for anything."""
+"""The longest wait, in seconds."""
 
 
 class Context(msgspec.Struct):
-    """What a saga carries."""
+    """The context of a saga."""
 
     cents: int = 0
 
 
 class World(NamedTuple):
-    """One history."""
+    """One log with one history."""
 
     log: str
     url: str
     name: str
-    """Of its topics and groups, or what they begin with."""
+    """The name or the prefix of its topics and groups."""
     history: int
 
 
 class App:
-    """The app that has the history."""
+    """The app on that history."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -125,7 +126,7 @@ class App:
 
         self.sagas.add_step(SagaStep("pay", pay))
         self.charges: IdempotentProcessor[int] | None = None
-        if world.log != "kafka":  # it cannot tell who came first, so it stores no claims
+        if world.log != "kafka":  # Kafka cannot order concurrent claims, so it stores none
             store = IdempotencyStore(app, name=f"{world.name}-once")
             self.charges = IdempotentProcessor(store, type=int)
 
@@ -134,7 +135,7 @@ class App:
 
 
 def fill(world: World) -> None:
-    """Everything that is over, and a little that is not; blocks."""
+    """Write everything that is over, and the few that are not; blocks."""
     log = open_log(world.url)
     try:
         _fill_letters(log, world)
@@ -219,7 +220,7 @@ def _fill_outcomes(world: World) -> None:
 
 
 async def _begin(world: World) -> None:
-    """The first process: what it has to write down once, for all that follow."""
+    """The first process, which writes once what all later ones use."""
     app = App(world)
     async with app.streams:
         await _until(lambda: app.delays.stats().pending == WAITING)
@@ -246,20 +247,20 @@ async def _until(is_so: Callable[[], bool]) -> None:
 
 
 class Taken(NamedTuple):
-    """What one call took."""
+    """The cost of one call."""
 
     seconds: float
     cpu: float
-    """Of this process, in seconds."""
+    """CPU time of this process, in seconds."""
     records: float
-    """That were read outside groups."""
+    """The records that were read outside groups."""
 
 
 Measured = dict[str, Taken]
 
 
 class _Stopwatch:
-    """Runs from when it is made."""
+    """A stopwatch that starts at its creation."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter(), time.process_time()
@@ -271,7 +272,7 @@ class _Stopwatch:
 
 @contextmanager
 def _counted() -> Iterator[list[Counting]]:
-    """The logs that are opened meanwhile count what is read of them."""
+    """Count the reads of the logs that are opened in the block."""
     opened: list[Counting] = []
 
     def open_counting(*arguments: Any, **options: Any) -> Any:
@@ -293,7 +294,7 @@ def _read(opened: Sequence[Counting]) -> int:
 
 
 async def turn(world: World) -> Measured:
-    """Everything once."""
+    """Call every operation once."""
     found: Measured = {}
     for name, arguments in _commands(world):
         found[name] = _run_command([*arguments, "--url", world.url])
@@ -342,7 +343,7 @@ async def _inside_app(world: World, opened: Sequence[Counting]) -> Measured:
     async with app.streams:
         await _until(lambda: app.delays.stats().pending >= WAITING)
         found["a delay topic is taken over"] = Taken(*stopwatch.read(), _read(opened))
-        # So that its processor has its partitions, and knows the IDs that were handled there.
+        # So that its processor has its partitions, and the IDs that were handled there.
         await asyncio.gather(*(app.sagas.execute(Context()) for _ in range(10 * PARTITIONS)))
         async with timed("saga.execute(id=...), first"):
             await app.sagas.execute(Context(), id=f"{unique}-first")
@@ -383,11 +384,11 @@ class GrowthRow(NamedTuple):
     """One operation on one log.
 
     :param seconds: by history, the median; of ``cpu`` and ``records`` the same.
-    :param ratio: how long it takes with the longest history beside the shortest: the median over
-        the turns.
+    :param ratio: its time with the longest history divided by that with the shortest: the median
+        over the turns.
     :param spread: the lowest and the highest of these ratios.
-    :param cpu_ratio: the same of this process's CPU time, which a busy machine changes less; what a
-        server does is not in it.
+    :param cpu_ratio: the same for this process's CPU time, which a busy machine changes less; the
+        server's work is not in it.
     """
 
     log: str
@@ -401,7 +402,7 @@ class GrowthRow(NamedTuple):
 
 
 def rows(log: str, turns: Sequence[dict[int, Measured]]) -> list[GrowthRow]:
-    """:param turns: by history, what was measured, for each turn."""
+    """:param turns: for each turn, the measurements by history."""
     histories = sorted(turns[0])
     found = []
     for what in turns[0][histories[0]]:
@@ -465,7 +466,7 @@ def measure(log: str, url: str, histories: Sequence[int], repeats: int) -> list[
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The process's exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.growth",
         description="What becomes slower as history grows: sagas, dead letters, delays, claims.",

@@ -1,4 +1,4 @@
-"""The loops of :mod:`benchmarks.baseline` as tasks of a worker process: on what, and how far."""
+"""The loops of :mod:`benchmarks.baseline` as tasks of a worker process, with topics and ends."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def kafka_tasks(url: str, topic: str, messages: int, concurrency: int, wait: flo
 
 
 def kafka_fill(url: str, topic: str, messages: int) -> Answer:
-    """The topic as somebody writes it who knows nothing of the toolkit: without headers."""
+    """Fill the topic as a client without the toolkit would: without headers."""
     create(url, topic)
     producer = _producer(url)
     for number in range(messages):
@@ -148,7 +148,7 @@ def kafka_publish(url: str, messages: int, size: int) -> Answer:
 
 
 def kafka_publish_each(url: str, messages: int, tasks: int) -> Answer:
-    """A future a message."""
+    """Publish with a future per message."""
     producer, topic = _producer(url), _kafka_topic(url)
 
     async def main() -> float:
@@ -165,12 +165,12 @@ def kafka_publish_each(url: str, messages: int, tasks: int) -> Answer:
 
 
 def kafka_latency(url: str, messages: int, rate: int) -> Answer:
-    """From produce() in another process to the function's call in the poll loop here."""
+    """Latency from produce() in another process to the function's call in the poll loop here."""
     arrivals = ArrivalTimes(messages, skip=rate // 2)
     topic = _kafka_topic(url)
     consumer = _consumer(url)
     with WorkerProcess() as other:
-        # Assigned by hand: nothing to wait for, and nothing that a group would add.
+        # Assigned by hand: there is no group to wait for, and none whose cost would be added.
         consumer.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
         pacing = threading.Thread(
             target=other.run_task,
@@ -279,7 +279,7 @@ def redis_publish(url: str, messages: int, size: int) -> Answer:
 
 
 def redis_latency(url: str, messages: int, rate: int) -> Answer:
-    """From XADD in another process to the function's call here."""
+    """Latency from XADD in another process to the function's call here."""
     arrivals = ArrivalTimes(messages, skip=rate // 2)
     topic = f"by-hand-{uuid4().hex}"
     with _client(url) as client, WorkerProcess() as other:
@@ -320,7 +320,7 @@ def _rows(messages: int) -> list[baseline.Row]:
         id, key = message_id(number), each.customer.encode()
         found.append((number % PARTITIONS, number, id, key, msgspec.json.encode(each)))
     gc.collect()
-    gc.freeze()  # what stands in memory is no work for the collector while we measure
+    gc.freeze()  # the collector must not scan the list while we measure
     return found
 
 
@@ -362,7 +362,7 @@ def sqlite(path: str, messages: int, batch: bool = False) -> Answer:
 
 
 def sqlite_publish(folder: str, messages: int, size: int) -> Answer:
-    """executemany, a transaction each, into a new file."""
+    """Insert with executemany, a transaction each, into a new file."""
     orders = [order(number) for number in range(messages)]
     with tempfile.TemporaryDirectory(dir=folder) as place:
         file = baseline.SqliteFile(str(Path(place, "raw.db")))
@@ -413,7 +413,7 @@ def _codec(name: str) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any], A
 
 
 def _turns(call: Callable[[], Any], seconds: float) -> float:
-    """Calls a second, in CPU time."""
+    """Calls per second of CPU time."""
     turns = 0
     began = time.process_time()
     while (used := time.process_time() - began) < seconds:

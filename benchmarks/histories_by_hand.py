@@ -1,10 +1,10 @@
-"""What :mod:`benchmarks.aggregates` is measured against: the least that a program does which keeps
-histories by itself.
+"""The rivals of :mod:`benchmarks.aggregates`: the least that a program must do to keep histories by
+itself.
 
-An event is appended if its history is as long as the program expects, and whoever decides has the
-state of each account at hand. Nothing else is there: no events of other types or of former ones, no
-causes, no snapshots, no readers of the whole, no answer for an append that got none. On SQLite the
-loop is not asynchronous, so that it waits for no thread; it blocks whatever else its program does.
+An event is appended if its history is as long as the program expects, and the deciding code has the
+state of each account at hand. There is nothing else: no events of other types or of former ones, no
+causes, no snapshots, no readers of the whole, no answer for an append without a reply. On SQLite
+the loop is not asynchronous, so that it waits for no thread; it blocks the rest of its program.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SELECT = "SELECT value FROM events WHERE key = ? ORDER BY version"
 
 @contextmanager
 def _file(folder: str) -> Iterator[apsw.Connection]:
-    """A new file, as durable as ours."""
+    """A new file, with the durability of ours."""
     with (
         tempfile.TemporaryDirectory(dir=folder or None) as place,
         closing(apsw.Connection(str(Path(place, "by-hand.db")))) as db,
@@ -78,7 +78,7 @@ def _fill(db: apsw.Connection, accounts: int, events: int) -> None:
 
 
 def decide_in_sqlite(folder: str, accounts: int, decisions: int) -> Answer:
-    """Deposits, one after the other: a second event of the same version is refused by the table."""
+    """Deposit, one after the other: the table refuses a second event of the same version."""
     with _file(folder) as db:
         _fill(db, accounts, 1)
         states = [(FIRST, 1)] * accounts
@@ -93,7 +93,7 @@ def decide_in_sqlite(folder: str, accounts: int, decisions: int) -> Answer:
 
 
 def load_from_sqlite(folder: str, accounts: int, events: int, loads: int) -> Answer:
-    """Accounts of so many events, read and folded one after the other."""
+    """Read and fold accounts of ``events`` events, one after the other."""
     with _file(folder) as db:
         _fill(db, accounts, events)
         began, cpu = time.perf_counter(), time.process_time()
@@ -131,7 +131,7 @@ class _Bank:
         self._name = f"by-hand-{uuid4().hex}"
 
     def arguments(self, at: int, version: int, event: AccountEvent) -> tuple[Any, ...]:
-        """What an append is given."""
+        """The arguments of an append."""
         key = account_id(at)
         names = self._name, f"{self._name}:{key}"
         return self._append, 2, *names, version, uuid4().hex, key, _encode(event)
@@ -148,7 +148,7 @@ class _Bank:
         return _fold(fields[5] for _, fields in entries)
 
     async def fill(self, accounts: int, events: int) -> None:
-        """Open accounts with so many events each."""
+        """Open accounts with ``events`` events each."""
         for start in range(0, accounts * events, AT_ONCE):
             chosen: list[tuple[int, int, AccountEvent]] = []
             for number in range(start, min(start + AT_ONCE, accounts * events)):
@@ -176,7 +176,7 @@ def _on_redis(url: str, measure: Callable[[_Bank], Awaitable[Answer]]) -> Answer
 
 
 def decide_in_redis(url: str, accounts: int, decisions: int, *, at_once: bool = False) -> Answer:
-    """Deposits, one after the other or a thousand in one pipeline: a script compares the length."""
+    """Deposit, one after the other or a thousand in one pipeline: a script compares the length."""
 
     async def measure(bank: _Bank) -> Answer:
         await bank.fill(accounts, 1)
@@ -202,7 +202,7 @@ def decide_in_redis(url: str, accounts: int, decisions: int, *, at_once: bool = 
 
 
 def load_from_redis(url: str, accounts: int, events: int, loads: int) -> Answer:
-    """Accounts of so many events, read and folded one after the other."""
+    """Read and fold accounts of ``events`` events, one after the other."""
 
     async def measure(bank: _Bank) -> Answer:
         await bank.fill(accounts, events)

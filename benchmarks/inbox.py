@@ -1,4 +1,4 @@
-"""What the inbox costs: a processor with ``transaction=`` beside loops by hand that record each
+"""The cost of the inbox: a processor with ``transaction=`` beside loops by hand that record each
 message in the same transaction.
 
 All read the same topic of Kafka in a new group and add each order to its customer's account in a
@@ -7,8 +7,8 @@ UPDATE a message at 64 at once, or one for each batch of 500. A loop has no orde
 retries and no purging; it commits its offsets when all that was polled is done.
 
 One loop does the same transaction: it records messages with the inbox's own statement, in rows that
-can be purged, so that what is compared is all that stands around the transaction. The other one
-keeps a bare table of message IDs, from which nothing can ever be deleted.
+can be purged, so that everything around the transaction is compared. The other one
+keeps a bare table of message IDs, from which no row can ever be deleted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ INSERT = "INSERT INTO seen (id) VALUES (%s) ON CONFLICT DO NOTHING"
 INSERT_MANY = "INSERT INTO seen (id) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING RETURNING id"
 TAKE = "SELECT streams_inbox_take(%s, %s, %s, %s, %s, %s)"
 TIMEOUTS = ("10000", "10000")
-"""Milliseconds that the statement waits for a lock, and between two of its transaction."""
+"""Timeouts in milliseconds: of a statement for a lock, and between two statements."""
 
 _lifetime = Lifetime()
 
@@ -58,7 +58,7 @@ def _server() -> str:
 
 
 def _database() -> str:
-    """A new database with accounts; the DSN."""
+    """Create a database with accounts; returns its DSN."""
     name = f"bench_{uuid4().hex[:12]}"
     create: Any = f"CREATE DATABASE {name}"
     with psycopg.connect(_server(), autocommit=True) as connection:
@@ -112,7 +112,7 @@ def inbox(url: str, topic: str, messages: int, batch: bool = False) -> Answer:
 
 
 class _Polled(NamedTuple):
-    """A message as a loop by hand has it."""
+    """A message in the form of a loop by hand."""
 
     id: str
     partition: int
@@ -124,19 +124,19 @@ class _BareTable:
     """Records messages in a table of their IDs."""
 
     async def take(self, connection: Any, polled: _Polled) -> bool:
-        """Record one; whether it was not yet."""
+        """Record a message; returns whether it was new."""
         done = await connection.execute(INSERT, (polled.id,))
         return bool(done.rowcount)
 
     async def take_all(self, connection: Any, found: Sequence[_Polled]) -> list[_Polled]:
-        """Record these; those that were not yet."""
+        """Record these messages; returns the new ones."""
         done = await connection.execute(INSERT_MANY, ([each.id for each in found],))
         new = {row[0] for row in await done.fetchall()}
         return [each for each in found if each.id in new]
 
 
 class _InboxTables:
-    """Records them as the inbox does, with its statement."""
+    """Records messages as the inbox does, with its statement."""
 
     async def take(self, connection: Any, polled: _Polled) -> bool:
         """As :meth:`_BareTable.take`."""

@@ -1,5 +1,5 @@
-"""What the inbox is measured against, and what it should reach: 0.8 of a loop by hand that does the
-same transaction. On Kafka; what is read from matters little beside a transaction."""
+"""The cases of the inbox, with the ratio that it should reach: 0.8 of a loop by hand that does the
+same transaction. On Kafka; the log matters little beside a transaction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = Metric("rate", "messages/s")
 
 
 def inbox_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
-    """Those of the inbox."""
+    """The cases of the inbox."""
     if log_target.log != "kafka":
         return []
 

@@ -1,4 +1,4 @@
-"""What figures depend on besides the code: processor, system, versions."""
+"""The facts that figures depend on besides the code: processor, system, versions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def machine_facts() -> dict[str, str]:
 
 
 def load_average() -> float | None:
-    """Processes that wanted a core, on average over the last minute; None where it is not known."""
+    """The average number of runnable processes over the last minute; None if unknown."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
@@ -62,7 +62,7 @@ def _memory() -> str:
 
 
 def resident_bytes() -> int:
-    """Bytes of this process that are in memory now (its peak, where the system knows no more)."""
+    """Bytes of this process that are in memory now (its peak, if the system gives no more)."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -75,9 +75,9 @@ def resident_bytes() -> int:
 
 
 class MemorySampler:
-    """Watches this process's memory, ten times a second. A context manager.
+    """Samples this process's memory, ten times a second. A context manager.
 
-    :ivar samples: seconds since it began, and bytes.
+    :ivar samples: seconds since its start, and bytes.
     """
 
     def __init__(self, every: float = 0.1) -> None:
@@ -111,7 +111,7 @@ class MemorySampler:
         return max(size for _, size in self.samples) - self.samples[0][1]
 
     def curve(self, points: int = 120) -> list[tuple[float, float]]:
-        """Seconds and MiB: at most ``points`` of the samples, of each stretch the highest."""
+        """Seconds and MiB: at most ``points`` of the samples, the highest of each interval."""
         step = max(1, -(-len(self.samples) // points))
         stretches = [self.samples[at : at + step] for at in range(0, len(self.samples), step)]
         return [

@@ -20,14 +20,14 @@ from benchmarks.process import ROOT, MeasureError, WorkerProcess
 
 Answer = dict[str, Any]
 Report = Callable[[str], None]
-"""Called with what is measured next."""
+"""Called with the name of the next measurement."""
 
 
 class Row(TypedDict):
     """One line of the table: ours against one rival.
 
-    Ratios are ours divided by the rival's, so where ``better`` is ``less`` a small one is good.
-    ``target``, ``met``, and all figures of a side that failed, are None where there is none.
+    Ratios are ours divided by the rival's, so if ``better`` is ``less`` a small one is good.
+    ``target``, ``met``, and all figures of a side that failed, are None if there is none.
     """
 
     case: str
@@ -199,7 +199,7 @@ def _row(
 
 
 def _details(answers: Sequence[Answer], whose: str) -> dict[str, Any]:
-    """What plots are made of: the last measurement's curves, and CPU time a message."""
+    """The data of plots: the last measurement's curves, and CPU time per message."""
     if not answers:
         return {}
     last = answers[-1]

@@ -1,6 +1,6 @@
 """The events of all benchmarks: JSON orders of about 200 bytes, 10,000 keys by default.
 
-It knows msgspec alone, so that peers can import it in an environment of their own.
+It imports only msgspec, so that peers can import it in an environment of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Ping(msgspec.Struct, frozen=True):
 
 
 def order(number: int, keys: int = KEYS) -> Order:
-    """The order of a number; always the same. Orders of one key have rising numbers."""
+    """The order with a number; always the same. Orders of one key have rising numbers."""
     customer = f"customer-{number * 7919 % keys:07d}"
     items = ["alpha", "beta"]
     return Order(f"order-{number:010d}", customer, number % 1000 / 4, "EUR", items, "x" * 74)
@@ -49,5 +49,5 @@ def customer(value: Order | Ping) -> str:
 
 
 def message_id(number: int) -> str:
-    """The ID that an order travels with: as long as a UUID, and the same in every log."""
+    """The ID of an order's message: as long as a UUID, and the same in every log."""
     return f"{number:08x}-0000-7000-8000-{number:012x}"

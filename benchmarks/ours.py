@@ -34,7 +34,7 @@ class Stalled(Exception):
 
 
 def run(main: Callable[[], Awaitable[Any]]) -> Any:
-    """Run it on the kind of loop that an app uses."""
+    """Run a coroutine on the kind of loop that an app uses."""
 
     async def awaited() -> Any:
         return await main()

@@ -1,7 +1,7 @@
-"""What outboxes are measured against, and what each should reach.
+"""The cases of outboxes: their rivals, and the ratio that each should reach.
 
-Relaying is measured beside ``publish_many`` of the same orders: it reads each from the database and
-deletes it there, besides.
+Relaying is measured beside ``publish_many`` of the same orders: it also reads each from the
+database and deletes it there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an outbox costs: relaying rows beside publishing them, and from a commit to the handler.
+"""The cost of an outbox: relaying rows beside publishing them, and from a commit to the handler.
 
 Each function is a task of a worker process (:mod:`benchmarks.worker`). The rows are those of the
 orders that the other cases publish, written before anything is measured.
@@ -25,9 +25,9 @@ from streams import Streams
 from streams.outbox import Outbox
 
 RATE = 200
-"""Commits a second, where their latency is taken."""
+"""Commits per second, when their latency is measured."""
 SKIP = 100
-"""Of those, a warm-up."""
+"""The first commits of those, which are a warm-up."""
 
 
 def _connect(database: str, *, any_thread: bool = False) -> Any:
@@ -38,14 +38,14 @@ def _connect(database: str, *, any_thread: bool = False) -> Any:
 
 
 def _prepare(database: str) -> None:
-    """As docs/outbox.md advises for a SQLite file."""
+    """Set up a SQLite file as docs/outbox.md advises."""
     if database.startswith("sqlite:///"):
         with closing(_connect(database)) as connection:
             connection.execute("PRAGMA journal_mode = wal")
 
 
 def relay(url: str, database: str, messages: int) -> Answer:
-    """Take rows of one transaction to a new topic, from when it is committed until all of them are
+    """Relay rows of one transaction to a new topic, from its commit until all of them are
     confirmed and deleted; the relay runs before."""
     app = Streams(url)
     topic = app.topic(f"relayed-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
@@ -99,7 +99,7 @@ def _drop(database: str, outbox: Outbox) -> None:
 
 
 def commit_to_handler(url: str, database: str, messages: int) -> Answer:
-    """From the call of commit to the handler's start, at :data:`RATE` commits a second."""
+    """Latency from the commit call to the handler's start, at :data:`RATE` commits a second."""
     app = Streams(url)
     topic = app.topic(f"committed-{uuid4().hex}", Order, key=customer, partitions=PARTITIONS)
     outbox = Outbox(app, database, table=f"outbox_{uuid4().hex[:8]}")

@@ -1,12 +1,12 @@
-"""What the patterns are measured against, and the ratio each should reach.
+"""The cases of the patterns: their baselines, and the ratio that each should reach.
 
 The baseline is ours too: the bare processor, publish or call that does the same work on the same
-log, in the same process, alternately. So a ratio says what a pattern costs and not what the toolkit
-does. Where the bare call takes a microsecond the ratio is small and means little; the page also
+log, in the same process, alternately. So a ratio is the cost of a pattern and not of the toolkit.
+If the bare call takes a microsecond the ratio is small and means little; the page also
 shows the difference in microseconds.
 
 Metrics, and retries that are counted in the log while nothing fails, should cost 5 % at most. The
-others write, read or keep more than a bare processor does, and have no target. Neither have spans:
+others write, read or keep more than a bare processor does, and have no target. Nor have spans:
 OpenTelemetry creates an object for each.
 """
 
@@ -21,14 +21,14 @@ PATTERN_PREFIX = "pattern: "
 """The first part of the names of these cases."""
 
 CONCURRENCY = 64
-"""Handlers at once, where they are async."""
+"""Handlers at once, if they are async."""
 
 NEARLY_FREE = 0.95
-"""The target for what should cost at most 5 %."""
+"""The target for features that should cost at most 5 %."""
 NEARLY_FREE_CPU = 1.05
 """The same in CPU time, which is steadier than a rate."""
 MANY, FEW = 10_000, 10
-"""Patterns that do not fit, on one bus."""
+"""Patterns on one bus that do not match."""
 SAME = 1.1
 """The target for two figures that should be the same."""
 
@@ -41,7 +41,7 @@ QUICK = {
     ),
     "sqlite": ("saga, durable, 3 steps",),
 }  # fmt: skip
-"""Those that ``--quick`` measures, which must stay quick."""
+"""The cases that ``--quick`` measures, which must stay fast."""
 
 EVENTS = Metric("rate", "events/s")
 CALLS = Metric("rate", "calls/s")
@@ -53,7 +53,7 @@ DEFAULTS = "Retry(), Dedup(), DeadLetters(), Flow() as they come"
 
 
 def pattern_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
-    """The patterns on a log; those that need none are memory's."""
+    """The cases of the patterns on a log; those without a log are in the memory log's."""
     if log_target.log == "codecs":
         return []
     found = [
@@ -62,7 +62,7 @@ def pattern_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
         *_publishing_cases(log_target, sizes),
     ]
     found += _end_to_end_cases(log_target, sizes)
-    if log_target.log != "kafka":  # it cannot tell who came first, so it stores no claims
+    if log_target.log != "kafka":  # Kafka cannot order concurrent claims, so it stores none
         found.append(_idempotency_case(log_target, sizes))
     if log_target.log == "memory":
         found += _local_cases(sizes)
@@ -81,11 +81,11 @@ def _case(log: str, name: str, ours: Side, *rivals: Rival) -> Case:
     return Case(PATTERN_PREFIX + name, log, ours, rivals)
 
 
-# -- what is not in a message's path ---------------------------------------------------------------
+# -- features outside a message's path -------------------------------------------------------------
 
 
 def _overhead_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
-    """The same processor with and without something that should not slow down a message."""
+    """The same processor with and without a feature that should not slow down a message."""
     shapes: dict[str, dict[str, Any]] = {
         "plain": {"shape": "plain"},
         "async": {"shape": "async", "concurrency": CONCURRENCY},
@@ -129,7 +129,8 @@ def _topic_arguments(log_target: LogTarget, messages: int) -> dict[str, Any]:
 
 
 def _with_filled_topic(log_target: LogTarget, messages: int, side: Side) -> Side:
-    """A log in memory is filled in the process that reads it; the others are, for all cases."""
+    """Fill a log in memory in the process that reads it; the others are filled once for all
+    cases."""
     if log_target.log != "memory":
         return side
     return replace(side, prepare=("fill", _topic_arguments(log_target, messages)))

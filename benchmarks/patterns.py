@@ -1,8 +1,9 @@
-"""What the patterns cost: each beside the bare processor, publish or call that does the same work.
+"""The cost of the patterns: each beside the bare processor, publish or call that does the same
+work.
 
 Each function is a task of a worker process (:mod:`benchmarks.worker`) that measures one of several
 ``way``s. ``bare`` is the one without the pattern. Both handle the same orders on the same log, by
-the same handler at the same concurrency; what differs is what the pattern adds.
+the same handler at the same concurrency; the difference is the pattern's cost.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ from streams.patterns import (
 )
 
 CONCURRENCY = 64
-"""Concurrent handlers, where they are async."""
+"""Concurrent handlers, if they are async."""
 STEPS = 3
-"""Of a saga."""
+"""The number of steps of a saga."""
 TOPIC = "order.eu.paid"
-"""Of every event on a bus."""
+"""The topic of every event on a bus."""
 
 Call = Callable[[Order], Awaitable[Any]]
 
@@ -131,7 +132,7 @@ def _observed(app: Streams, way: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def _scraping(app: Streams) -> Iterator[None]:
-    """Fifteen times as often as Prometheus does by default."""
+    """Scrape fifteen times as often as Prometheus does by default."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     from streams.patterns import MetricsCollector
@@ -355,7 +356,7 @@ def _saga(app: Streams, counter: MessageCounter) -> Call:
 
 
 def _actions(counter: MessageCounter) -> list[Call]:
-    """What the steps of a saga do: nothing, and the last one counts."""
+    """The actions of a saga's steps: they do nothing, and the last one counts."""
 
     async def nothing(value: Order) -> None: ...
 
@@ -394,7 +395,7 @@ _VARIANTS: dict[str, Callable[[Streams, MessageCounter], Call]] = {
 
 
 async def _calls_per_second(call: Call, calls: int) -> float:
-    """Calls a second, one after the other."""
+    """Calls per second, one after the other."""
     values = [order(number) for number in range(1_000)]
     await call(values[0])
     began = time.perf_counter()
@@ -434,12 +435,12 @@ def local(calls: int, way: str, subscribers: int = 10, *, plain: bool = False) -
 
 
 UNMATCHED_PATTERNS = ("s{}.*", "*.s{}", "order.s{}.*", "order.*.s{}", "order.eu.s{}", "s{}.*.paid")
-"""Patterns that no event's topic fits."""
+"""Patterns that match no event's topic."""
 
 
 def matching(calls: int, patterns: int) -> Answer:
-    """Microseconds of one publish on a local bus with so many patterns that do not fit, and one
-    that does."""
+    """Microseconds of one publish on a local bus with ``patterns`` patterns that do not match, and
+    one that does."""
     bus = PatternEventBus()
 
     async def never(event: Event) -> None:
@@ -493,7 +494,7 @@ def deduplicated(calls: int, way: str) -> Answer:
 
 
 def places(calls: int, tasks: int, way: str) -> Answer:
-    """``tasks`` coroutines that share 64 places: of a ``controller``, or of a ``bare``
+    """``tasks`` coroutines that share 64 permits: of a ``controller``, or of a ``bare``
     ``asyncio.Semaphore``. Each holder yields to the others once."""
 
     async def main() -> float:
@@ -511,10 +512,10 @@ def places(calls: int, tasks: int, way: str) -> Answer:
 
 
 def once(url: str, calls: int, way: str) -> Answer:
-    """64 coroutines that call an operation, each time under another key: by an
+    """64 coroutines that call an operation, each time under another key: through an
     :class:`IdempotentProcessor`, or by a ``bare`` call.
 
-    :param url: of the store.
+    :param url: the store's.
     """
 
     async def main() -> float:

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 TIME_LIMIT = 1_800.0
-"""Seconds for one measurement, at most."""
+"""The most seconds for one measurement."""
 
 
 class MeasureError(Exception):
@@ -34,7 +34,7 @@ def _environment(root: Path = ROOT) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """A process that measures. A context manager.
+    """A process that runs measurements. A context manager.
 
     :param root: the checkout whose code it runs.
     """
@@ -58,7 +58,7 @@ class WorkerProcess:
         self.close()
 
     def run_task(self, task: str, /, **arguments: Any) -> dict[str, Any]:
-        """What a task answers.
+        """The answer of a task.
 
         :raises MeasureError: it failed, the process ended, or it took too long.
         """
@@ -117,12 +117,12 @@ class WorkerProcess:
 def run_once(
     command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run a program to its end; what its last line says, a JSON object.
+    """Run a program to its end; returns its last line, a JSON object.
 
     Its standard input stays open as long as this process lives: a program that reads it learns
     when its parent is gone.
 
-    :raises MeasureError: it failed, or its last line is something else.
+    :raises MeasureError: it failed, or its last line is not a JSON object.
     """
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as out:
         popen = subprocess.Popen(

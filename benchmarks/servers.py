@@ -1,4 +1,4 @@
-"""The servers that the benchmarks need: from the environment, a container, or a process of ours.
+"""The servers that the benchmarks need: from the environment, a container, or a child process.
 
 They come from ``tests/servers`` and end with this program, however it ends. A broker that is
 started here gets the memory of a small one in production; the tests' own starts quickly instead.
@@ -28,7 +28,7 @@ class Servers:
     def __init__(self) -> None:
         self._lifetime: Lifetime | None = None
         self.versions: dict[str, str] = {}
-        """By log: which server answered, and where it came from."""
+        """By log: the server that answered, and its source."""
         self._urls: dict[str, str] = {}
         self._starts: dict[str, Callable[[], str]] = {"kafka": self._kafka, "redis": self._redis}
 
@@ -65,7 +65,7 @@ class Servers:
 
     @property
     def lifetime(self) -> Lifetime:
-        """What the servers end with."""
+        """The lifetime that the servers end with."""
         if self._lifetime is None:
             self._lifetime = Lifetime()
         return self._lifetime

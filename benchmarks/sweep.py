@@ -1,4 +1,4 @@
-"""What each setting gains: ``python -m benchmarks.sweep [NAME ...] [--log kafka]``.
+"""The gain of each setting: ``python -m benchmarks.sweep [NAME ...] [--log kafka]``.
 
 One setting at a time is changed, and measured alternately with the default. The result is the
 median of the ratios, as a Markdown table. docs/tuning.md was written from these tables.
@@ -24,7 +24,7 @@ from benchmarks.servers import Missing, Servers, StartError
 
 LOGS = ("kafka", "redis", "sqlite", "memory")
 MESSAGES = 400_000
-"""In the topic that most settings are measured on."""
+"""Messages in the topic that most settings are measured on."""
 
 WAIT = 0.005
 """Seconds that a waiting handler takes."""
@@ -32,10 +32,10 @@ WAIT = 0.005
 
 @dataclass(frozen=True)
 class Sweep:
-    """One setting, and what it is set to.
+    """One setting, and its values.
 
     :param values: each with the task's arguments; the first is the default.
-    :param in_url: they are settings in the log's URL.
+    :param in_url: whether they are settings in the log's URL.
     """
 
     name: str
@@ -148,7 +148,7 @@ def run(sweep: Sweep, url: str, topics: dict[str, str], repeats: int) -> list[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The process's exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("names", nargs="*", help="only settings with one of these in their name")
     parser.add_argument("--log", choices=LOGS, action="append")

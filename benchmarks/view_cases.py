@@ -1,4 +1,4 @@
-"""What views are measured against, and what each should reach.
+"""The cases of views: their rivals, and the ratio that each should reach.
 
 A rebuild is measured beside a bare processor of the same events, on every log, and on SQLite beside
 eventsourcing, a Python toolkit of the same kind.
@@ -15,10 +15,10 @@ VIEW_PREFIX = "views: "
 """The first part of the names of these cases."""
 
 PEER_ACCOUNTS = 20
-"""For the peer, which commits each event."""
+"""Accounts for the peer, which commits each event."""
 
 MEMORY_LIMIT = (128 + 64 * PARTITIONS) << 20
-"""Of a process that folds: what is kept of documents is bounded for each partition."""
+"""The memory limit of a process that folds: its cache of documents is bounded per partition."""
 
 EVENTS = Metric("rate", "events/s")
 STALER = Metric("staler", "ms", "less")
@@ -88,7 +88,7 @@ def view_cases(log_target: LogTarget, sizes: Sizes) -> list[Case]:
 
 
 def _many_documents(log_target: LogTarget, sizes: Sizes) -> list[Case]:
-    """In memory the log itself takes what there is."""
+    """Cases with many documents; not on the log in memory, which itself takes the memory."""
     documents = sizes.view_documents
     if log_target.log == "memory" or not documents:
         return []

@@ -1,4 +1,4 @@
-"""What views cost: rebuilds and reads, as tasks of a worker process.
+"""The cost of views: rebuilds and reads, as tasks of a worker process.
 
 The accounts of one bank (:mod:`benchmarks.aggregates`), folded into a document each.
 """
@@ -32,16 +32,16 @@ from streams.eventsourcing.views.tracker import Progress
 from streams.log.url import open_log
 
 EVENTS_EACH = 100
-"""Of each account."""
+"""Events of each account."""
 PARTITIONS = 8
 FILLED_AT_ONCE = 10_000
 
 _kept_open: list[Any] = []
-"""Keeps a log in memory as long as this process lives."""
+"""Keeps a log in memory open as long as this process lives."""
 
 
 class Balance(msgspec.Struct, frozen=True):
-    """A document."""
+    """A document of the view."""
 
     owner: str = ""
     cents: int = 0
@@ -57,21 +57,21 @@ def fold_balance(balance: Balance | None, event: AccountEvent) -> Balance:
 
 
 async def _until_folded(view: View[Any]) -> Progress:
-    """Wait until a view has folded all that there is."""
+    """Wait until a view has folded all events."""
     while (progress := await view.progress()).share != 1.0:  # noqa: ASYNC110 - the log says it
         await asyncio.sleep(0.01)
     return progress
 
 
 def fill_bank(url: str, name: str, accounts: int, events: int) -> Answer:
-    """So many accounts with so many events each; once."""
+    """Fill accounts with events; once."""
     if url.startswith("memory"):
         _kept_open.append(open_log(url))
     return fill_accounts(url, name, accounts, events)
 
 
 def rebuild(url: str, name: str, events: int) -> Answer:
-    """A view that is folded from the beginning, until all of it stands in the log."""
+    """Fold a view from the beginning, until all of it is stored in the log."""
     app = Streams(url)
     bank = open_accounts(app, name)
     began: list[float] = []
@@ -98,17 +98,17 @@ def rebuild(url: str, name: str, events: int) -> Answer:
 READ_PAUSE = 0.005
 """Seconds between two reads while a version is built."""
 WRITE_PAUSE = 0.01
-"""Seconds between two decisions meanwhile."""
+"""Seconds between two decisions while a version is built."""
 LATER_READS = 50
-"""Reads after the new version was promoted, at least."""
+"""The least number of reads after the new version was promoted."""
 
 
 def rebuild_beside(url: str, name: str, events: int) -> Answer:
-    """Version 2 of a view, folded from the beginning while version 1 serves: it is read, and
-    accounts are decided upon, all the while, until version 2 has been promoted and read.
+    """Fold version 2 of a view from the beginning while version 1 serves: it is read, and
+    accounts are decided on, all the while, until version 2 has been promoted and read.
 
-    ``stale_first`` is by how many ms version 1's documents were behind what had been decided, at
-    most, and ``staler`` by how many ms more a read was.
+    ``stale_first`` is the greatest lag of version 1's documents behind the decisions, in ms, and
+    ``staler`` the greatest additional lag of a read.
 
     :raises RuntimeError: a read went back in time.
     """
@@ -139,14 +139,14 @@ def rebuild_beside(url: str, name: str, events: int) -> Answer:
     """When each deposit of an account was decided."""
     seen: dict[str, int] = {}
     last = ""
-    """The account that was decided upon last, which every other read is of."""
+    """The account that was decided on last, which every other read is of."""
     is_over = False
 
     def any_account() -> str:
         return account_id(chosen.randrange(max(1, events // EVENTS_EACH)))
 
     def behind(key: str, document: Balance | None, asked: float) -> float:
-        """By how many seconds a document was behind."""
+        """The lag of a document in seconds."""
         moves = 0 if document is None else document.moves
         return max(0.0, asked - decided.get((key, moves + 1), asked))
 
@@ -202,7 +202,7 @@ def rebuild_beside(url: str, name: str, events: int) -> Answer:
 
 
 def _fold_first(url: str, name: str, view_name: str) -> None:
-    """Version 1, folded and promoted."""
+    """Fold and promote version 1."""
     app = Streams(url)
     bank = open_accounts(app, name)
     view: View[Balance] = View(app, view_name, Balance, fold_balance, bank.events)
@@ -216,7 +216,7 @@ def _fold_first(url: str, name: str, view_name: str) -> None:
 
 
 def process_events(url: str, name: str, events: int) -> Answer:
-    """The same events through a bare processor."""
+    """Pass the same events through a bare processor."""
     app = Streams(url)
     bank = open_accounts(app, name)
     counter = MessageCounter(events)
@@ -235,7 +235,7 @@ def process_events(url: str, name: str, events: int) -> Answer:
 
 
 def get_documents(url: str, name: str, documents: int) -> Answer:
-    """Milliseconds that a ``get`` of one of so many documents takes."""
+    """Milliseconds of a ``get`` of one of many documents."""
     app = Streams(url)
     bank = open_accounts(app, name, cached=False)
     view: View[Balance] = View(app, f"{name}.balances", Balance, fold_balance, bank.events)
@@ -263,14 +263,14 @@ def get_documents(url: str, name: str, documents: int) -> Answer:
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What a meter says."""
+    """A meter's value."""
 
     meter: str
     value: int
 
 
 def fold_reading(last: Reading | None, reading: Reading) -> Reading:
-    """The last one of each meter."""
+    """The view's function: the last reading of each meter."""
     return reading
 
 
@@ -283,7 +283,7 @@ def _readings(app: Streams, topic: str) -> Topic[Reading]:
 
 
 def fill_readings(url: str, topic: str, documents: int) -> Answer:
-    """One reading of so many meters; once."""
+    """Publish one reading for each of many meters; once."""
     app = Streams(url)
     readings = _readings(app, topic)
 
@@ -301,8 +301,8 @@ def fill_readings(url: str, topic: str, documents: int) -> Answer:
 
 
 def fold_readings(url: str, topic: str, documents: int) -> Answer:
-    """A document for each of so many meters: how fast they are folded, the most memory that the
-    process had meanwhile and while it read them, and the milliseconds of a ``get`` of any."""
+    """Fold a document for each of many meters: the rate, the process's peak memory during the
+    folding and the reads, and the milliseconds of a ``get`` of any."""
     app = Streams(url)
     view: View[Reading] = View(
         app, f"{topic}-{uuid4().hex}", Reading, fold_reading, _readings(app, topic)

@@ -1,7 +1,7 @@
-"""A process that measures: ``python -m benchmarks.worker``, which reads its standard input.
+"""A process that runs measurements: ``python -m benchmarks.worker``, reading its standard input.
 
-One line a request, ``{"task": name, "arguments": {...}}``, one line an answer: what the task
-returned, or ``{"error": why}``. It ends when its standard input does, even
+Each request is one line, ``{"task": name, "arguments": {...}}``, and so is each answer: the task's
+result, or ``{"error": why}``. The process ends when its standard input does, even
 during a task, so that a run that was killed leaves nothing behind.
 """
 
@@ -35,9 +35,10 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def task_of(name: str) -> Callable[..., dict[str, Any]]:
-    """A task; patterns, aggregates, views, inbox and outboxes are imported where they are needed.
+    """A task; the modules of patterns, aggregates, views, inbox and outboxes are imported on
+    demand.
 
-    :raises KeyError: there is none.
+    :raises KeyError: there is no task of that name.
     """
     if name in TASKS:
         return TASKS[name]
@@ -62,7 +63,7 @@ def main() -> None:
     """Answer requests until there are no more."""
     raise_gc_threshold()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    # Answers go where standard output went; what a task prints by itself does not.
+    # Answers go to the original standard output; a task's own prints do not.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     questions: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 
 from benchmarks.peers.program import Answer, main
 
-# By name: type checkers run where it is not installed.
+# Imported by name: type checkers run where it is not installed.
 application: Any = importlib.import_module("eventsourcing.application")
 domain: Any = importlib.import_module("eventsourcing.domain")
 projection: Any = importlib.import_module("eventsourcing.projection")
@@ -46,16 +46,16 @@ class Account(domain.Aggregate):  # type: ignore[misc]
 
 
 class Bank(application.Application[UUID]):  # type: ignore[misc]
-    """Its accounts."""
+    """The application with the bank's accounts."""
 
 
 CACHE = {"AGGREGATE_CACHE_MAXSIZE": "10000", "AGGREGATE_CACHE_FASTFORWARD": "n"}
-"""States are kept, and no events are looked for that another process may have saved."""
+"""States are cached, and events of other processes are not searched for."""
 
 
 @contextmanager
 def _bank(folder: str, name: str = "", *, cached: bool = False) -> Iterator[Bank]:
-    """A bank in a file; a new one unless it has a name."""
+    """A bank in a file; a new one unless ``name`` is given."""
     path = f"{folder}/{name or uuid4().hex}-eventsourcing.db"
     env = {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": path}
     with Bank({**env, **CACHE} if cached else env) as bank:
@@ -73,7 +73,7 @@ def _settings(said: str) -> Answer:
 
 
 def _open(bank: Bank, accounts: int, events: int) -> list[UUID]:
-    """Accounts with so many events each, saved a hundred at a time."""
+    """Open accounts with ``events`` events each, saved a hundred at a time."""
     found: list[UUID] = []
     pending: list[Account] = []
     for number in range(accounts):
@@ -90,19 +90,19 @@ def _open(bank: Bank, accounts: int, events: int) -> list[UUID]:
 
 
 class _Timing:
-    """Calls a second, and the CPU time of each."""
+    """Measures calls per second, and the CPU time of each."""
 
     def __init__(self) -> None:
         self._began, self._cpu = time.perf_counter(), time.process_time()
 
     def of(self, calls: int) -> Answer:
-        """What so many calls took."""
+        """The figures of a number of calls."""
         took, used = time.perf_counter() - self._began, time.process_time() - self._cpu
         return {"rate": calls / took, "cpu_us": used / calls * 1e6}
 
 
 def decide(folder: str, accounts: int, decisions: int, *, cached: bool = False) -> Answer:
-    """Deposits, one after the other, into each account in turn."""
+    """Deposit, one after the other, into each account in turn."""
     with _bank(folder, cached=cached) as bank:
         ids = _open(bank, accounts, 1)
         for id in ids:
@@ -118,7 +118,7 @@ def decide(folder: str, accounts: int, decisions: int, *, cached: bool = False) 
 
 
 def load(folder: str, accounts: int, events: int, loads: int) -> Answer:
-    """Accounts of so many events, read and folded one after the other."""
+    """Read and fold accounts of ``events`` events, one after the other."""
     with _bank(folder) as bank:
         ids = _open(bank, accounts, events)
         timing = _Timing()
@@ -129,7 +129,7 @@ def load(folder: str, accounts: int, events: int, loads: int) -> Answer:
 
 
 def replay(folder: str, accounts: int, events: int) -> Answer:
-    """Every event of so many accounts, in the order in which they were saved."""
+    """Read every event of all accounts, in the order in which they were saved."""
     with _bank(folder, f"{accounts}-of-{events}") as bank:
         recorder, mapper = bank.recorder, bank.mapper
         if not recorder.max_notification_id():
@@ -147,7 +147,7 @@ def replay(folder: str, accounts: int, events: int) -> Answer:
 
 
 class Balances(sqlite.SQLiteTrackingRecorder):  # type: ignore[misc]
-    """A table of documents: what a projection keeps, with its tracking in one transaction."""
+    """A table of documents: the projection's, with its tracking in one transaction."""
 
     def construct_create_table_statements(self) -> list[str]:
         """The table beside the tracking's."""

@@ -1,8 +1,8 @@
 """FastStream over confluent-kafka, aiokafka and redis-py.
 
-What its documentation offers for speed is used: ``apply_types=False`` with a decoder of one's own
-(msgspec, to the same Struct as ours), no logger, uvloop, and the client settings that ours has
-wherever FastStream lets them through.
+The fast options of its documentation are used: ``apply_types=False`` with a decoder of one's own
+(msgspec, to the same Struct as ours), no logger, uvloop, and the client settings of ours
+wherever FastStream accepts them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _load(client: str) -> Any:
 
 
 def _broker(client: str, url: str) -> tuple[Any, dict[str, str]]:
-    """A broker, and the settings it was made with."""
+    """A broker, and its settings."""
     module = _load(client)
     place = url.partition("://")[2]
     common: dict[str, Any] = {"apply_types": False, "logger": None}
@@ -72,7 +72,7 @@ def _decoder(client: str, mode: str) -> Callable[[Any], Awaitable[Any]]:
 
 
 def _subscribe(broker: Any, client: str, topic: str, mode: str, workers: int) -> tuple[Any, str]:
-    """A subscriber, and how it was declared."""
+    """A subscriber, and its declaration as text."""
     policy = importlib.import_module("faststream").AckPolicy
     group = f"faststream-{uuid4().hex}"
     options: dict[str, Any]

@@ -34,10 +34,10 @@ class PeerMissing(Exception):
 class Peer:
     """A toolkit to compare with.
 
-    :param name: what it is called on the command line.
-    :param title: what it is called in a table.
+    :param name: its name on the command line.
+    :param title: its name in a table.
     :param module: its program, in ``benchmarks.peers``.
-    :param imports: what must be importable for it to run in this environment.
+    :param imports: the modules it needs in this environment to run here.
     :param requirements: the file with its pins; empty: it is no Python package.
     """
 
@@ -69,7 +69,7 @@ PEERS: Mapping[str, Peer] = {
 
 
 def store_folder() -> Path:
-    """Where environments and jars stay."""
+    """The folder of environments and jars."""
     if sys.prefix != sys.base_prefix:
         return Path(sys.prefix) / "share"
     return Path.home() / ".cache" / "streams-toolkit"
@@ -129,7 +129,7 @@ def _environment(peer: Peer) -> Path:
 
 
 def _java_command() -> list[str]:
-    """What runs the Parallel Consumer's program, fetched and compiled once."""
+    """The command of the Parallel Consumer's program, fetched and compiled once."""
     for tool, package in (("javac", "default-jdk-headless"), ("mvn", "maven")):
         if shutil.which(tool) is None:
             raise PeerMissing(
@@ -155,14 +155,14 @@ def _java_command() -> list[str]:
                 _run_or_fail(
                     ["javac", "-cp", f"{made}/*", "-d", str(made), str(folder / "Bench.java")], what
                 )
-                made.rename(wanted)  # whole, or not there
+                made.rename(wanted)  # atomically: whole, or not at all
     memory = ("-Xms1g", "-Xmx2g")
     return [java(), *memory, "-cp", f"{wanted}:{wanted}/*", "Bench"]
 
 
 def _run_java(command: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
     messages = arguments["messages"]
-    # The first part is for the compiler.
+    # The first part is a warm-up for the JIT compiler.
     skip = max(1, messages // 4)
     answer = run_once(
         [

@@ -1,4 +1,4 @@
-"""How a peer's program begins and ends."""
+"""The entry point and the exit of a peer's program."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(tasks: dict[str, Callable[..., Answer]]) -> None:
         traceback.print_exc()
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), file=answers, flush=True)
-    # Do not wait for threads of clients and event loops that may not end.
+    # Do not wait for threads of clients and event loops, which may not end.
     os._exit(0)
 
 

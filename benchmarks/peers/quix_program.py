@@ -51,10 +51,10 @@ def consume(url: str, topic: str, messages: int) -> Answer:
 
 
 def pipeline(url: str, topic: str, messages: int, commit_interval: float) -> Answer:
-    """Each message to another topic, exactly once: until the last transaction is committed.
+    """Write each message to another topic, exactly once: until the last transaction is committed.
 
-    :param commit_interval: seconds of a transaction: the longer it is, the quicker, and the later
-        others see what is in it.
+    :param commit_interval: seconds per transaction: a longer one is faster, but others see its
+        messages later.
     """
     quix: Any = importlib.import_module("quixstreams")
     started_at = cpu = 0.0

@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, plots too; it loads nothing and runs no script."""
+"""The page: one self-contained HTML file with plots; it loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _latency(rows: Sequence[Row]) -> str:
 
 
 def _tail(quantiles: Mapping[str, float]) -> list[tuple[float, float]]:
-    """Quantiles spread out by how rare what is beyond them is: 2 is the median, 100 is p99."""
+    """Quantiles scaled by the rarity of the values beyond: 2 is the median, 100 is p99."""
     found = []
     for name, value in quantiles.items():
         percent = float(name[1:])
@@ -201,7 +201,7 @@ def _is_pattern(row: Row) -> bool:
 
 
 def _patterns(rows: Sequence[Row]) -> str:
-    """A ratio to something quick says little: the same as microseconds a message."""
+    """The patterns' costs in microseconds per message: a ratio to a fast call says little."""
     lines = []
     for row in rows:
         if not _is_pattern(row) or row["figure"] is None or row["baseline"] is None:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 WIDTH = 860
 SERIES = 6
-"""How many colours there are."""
+"""The number of colours."""
 
 
 class Bar(NamedTuple):
-    """One bar, of a group."""
+    """One bar in a group."""
 
     name: str
     value: float
@@ -25,7 +25,7 @@ class Bar(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Bars that are compared."""
+    """Bars that are compared with each other."""
 
     name: str
     bars: Sequence[Bar]
@@ -46,7 +46,7 @@ def bars(groups: Sequence[Group], unit: str) -> str:
     if not values:
         return ""
     left, right, thick, gap = 330, 120, 15, 12
-    low = 10 ** math.floor(math.log10(min(values) * 0.6))  # the shortest bar is seen
+    low = 10 ** math.floor(math.log10(min(values) * 0.6))  # so that the shortest bar is visible
     high = 10 ** math.ceil(math.log10(max(values) * 1.0001))
     scale = _Scale(low, high, left, WIDTH - right, logarithmic=True)
     parts: list[str] = []
@@ -187,7 +187,7 @@ def _drawable(
 
 
 def short(value: float) -> str:
-    """A figure in few letters: ``1.5M``, ``200k``, ``0.5``."""
+    """A figure in few characters: ``1.5M``, ``200k``, ``0.5``."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"

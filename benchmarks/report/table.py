@@ -25,7 +25,7 @@ def cells(row: Row) -> list[str]:
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """For the terminal; what was missed is yellow, what failed red."""
+    """The table for the terminal; a missed target is yellow, a failure red."""
     styles = ["red" if row["error"] else "yellow" if row["met"] is False else None for row in rows]
     return styled(title, COLUMNS, _LEFT, zip(map(cells, rows), styles, strict=True))
 

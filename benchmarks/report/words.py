@@ -1,4 +1,4 @@
-"""How figures are written, the same in every report."""
+"""The notation of figures, the same in every report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def spread(row: Row) -> str:
 
 
 def target(row: Row) -> str:
-    """What the ratio should be."""
+    """The target of the ratio."""
     if row["target"] is None:
         return ""
     return f"{'≥' if row['better'] == 'more' else '≤'} {row['target']:g}"
