@@ -1,11 +1,11 @@
 """What the dashboard costs: ``python -m benchmarks.dashboard [fill|pages|load|search]``.
 
 ``pages``: a log with 10,000 topics, 1,000 groups, a million dead letters, 100,000 closed keys and
-100,000 sagas; the time that the server needs for each screen, the time until a browser paints it,
-and the server's memory. ``load``: 50 visitors of an app that handles 10,000 messages a second;
-the share of a core that they cost, and the handlers' throughput with and without visitors.
-``search``: a million messages, and one that is not among them; the time it takes, how far it
-searched, and for how long it blocked the event loop of the app that the dashboard is mounted in.
+100,000 sagas; how long the server needs for each screen, how soon a browser paints it, and how
+much memory the server takes. ``load``: 50 visitors of an app that handles 10,000 messages a second;
+the share of a core that they cost, and the handlers' throughput beside that without anybody
+looking. ``search``: a million messages, and one that is not among them; how long it takes, how far
+it looked, and for how long the event loop of the app that the dashboard is mounted in was held up.
 
 The log is a temporary SQLite file unless ``--url`` says otherwise. It is filled once; ``--keep
 FOLDER`` leaves it there for the next run. ``--quick`` tries all of it with small sizes.

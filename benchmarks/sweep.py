@@ -1,4 +1,4 @@
-"""The gain of each setting: ``python -m benchmarks.sweep [NAME ...] [--log kafka]``.
+"""What each setting gains: ``python -m benchmarks.sweep [NAME ...] [--log kafka]``.
 
 One setting at a time is changed, and measured alternately with the default. The result is the
 median of the ratios, as a Markdown table. docs/tuning.md was written from these tables.

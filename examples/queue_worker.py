@@ -1,11 +1,11 @@
-"""A queue worker: mails that are sent at once, at the second try, later, or never.
+"""A queue worker: mails that are sent at once, at the second attempt, later, or never.
 
     python examples/queue_worker.py                           # on a file, mails.db
     python examples/queue_worker.py redis://localhost:6379/0  # on any other log
     streams dead ls mails mails --name lost-mails --url sqlite:///mails.db
 
-It publishes four mails, works until each of them was dealt with, and stops. The last command shows
-what could not be sent.
+It publishes four mails, works until each of them was handled, and stops. The last command shows
+the mails that could not be sent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ async def run(url: str) -> None:
     sent: set[str] = set()
 
     async def send(message: QueueMessage[Mail]) -> None:
-        """Handle a message: if this raises, it is tried again later, and given up in the end."""
+        """Handle a message: if this raises, it is retried later, and becomes a dead letter in the
+        end."""
         mail = message.data
         if mail.to == "nobody":
             raise LookupError("there is no such mailbox")
@@ -78,7 +79,7 @@ async def run(url: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Four mails through a queue.")
     parser.add_argument("url", nargs="?", default="sqlite:///mails.db", help="the log")
-    # Failures are tried again or printed at the end, and need no log lines.
+    # Failures are retried or printed at the end, and need no log lines.
     logging.basicConfig(level=logging.CRITICAL)
     try:
         asyncio.run(run(parser.parse_args().url))

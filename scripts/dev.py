@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The commands of developers and CI: ``demo``, ``test``, ``check``, ``bench`` and ``faults``, each
-with all its set-up, and ``setup``, which is that of the tests alone.
+with all its set-up, and ``setup``, which is the set-up of the tests alone.
 
-``python3 scripts/dev.py COMMAND [-- ARGUMENTS]``: the arguments reach what is run (the demo,
-pytest, the benchmarks). The set-up is :mod:`environment`'s; this file knows what each command runs.
-The checks run at the same time, and each one's output is printed whole. All of them run even if one
-fails; the exit status is the first failure's.
+``python3 scripts/dev.py COMMAND [-- ARGUMENTS]``: the arguments are passed to the program (the
+demo, pytest, the benchmarks). The set-up is :mod:`environment`'s; this file defines the steps of
+each command. The checks run at the same time, and the output of each is printed in one piece. All
+of them run even if one fails; the exit status is the first failure's.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ COLLECT = Step(
         "-o", "addopts=--import-mode=importlib",
     ),
 )  # fmt: skip
-"""Compiles the tests, which each of pytest's workers would do for itself, all at the same time. It
-says nothing: what cannot be collected fails in pytest's own step, too, with the reason."""
+"""Compiles the tests, which otherwise each of pytest's workers would do, all at the same time. Its
+output is dropped: a test that cannot be collected fails in pytest's own step, too, with the
+reason."""
 
 SERVERS = Step("servers", ("python", "-m", "tests.servers"))
 
 
 class Result(NamedTuple):
-    """How a step ended."""
+    """The result of a step."""
 
     step: Step
     status: int
@@ -58,7 +59,8 @@ class Result(NamedTuple):
 
 
 def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
-    """What a command runs, one group after the other; the steps of a group run at the same time."""
+    """The steps of a command, in groups that run one after the other; those of a group run
+    together."""
     if command == "setup":
         return []
     if command == "demo":
@@ -71,7 +73,8 @@ def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
         return [CHECKS]
     # Much of a test's time is waiting for a server, and the servers are shared by all workers.
     # Tests that share a server of their own are a group, which one worker runs (tests/conftest.py).
-    # Twelve on two cores did not end earlier, but did a tenth more, asking while others were busy.
+    # Twelve on two cores did not end earlier, but used a tenth more CPU, polling while others
+    # worked.
     workers = str(min(12, 4 * (os.cpu_count() or 1)))
     spread = ("-n", workers, "--dist", "loadgroup")
     return [
@@ -120,7 +123,8 @@ def command_of(environment: Environment, step: Step) -> list[str]:
 
 
 def run(environment: Environment, plan: Sequence[Sequence[Step]]) -> int:
-    """Run all steps; 0 if every one succeeded, else the status of the first that did not."""
+    """Run all steps; returns 0 if every one succeeded, else the status of the first that did
+    not."""
     results: list[Result] = []
     alone = sum(map(len, plan)) == 1
     for group in plan:

@@ -1,7 +1,7 @@
 """The project's own virtual environment: built once, checked, and rebuilt when it is incomplete.
 
-Promises: whatever is installed goes into ``.venv``; an installation that was interrupted is never
-taken for a complete one; when nothing has changed, only one interpreter is run, and no network is
+Promises: all packages are installed into ``.venv``; an interrupted installation is never
+taken for a complete one; if nothing has changed, only one interpreter is run, and no network is
 needed.
 
 How: the last thing an installation does is to write a *stamp* into ``.venv``, and the first thing
@@ -11,8 +11,8 @@ first two differ, pip installs over what is there. If there is no stamp, ``.venv
 state; if the interpreter is another or the folder was moved, its scripts are broken: then it is
 built again from nothing.
 
-Standard library alone, and Python 3.8 is enough: this runs before anything is installed, under
-whatever ``python3`` is, to find the interpreter that the project needs.
+It uses the standard library alone, and Python 3.8 is enough: this runs before anything is
+installed, under any ``python3``, to find the interpreter that the project needs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PYTHON_VARIABLE = "STREAMS_PYTHON"
 """Environment variable that names the interpreter to build with, instead of a search."""
 
 BUILD = ("hatchling", "editables")
-"""The build backend: it is installed with what the package needs, so that building this package
+"""The build backend: it is installed with the dependencies, so that building this package
 needs no further download."""
 
 PINS = "constraints.txt"
@@ -71,14 +71,14 @@ class Interpreter(NamedTuple):
 
 
 def print_now(text: str) -> None:
-    """One line of progress, at once."""
+    """Print one line of progress, unbuffered."""
     print(text, flush=True)
 
 
 def run_program(command: Sequence[str], env: Mapping[str, str], folder: Path) -> int:
-    """Run a program to its end; its exit status.
+    """Run a program to its end; returns its exit status.
 
-    Ctrl-C in a terminal reaches the program as well, so it is given the time to end in order.
+    Ctrl-C in a terminal reaches the program as well, so it gets the time to end in order.
     """
     with subprocess.Popen(command, env=env, cwd=folder) as child:
         try:
@@ -144,7 +144,7 @@ def candidates(venv: Path) -> Iterator[str]:
 def find_interpreter(venv: Path) -> Interpreter:
     """The newest interpreter that runs and can build a virtual environment.
 
-    :raises SetupError: none does; says what was tried and what to install.
+    :raises SetupError: there is none; says what was tried and what to install.
     """
     chosen = os.environ.get(PYTHON_VARIABLE)
     tried = []
@@ -173,9 +173,9 @@ def find_interpreter(venv: Path) -> Interpreter:
 
 
 def select_pins(text: str, extras: Sequence[str]) -> str:
-    """What is to be installed of the pins: the package's, and with the extra ``dev`` all of them.
+    """The pins to install: the package's, and with the extra ``dev`` all of them.
 
-    :raises SetupError: the file has not these two parts.
+    :raises SetupError: the file does not have these two parts.
     """
     _, found, rest = text.partition(PACKAGE + "\n")
     package, found_too, dev = rest.partition(DEV + "\n")
@@ -188,7 +188,7 @@ def select_pins(text: str, extras: Sequence[str]) -> str:
 
 
 def fingerprint(root: Path) -> str:
-    """Changes when anything changes that decides what is installed."""
+    """A hash that changes with everything that decides what is installed."""
     digest = hashlib.sha256()
     for name in ("pyproject.toml", PINS):
         digest.update(b"\0" + (root / name).read_bytes())
@@ -209,9 +209,9 @@ class Environment:
         self.stamp = self.folder / "installed.json"
 
     def ensure(self, extras: Sequence[str] = ()) -> None:
-        """Return once the package and these extras are installed.
+        """Install the package and these extras, if they are not.
 
-        :raises SetupError: they cannot be.
+        :raises SetupError: they cannot be installed.
         """
         with self._lock():
             state = self._read_stamp()
@@ -240,11 +240,11 @@ class Environment:
             print_now(f"Ready in {time.monotonic() - began:.0f} s.")
 
     def variables(self) -> dict[str, str]:
-        """The process environment in which the tools of ``.venv`` run, and keep to it."""
+        """The environment variables for the tools of ``.venv``, which must use only that."""
         env = dict(os.environ)
         for name in ("PYTHONHOME", "PYTHONPATH", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
             env.pop(name, None)
-        # Where bytecode is not kept, as in many containers, each of pytest's workers compiles all
+        # If bytecode is not kept, as in many containers, each of pytest's workers compiles all
         # tests again (10 s), and each process that a test starts compiles the package.
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         env.update(
@@ -256,14 +256,14 @@ class Environment:
             PYRIGHT_PYTHON_IGNORE_WARNINGS="1",
             PYRIGHT_PYTHON_CACHE_DIR=str(self.folder / "cache"),
         )
-        # Pyright creates much garbage: with more memory for it, it is a sixth faster.
+        # Pyright creates much garbage: with a larger young generation it is a sixth faster.
         env.setdefault("NODE_OPTIONS", "--max-semi-space-size=64")
         return env
 
     # -- steps
 
     def _read_stamp(self) -> dict[str, Any]:
-        """What the stamp says, if it is valid; else nothing."""
+        """The content of the stamp, if it is valid; else nothing."""
         try:
             state = json.loads(self.stamp.read_text(encoding="utf-8"))
             extras, known, version = state["extras"], state["fingerprint"], state["python"]
@@ -329,7 +329,7 @@ class Environment:
 
     @contextlib.contextmanager
     def _lock(self) -> Generator[None]:
-        """One set-up of this checkout at a time; the lock ends with its process."""
+        """Hold the lock of set-ups of this checkout; it ends with its process."""
         try:
             import fcntl
         except ImportError:  # this platform has no such locks

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Writes ``constraints.txt``: what an installation brings, pinned, with the hash of every file that
-the index offers of each version, for Linux and macOS and Python 3.11 to 3.14.
+"""Writes ``constraints.txt``: all packages of an installation, pinned, with the hash of every file
+that the index offers of each version, for Linux and macOS and Python 3.11 to 3.14.
 
 ``python3 scripts/pins.py`` takes the newest versions that pyproject.toml allows; ``--keep`` takes
-those that are pinned already, for a dependency that is new or gone, or files that were added to a
-version. It needs ``uv`` on the PATH, which resolves for all platforms at once; nothing else does.
+the versions that are pinned already, for a dependency that is new or gone, or files that were added
+to a version. It needs ``uv`` on the PATH, which resolves for all platforms at once; no other
+program does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ environments = ["sys_platform == 'linux'", "sys_platform == 'darwin'"]
 """
 
 ALL_SYSTEMS_MARKER = "sys_platform == 'darwin' or sys_platform == 'linux'"
-"""How uv writes the condition that is true on all of them."""
+"""uv's notation of the condition that is true on all of these systems."""
 
 HEADER = """\
 # Every distribution that an installation brings, pinned, with the hashes of its files: the same on
@@ -54,7 +55,7 @@ def resolved(extras: Sequence[str], known: Path | None) -> dict[str, str]:
         pin = pin.replace(f" ; {ALL_SYSTEMS_MARKER}", "").replace(
             f" and ({ALL_SYSTEMS_MARKER})", ""
         )
-        name = pin.partition("==")[0]  # twice, where one version does not go with every Python
+        name = pin.partition("==")[0]  # repeated if one version does not support every Python
         found[name] = f"{found[name]}\n{pin}" if name in found else pin
     return found
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Brings the dashboard's scripts from npm packages into ``streams/web/static/vendor``, where they
-are committed: neither an installation nor a browser fetches them from anywhere. What only the tests
-use (axe-core) goes to ``tests/web/browser/vendor``, and does not ship.
+are committed: neither an installation nor a browser fetches them from anywhere. Scripts that only
+the tests use (axe-core) go to ``tests/web/browser/vendor``, and do not ship.
 
 ``python3 scripts/web_scripts.py`` fetches the packages at the versions below with ``npm pack``,
 compares the hash of each with the one that is written here, and writes the files that are used,
 their licences, and ``SHA256SUMS``. ``--check`` fetches nothing: it compares the committed files
-with ``SHA256SUMS``. Only who changes a version needs npm.
+with ``SHA256SUMS``. npm is needed only to change a version.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SUMS = "SHA256SUMS"
 
 
 class NpmPackage(NamedTuple):
-    """A package at one version, and what is used of it."""
+    """A package at one version, and the files of it that are used."""
 
     name: str
     version: str
     integrity: str
-    """The hash of its archive, as npm writes it: ``sha512-`` and base64."""
+    """The hash of its archive, in npm's notation: ``sha512-`` and base64."""
     files: Mapping[str, str]
-    """Files within the package, and what they are called here."""
+    """Files within the package, with their names here."""
     folder: Path = VENDOR
-    """Where they go."""
+    """The destination folder."""
 
 
 PACKAGES = (
@@ -75,9 +75,9 @@ FOLDERS = tuple(dict.fromkeys(package.folder for package in PACKAGES))
 
 
 def fetch(package: NpmPackage, folder: Path) -> dict[str, bytes]:
-    """The files of a package that are used, by the names that they have here.
+    """The used files of a package, by their names here.
 
-    :raises SystemExit: its archive is another one than was expected.
+    :raises SystemExit: its archive has another hash than expected.
     """
     command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
@@ -103,7 +103,7 @@ def fetch(package: NpmPackage, folder: Path) -> dict[str, bytes]:
 
 
 def write_all() -> None:
-    """Fetch all packages, then write what is used of them."""
+    """Fetch all packages, then write the files that are used."""
     files: dict[Path, dict[str, bytes]] = {folder: {} for folder in FOLDERS}
     with tempfile.TemporaryDirectory() as scratch:
         for package in PACKAGES:
@@ -119,7 +119,7 @@ def write_all() -> None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """The committed files that are not what ``SHA256SUMS`` says, or that it does not name."""
+    """The committed files that differ from ``SHA256SUMS``, or that it does not name."""
     named: dict[str, str] = {}
     for line in (folder / SUMS).read_text(encoding="ascii").splitlines():
         digest, _, name = line.partition("  ")

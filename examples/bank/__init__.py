@@ -7,9 +7,9 @@ python -m examples.bank open ada 500           # ... and from anywhere else: an 
 python -m examples.bank open bob
 python -m examples.bank send ada bob 200       # a transfer of 2.00,
 python -m examples.bank pay ada bob 100        # a payment, by the process manager,
-python -m examples.bank show ada               # and what became of an account
+python -m examples.bank show ada               # and the state of an account
 
 ``account.py`` is the bank's business, pure. ``transfers.py`` is the saga that moves money between
-two accounts; ``payments.py`` is a process manager that does, and holds what is much until somebody
-approves it. ``demo.py`` kills workers, and ``audit.py`` does the sums again by itself.
+two accounts; ``payments.py`` is a process manager that does so too, and holds large payments until
+they are approved. ``demo.py`` kills workers, and ``audit.py`` checks the sums independently.
 """

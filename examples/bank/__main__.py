@@ -23,12 +23,12 @@ from streams.errors import StreamsError
 from streams.patterns import SagaFailedError
 
 URL = "sqlite:///bank.db"
-"""The log of all commands but the demo, unless another one is given."""
+"""The default log of all commands except the demo."""
 
 
 def main() -> int:
-    """The process's exit status: 0; 1 where the sums are wrong or something was refused; 2 where
-    it could not run."""
+    """Run the command line; returns the exit status: 0; 1 if the sums are wrong or a command was
+    refused; 2 if it could not run."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.bank",
         description="Accounts and transfers, with workers that are killed.",

@@ -1,7 +1,8 @@
-"""An account: what can happen to it, what it is then, and what is decided upon it.
+"""An account: its events, its state, and the decisions on it.
 
-Nothing here knows of a log. A decision is a method that returns the event to be appended, or raises
-and nothing is. ``evolve`` says what the account is after an event, and decides nothing.
+Nothing here depends on a log. A decision is a method that returns the event to be appended, or
+raises and nothing is appended. ``evolve`` returns the account's state after an event, and decides
+nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 
 
 class Opened(Struct, tag="opened", frozen=True):
-    """Somebody has an account now."""
+    """The account was opened."""
 
     owner: str
 
@@ -47,20 +48,20 @@ class Received(Struct, tag="received", frozen=True):
 
 
 class Arrived(Struct, tag="arrived", frozen=True):
-    """What was sent is at the other account."""
+    """The money that was sent is at the other account."""
 
     transfer: str
 
 
 class Returned(Struct, tag="returned", frozen=True):
-    """What was sent could not be received, and is back."""
+    """The money that was sent could not be received, and is back."""
 
     transfer: str
     cents: int
 
 
 class Closed(Struct, tag="closed", frozen=True):
-    """The account is no more; what was left was paid out."""
+    """The account is closed; its balance was paid out."""
 
     paid_out: int
 
@@ -69,11 +70,11 @@ AccountEvent = Opened | Deposited | Withdrawn | Sent | Received | Arrived | Retu
 
 
 class NoAccount(Exception):
-    """Nobody has opened an account of that ID."""
+    """No account of that ID was opened."""
 
 
 class Overdrawn(Exception):
-    """There is not that much money."""
+    """The balance is too low."""
 
 
 class MoneyOnItsWay(Exception):
@@ -81,7 +82,7 @@ class MoneyOnItsWay(Exception):
 
 
 class Account(Struct, frozen=True):
-    """An account as it is after its events.
+    """The state of an account after its events.
 
     :param on_its_way: cents of each transfer from here that has not arrived yet.
     """
@@ -94,7 +95,7 @@ class Account(Struct, frozen=True):
 
     def open(self, owner: str, cents: int = 0) -> list[AccountEvent]:
         if self.owner:
-            return []  # it is open: there is nothing to do
+            return []  # it is open already
         return [Opened(owner), Deposited(cents)] if cents else [Opened(owner)]
 
     def withdraw(self, cents: int) -> Withdrawn:

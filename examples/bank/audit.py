@@ -1,4 +1,4 @@
-"""The bank's sums, done again from its events alone, and what is wrong with them.
+"""The bank's sums, computed again from its events alone, and the errors in them.
 
 Nothing here uses ``evolve`` or a state: the events are added up as by an accountant who has never
 seen the code.
@@ -26,14 +26,14 @@ History = Sequence[RecordedEvent[AccountEvent]]
 
 
 class Sums(NamedTuple):
-    """What the histories add up to.
+    """The sums of the histories.
 
-    :param paid_in: cents over the counter, into all accounts.
-    :param paid_out: the same, out of them.
-    :param balances: what is in each account.
-    :param on_its_way: what has left an account, and neither arrived nor come back.
+    :param paid_in: cents paid in over the counter, into all accounts.
+    :param paid_out: the same, paid out.
+    :param balances: cents in each account.
+    :param on_its_way: cents that have left an account, and have neither arrived nor come back.
     :param received: transfers whose money has arrived.
-    :param has_gaps: an account's versions are not 1, 2, 3 and so on.
+    :param has_gaps: whether an account's versions are not 1, 2, 3 and so on.
     """
 
     events: int
@@ -47,7 +47,7 @@ class Sums(NamedTuple):
 
     @property
     def money_after(self) -> int:
-        """All that was ever paid in, wherever it is now."""
+        """All money that was ever paid in, wherever it is now."""
         return self.paid_out + sum(self.balances.values()) + self.on_its_way
 
 
@@ -98,7 +98,7 @@ def audit(histories: Mapping[str, History]) -> Sums:
 def _check_transfer(
     transfer: str, parts: Sequence[tuple[str, AccountEvent]]
 ) -> tuple[list[str], int]:
-    """What is wrong with a transfer, and the cents of it that are on their way."""
+    """The errors of a transfer, and its cents that are on their way."""
     errors = []
     counts = Counter(type(event) for _, event in parts)
     errors += [

@@ -1,4 +1,4 @@
-"""Transfers while workers are killed, and then the bank's sums."""
+"""Transfers while workers are killed, and then a check of the bank's sums."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from streams import SagaStatus
 
 OWNERS = ("ada", "bob", "cyd", "dan", "eve", "fay")
 CLOSED = "cyd"
-"""Whose account is closed half-way."""
+"""The owner whose account is closed half-way."""
 NOBODY = "nobody"
 """An account that is never opened."""
 MONEY = 100_00
-"""Cents that each account begins with."""
+"""The initial balance of each account, in cents."""
 
 TIMEOUT = 120.0
-"""Seconds after which the run is given up."""
+"""Seconds after which the run is aborted."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class DemoError(Exception):
-    """The run could not be finished; one line."""
+    """The run could not be finished; the text is one line."""
 
 
 class Outcome(NamedTuple):
-    """What came of the run.
+    """The result of the run.
 
     :param money_before: cents that were paid in at the start.
     :param refused: transfers that were not made, by reason.
-    :param errors: what is wrong; none, if the log keeps its promises.
+    :param errors: the errors found; none, if the log keeps its promises.
     """
 
     money_before: int
@@ -59,7 +59,8 @@ class Outcome(NamedTuple):
 
 
 def transfers_of(count: int, choose: random.Random) -> list[Transfer]:
-    """Transfers between the few accounts, some of more than there is anywhere, few to nobody."""
+    """Transfers between the few accounts, some larger than all balances, a few to a missing
+    account."""
     found = []
     for number in range(count):
         source, target = choose.sample(OWNERS, 2)
@@ -78,10 +79,10 @@ async def run(
     folder: Path,
     report: Callable[[str], None],
 ) -> Outcome:
-    """Make transfers, kill the workers that carry them out, and do the sums.
+    """Make transfers, kill the workers that carry them out, and check the sums.
 
-    :param count: of transfers; from 10.
-    :param kills: while the first half is made; one more follows in the second.
+    :param count: the number of transfers; from 10.
+    :param kills: how often a worker is killed in the first half; once more in the second.
     :param folder: for the file of the log, if no URL is given, and the workers' figures.
     :raises DemoError: the run got stuck.
     """
@@ -92,7 +93,7 @@ async def run(
     wanted = {f"t{n:05}": each for n, each in enumerate(transfers_of(count, choose))}
     ids = list(wanted)
     first, second = ids[: count // 2], ids[count // 2 :]
-    is_memory = url.startswith("memory:")  # nobody else can be on it: this process does the work
+    is_memory = url.startswith("memory:")  # other processes cannot use it: this one does the work
     async with bank.app if is_memory else bank.app.connected():
         accounts = bank.accounts
         await asyncio.gather(
@@ -139,7 +140,7 @@ async def _start(bank: Bank, wanted: Mapping[str, Transfer], ids: list[str]) -> 
 
 
 async def _ask_for_too_much(bank: Bank) -> int:
-    """Ask at the counter for more than there is, in all accounts at once; how many refused."""
+    """Withdraw more than the balance from all accounts at once; returns how many refused."""
     refused = 0
     for answer in await asyncio.gather(
         *(bank.accounts.decide(owner, Account.withdraw, 1_000_000_00) for owner in OWNERS[:2]),
@@ -152,7 +153,7 @@ async def _ask_for_too_much(bank: Bank) -> int:
 
 
 async def _close(bank: Bank, owner: str) -> int:
-    """Close an account as soon as nothing that was sent from it can come back; what it paid out."""
+    """Close an account once no transfer from it can come back; returns the cents it paid out."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             try:
@@ -168,7 +169,7 @@ async def _ended(bank: Bank) -> list[SagaStatus[Transfer]]:
 
 
 async def _seen_by_readers(bank: Bank) -> dict[str | None, list[str]]:
-    """The IDs of each account's events, as whoever reads the topic is given them."""
+    """The IDs of each account's events, as readers of the topic get them."""
     seen: dict[str | None, list[str]] = {}
     async with bank.accounts.events.read() as messages:
         async for message in messages:
@@ -182,9 +183,9 @@ def _reason(saga: SagaStatus[Transfer]) -> str:
 
 
 async def _wait_for_ended(bank: Bank, count: int, workers: _Workers) -> None:
-    """Wait until so many transfers are over.
+    """Wait until ``count`` transfers have ended.
 
-    :raises DemoError: nobody carries them out.
+    :raises DemoError: no worker carries them out.
     """
     deadline = time.monotonic() + TIMEOUT
     while (ended := len(await _ended(bank))) < count:
@@ -195,7 +196,7 @@ async def _wait_for_ended(bank: Bank, count: int, workers: _Workers) -> None:
 
 
 class _Workers:
-    """Processes that carry transfers out; one that was killed is started again."""
+    """Processes that carry transfers out; one that was killed is restarted."""
 
     def __init__(self, url: str, name: str, folder: Path, count: int) -> None:
         self._url, self._name, self._folder = url, name, folder
@@ -214,13 +215,13 @@ class _Workers:
         return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
 
     def check(self) -> None:
-        """:raises DemoError: one has ended by itself."""
+        """:raises DemoError: a worker has ended by itself."""
         for worker in self._running:
             if worker.poll() is not None:
                 raise DemoError(f"a worker ended by itself with status {worker.returncode}")
 
     def kill(self, number: int) -> bool:
-        """``kill -9``, whatever it is doing; whether there is one to be killed."""
+        """``kill -9`` a worker, whatever it is doing; returns whether there was one."""
         if not self._running:
             return False
         index = number % len(self._running)
@@ -231,7 +232,7 @@ class _Workers:
         return True
 
     def close(self) -> None:
-        """Let them finish what they have begun."""
+        """Let the workers finish what they have begun."""
         for worker in self._running:
             worker.send_signal(signal.SIGTERM)
         for worker in self._running:
@@ -259,7 +260,7 @@ def _errors(
     states: Mapping[str, Account],
     histories: Mapping[str, History],
 ) -> list[str]:
-    """What is wrong with the bank."""
+    """The errors in the bank's sums."""
     errors = list(sums.errors)
     errors += [f"{id} was lost" for id in wanted.keys() - {each.id for each in ended}]
     errors += [

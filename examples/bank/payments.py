@@ -1,15 +1,15 @@
 """Payments: transfers that may have to wait, carried out by a process manager.
 
-A saga takes its steps one after the other. A payment waits for what others do: one of more than
-:data:`LIMIT` is held until somebody approves it, and comes back when nobody does in time.
+A saga takes its steps one after the other. A payment waits for other people: one of more than
+:data:`LIMIT` is held until it is approved, and comes back if that does not happen in time.
 
-    pay        at the one account the money leaves it (or there is too little: a notice is sent)
-    approve    somebody says so, of a large one; else a timeout passes, and the money is taken back
-    receive    at the other one the money is there (or there is no such account: it is taken back)
+    pay        the money leaves the sender's account (or the balance is too low: a notice is sent)
+    approve    a large one is approved; else a timeout passes, and the money is taken back
+    receive    the money is at the receiver's account (or there is none: it is taken back)
 
-``react`` is all of it, and pure. What it answers is stored before it is done, and each command is
-carried out once, whoever is killed. A letter of the bank is an event, too: what sends letters reads
-the topic ``NAME-letters.events``, and finds each there once.
+``react`` is all of it, and pure. Its commands are stored before they are carried out, and each is
+carried out once, whichever process is killed. A letter of the bank is an event, too: a program that
+sends letters reads the topic ``NAME-letters.events``, and finds each there once.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ from streams import (
 )
 
 LIMIT = 1_000_00
-"""Cents of a payment that needs no approval, at most."""
+"""The largest payment that needs no approval, in cents."""
 
 PATIENCE = timedelta(days=1)
-"""For how long one that does is held."""
+"""How long a payment that needs approval is held."""
 
 PREFIX = "pay-"
-"""What the IDs of payments begin with: a saga's transfers are none of theirs."""
+"""The prefix of the IDs of payments, by which they differ from a saga's transfers."""
 
 
 class Pay(Struct, tag="pay", frozen=True):
-    """Somebody wants to pay."""
+    """A request to pay."""
 
     id: str
     source: str
@@ -67,7 +67,7 @@ class Pay(Struct, tag="pay", frozen=True):
 
 
 class Approve(Struct, tag="approve", frozen=True):
-    """Somebody has looked at a large payment, and it is well."""
+    """A large payment was checked and approved."""
 
     id: str
 
@@ -76,11 +76,11 @@ Request = Pay | Approve
 
 
 class NotApproved(Struct, tag="not-approved", frozen=True):
-    """Nobody has approved a payment in time."""
+    """A payment was not approved in time."""
 
 
 class Payment(Struct, frozen=True):
-    """A payment, as far as it has come."""
+    """The state of a payment."""
 
     id: str = ""
     source: str = ""
@@ -91,7 +91,7 @@ class Payment(Struct, frozen=True):
 
 
 class OverdraftNotice(Struct, tag="overdraft-notice", frozen=True):
-    """A letter to the owner of an account: there was too little on it."""
+    """A letter to the owner of an account: its balance was too low."""
 
     payment: str
     cents: int
@@ -111,7 +111,7 @@ def count_letter(letters: Letters, event: OverdraftNotice) -> Letters:
 
 
 def payment_of(event: Request | AccountEvent) -> str | None:
-    """Which payment a message is about."""
+    """The ID of the payment that a message belongs to."""
     match event:
         case Pay(id) | Approve(id):
             return id
@@ -123,9 +123,9 @@ def payment_of(event: Request | AccountEvent) -> str | None:
 
 @dataclass(frozen=True)
 class Payments:
-    """What there is of payments in one process.
+    """The objects of the payments in one process.
 
-    :param app: to be entered, and then the rest can be used.
+    :param app: to be entered before the rest is used.
     """
 
     app: Streams

@@ -1,4 +1,4 @@
-"""The run's end, as a table."""
+"""The result of the run, as a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from examples.bank.demo import Outcome
 
 
 def show(outcome: Outcome, console: Console) -> None:
-    """The table, and whatever is wrong."""
+    """Print the table and the errors."""
     sums, figures = outcome.sums, outcome.figures
     table = Table(title="The bank's sums, from its events", show_header=False)
     table.add_column()
@@ -42,5 +42,5 @@ def show(outcome: Outcome, console: Console) -> None:
 
 
 def money(cents: int) -> str:
-    """Cents as people write them."""
+    """Cents as an amount of money."""
     return f"{cents / 100:,.2f}"

@@ -1,17 +1,17 @@
 """The app: the accounts, and the saga that moves money from one to another.
 
-A transfer takes three steps, each of which is one decision upon one account:
+A transfer takes three steps, each of which is one decision on one account:
 
-    send      at the one account: the money leaves it (undone by *take back*)
-    receive   at the other one: the money is there
-    arrive    at the first again: the money is no longer on its way
+    send      at the sender's account: the money leaves it (undone by *take back*)
+    receive   at the receiver's account: the money is there
+    arrive    at the sender's again: the money is no longer on its way
 
-Whoever has the saga in hand may be killed between any two words here, and then the step at hand is
-called again by another. Each decision names the step as its *cause*; where an account has an event
+The process that runs the saga may be killed at any instruction here, and then the current step is
+called again by another. Each decision names the step as its *cause*; if an account has an event
 of that cause already, it is found and nothing is appended. So money moves once. A refusal is
-remembered in the same way (``refusals=``): otherwise whoever asks again, now that there is money,
-would hear yes, after the saga has gone by the no. That an account is closed need not be remembered:
-it stays so. (Give another cause each time, and a run with more kills finds money from nowhere.)
+remembered in the same way (``refusals=``): otherwise a second call, made when there is money,
+would succeed, after the saga has acted on the refusal. That an account is closed need not be
+remembered: it stays so. (With a new cause each time, a run with more kills creates money.)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PARTITIONS = 4
 
 
 class Transfer(Struct):
-    """What a saga carries from step to step."""
+    """The context of the saga."""
 
     source: str
     target: str
@@ -49,14 +49,14 @@ class Transfer(Struct):
 PATIENT = Retry(
     attempts=1_000_000, delay=0.1, cap=5.0, never=(Overdrawn, NoAccount, AggregateClosed)
 )
-"""What ends a transfer; everything else is an outage, and waited for."""
+"""The errors that end a transfer; any other is an outage, and waited for."""
 
 
 @dataclass(frozen=True)
 class Bank:
-    """What there is of a bank in one process.
+    """The objects of a bank in one process.
 
-    :param app: to be entered, and then the rest can be used.
+    :param app: to be entered before the rest is used.
     """
 
     app: Streams
@@ -73,9 +73,9 @@ def create(
     """A bank on a log.
 
     :param name: of the bank; its topics are ``NAME-accounts.events`` and ``NAME-transfers.saga``.
-    :param member: the name of this process in its group, so that what it had is given to it again
-        when it was killed and starts anew.
-    :param lifespan: what the process has open while it works.
+    :param member: the name of this process in its group, so that it gets its partitions back
+        when it is restarted after a kill.
+    :param lifespan: the resources that the process has open while it works.
     """
     app = Streams(url, member=member, lifespan=lifespan)
     accounts: Aggregate[AccountEvent, Account] = Aggregate(
@@ -87,7 +87,7 @@ def create(
     )
 
     def caused(call: StepCall) -> Aggregate[AccountEvent, Account]:
-        """The accounts, as this step decides upon them: however often it is called."""
+        """The accounts, with this step as the cause of decisions: the same in each of its calls."""
         cause = call.idempotency_key
         return accounts.with_options(cause=cause, refusals=(Overdrawn, NoAccount))
 

@@ -1,9 +1,9 @@
-"""A process that carries transfers out, and writes down how often its decisions met others.
+"""A process that carries transfers out, and records how many of its decisions had conflicts.
 
     python -m examples.bank.worker URL NAME MEMBER FIGURES
 
-The file FIGURES holds its conflicts so far, written anew all the time: a killed worker leaves what
-it wrote last.
+The file FIGURES holds its conflicts so far, rewritten continually: a killed worker leaves its last
+figures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INTERVAL = 0.05
 
 
 class Figures(NamedTuple):
-    """What one process has counted."""
+    """The counts of one process."""
 
     decisions: int = 0
     conflicts: int = 0
@@ -35,13 +35,13 @@ class Figures(NamedTuple):
 
 
 def figures_of(bank: Bank) -> Figures:
-    """What this process has counted so far."""
+    """The counts of this process so far."""
     stats = bank.accounts.stats()
     return Figures(stats.decisions, stats.conflicts, stats.caused)
 
 
 def read_figures(folder: Path) -> Figures:
-    """What all workers have written, added up."""
+    """The sums of the figures of all workers."""
     found = [
         msgspec.json.decode(path.read_bytes(), type=Figures) for path in folder.glob("*.figures")
     ]
@@ -60,7 +60,7 @@ def work(url: str, name: str, member: str, path: Path) -> None:
             writing.cancel()
             _write(bank, path)
 
-    # KIP-848 has no static members that can be started again.
+    # KIP-848 has no static members that can be restarted.
     bank = create(url, name, None if "group.protocol=consumer" in url else member, lifespan)
     bank.app.run()
 

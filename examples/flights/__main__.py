@@ -22,7 +22,7 @@ DATA = Path(__file__).parent / "data" / "flights-2013-01.csv.gz"
 
 
 def main() -> int:
-    """The process's exit status: 0, 1 where a promise was broken, 2 where it could not run."""
+    """Run the demo; returns 0, 1 if a promise was broken, 2 if it could not run."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.flights",
         description="A month of flights through a log, with a worker killed in the middle.",
@@ -66,9 +66,9 @@ def main() -> int:
 
 
 def look_at(named: str, url: str) -> str:
-    """How to look at what the demo left behind.
+    """The commands that show the data that the demo left behind.
 
-    :param named: what to call the log where the caller has named it, as its URL may hold a
+    :param named: the log's name to print if the caller has named it, as its URL may hold a
         password; empty: it is ``url``.
     """
     folder = Path(sys.executable).parent

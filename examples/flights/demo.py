@@ -1,4 +1,4 @@
-"""The demo's run: publish, handle with a kill in the middle, replay, judge."""
+"""The demo's run: publish, handle with a kill in the middle, replay, compare."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ UNDECODABLE = (
 """Messages that cannot be decoded: cut off, mistyped, not UTF-8, unknown, too deep."""
 
 STALL_TIMEOUT = 60.0
-"""Seconds without any progress after which the run is given up."""
+"""Seconds without any progress after which the run is aborted."""
 
 
 class DemoError(Exception):
-    """The run could not be finished; one line."""
+    """The run could not be finished; the text is one line."""
 
 
 @dataclass
 class Replay:
-    """A range read again, with what it must hold according to the file."""
+    """A replayed range, and the messages that it must hold according to the file."""
 
     what: str
     read: int
@@ -49,7 +49,7 @@ class Replay:
 
     @property
     def ok(self) -> bool:
-        """The replay agrees with the file."""
+        """Whether the replay agrees with the file."""
         return self.read == self.expected
 
 
@@ -69,11 +69,11 @@ class Outcome:
 
     @property
     def messages_per_second(self) -> float:
-        """Messages settled a second, the worker's death and second start included."""
+        """Messages settled per second, the worker's death and restart included."""
         return (self.published + self.undecodable) / self.seconds if self.seconds else 0.0
 
     def broken(self) -> list[str]:
-        """Promises that were broken, in words."""
+        """The broken promises, in words."""
         found, plain, verdict = [], self.plain, self.verdict
         if verdict.lost:
             found.append(f"at-least-once: {verdict.lost} events lost")
@@ -98,7 +98,7 @@ class Outcome:
 async def run(data: Path, url: str, report: Callable[[str], None]) -> Outcome:
     """Run the whole demo on a log.
 
-    :raises ConfigError: the file or the URL cannot be.
+    :raises ConfigError: the file or the URL is invalid.
     :raises DemoError: the run got stuck.
     """
     table = list(flights_file.rows(data))
@@ -150,7 +150,7 @@ async def run(data: Path, url: str, report: Callable[[str], None]) -> Outcome:
 async def publish(
     app: Streams, topic: Topic[Event], expected: list[tuple[str, Event]]
 ) -> tuple[list[Position], int]:
-    """Publish in time order, one in twenty a second time; positions of the first copies."""
+    """Publish in time order, one in twenty twice; returns the positions of the first copies."""
     twins = random.Random(20130101)
     positions: list[Position] = []
     twice = 0
@@ -177,7 +177,7 @@ async def _with_kill(
     wanted: int,
     report: Callable[[str], None],
 ) -> int:
-    """Let a worker handle half, kill it, and let another finish."""
+    """Let a worker handle half, kill it, and let another one finish."""
     worker = _start_worker(url, name, path)
     try:
         await _wait_until(
@@ -191,7 +191,7 @@ async def _with_kill(
         await _wait_until(lambda: _is_caught_up(app, name), effects, lambda: _check_alive(worker))
         worker.send_signal(signal.SIGTERM)
         status = await asyncio.to_thread(worker.wait, STALL_TIMEOUT)
-        # If the killed one had done everything, this one may still be starting, and just ends.
+        # If the killed one had handled everything, this one may still be starting, and just ends.
         if status not in (0, -signal.SIGTERM):
             raise DemoError(f"the worker ended with status {worker.returncode}")
     finally:
@@ -230,7 +230,7 @@ async def _wait_until(
 
 
 def _is_caught_up(app: Streams, name: str) -> bool:
-    """The group's position is at the end of every partition."""
+    """Whether the group's position is at the end of every partition."""
     committed = app.log.group(GROUP).positions
     for partition in range(app.log.topic(name).partitions):
         first, end = app.log.watermarks(name, partition)
@@ -241,7 +241,7 @@ def _is_caught_up(app: Streams, name: str) -> bool:
 
 
 async def _dead_letters(app: Streams, name: str) -> int:
-    """Different messages in the group's dead letter topic."""
+    """The number of different messages in the group's dead letter topic."""
     letters = app.topic(DeadLetters().name(name, GROUP), bytes)
     return len({message.id for message in await asyncio.to_thread(lambda: list(letters.read()))})
 
@@ -249,7 +249,7 @@ async def _dead_letters(app: Streams, name: str) -> int:
 def _replays(
     topic: Topic[Event], expected: list[tuple[str, Event]], positions: list[Position]
 ) -> list[Replay]:
-    """One aircraft's history by key, and one hour from the offsets where it begins."""
+    """One aircraft's history by key, and one hour by its start offsets."""
     by_aircraft: dict[str, int] = {}
     for _, event in expected:
         if event.tail_number is not None:

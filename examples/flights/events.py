@@ -1,8 +1,8 @@
-"""Flights as events: the types on the wire, and how a row of the file becomes them.
+"""Flights as events: the types on the wire, and their conversion from rows of the file.
 
 The file is the on-time data of the US Bureau of Transportation Statistics in the form of
 ``nycflights13``. Its clock times are local and cross midnight, so events are placed by UTC:
-``time_hour`` and ``minute`` say when the flight should have left, the delay when it did.
+``time_hour`` and ``minute`` are the scheduled departure, the delay gives the actual one.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Row(NamedTuple):
 def rows(path: Path) -> Iterator[Row]:
     """The rows of a file, gzipped or not.
 
-    :raises ConfigError: it is not such a file; says which line and what is wrong.
+    :raises ConfigError: it is not such a file; names the line and the error.
     """
     try:
         with _open(path) as file:
@@ -141,7 +141,7 @@ def events(table: list[Row]) -> list[tuple[str, Event]]:
             left = row.scheduled + timedelta(minutes=row.delay)
             found.append((left, row.line, "departed", row))
         if row.arrived:
-            # It lands in another time zone, so take the minutes in the air, not the local time.
+            # It lands in another time zone, so use the minutes in the air, not the local time.
             start = row.scheduled + timedelta(minutes=row.delay)
             landed = start + timedelta(minutes=row.minutes_in_air)
             found.append((landed, row.line, "landed", row))

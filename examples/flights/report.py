@@ -1,4 +1,4 @@
-"""The demo's end: a table for people, one object for machines."""
+"""The demo's result: a table for people, one JSON object for machines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def as_json(outcome: Outcome) -> str:
 
 
 def show(outcome: Outcome, console: Console) -> None:
-    """The table: what the processor found beside what a plain count over the file gives."""
+    """Print the table: the processor's figures beside those of a plain count over the file."""
     found, plain, verdict = outcome.verdict.figures, outcome.plain, outcome.verdict
     table = Table(title="What the processor handled, beside a plain count over the file")
     for column in ("", "handled", "counted"):
@@ -90,5 +90,5 @@ def _carrier(figures: Figures, carrier: str) -> str:
 
 
 def event_count(outcome: Outcome) -> int:
-    """How many different events there were."""
+    """The number of different events."""
     return outcome.published - outcome.twice_published

@@ -1,4 +1,4 @@
-"""Compares what was handled with a plain count over the file."""
+"""Compares the handled events with a plain count over the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Figures:
     """Departures by tail number."""
 
     def mean_delay(self, carrier: str) -> float | None:
-        """Mean departure delay in minutes; None where nothing departed."""
+        """Mean departure delay in minutes; None if there was no departure."""
         departures = self.carrier_departures[carrier]
         return self.carrier_delay[carrier] / departures if departures else None
 
@@ -62,7 +62,7 @@ def plain_count(table: list[Row]) -> Figures:
 
 @dataclass
 class Verdict:
-    """What the effects show."""
+    """The result of checking the effects."""
 
     figures: Figures
     order_violations: int
@@ -70,11 +70,11 @@ class Verdict:
     handled_twice: int
     """Events handled more than once."""
     handled_at_most: int
-    """How often any one was."""
+    """The largest number of times that one event was handled."""
 
 
 class Effects:
-    """The file of effects, read on as it grows."""
+    """The file of effects, read incrementally as it grows."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -83,11 +83,11 @@ class Effects:
         self.seen: set[int] = set()
 
     def read(self) -> int:
-        """Read what was added; how many different events were handled so far."""
+        """Read the new effects; returns how many different events were handled so far."""
         with self._path.open("rb") as file:
             file.seek(self._at)
             data = file.read()
-        whole = data.rfind(b"\n") + 1  # a line cut off by a kill is no effect
+        whole = data.rfind(b"\n") + 1  # a line truncated by a kill does not count
         self._at += whole
         for line in data[:whole].splitlines():
             effect = _decode(line)
@@ -108,13 +108,13 @@ def judge(effects: list[Effect], expected: list[tuple[str, Event]]) -> Verdict:
         again = times[effect.sequence] > 1
         key = effect.tail_number
         if key is not None:
-            # Within one life of the worker a key's events come in order; what a crash makes
-            # come again comes in order too.
+            # Within one life of the worker a key's events come in order; events repeated after a
+            # crash come in order too.
             worker_and_key = (effect.worker_pid, key)
             if effect.sequence <= last_in_worker.get(worker_and_key, -1):
                 violations += 1
             last_in_worker[worker_and_key] = effect.sequence
-            # Over all lives, what comes for the first time comes in order.
+            # Over all lives, first deliveries come in order.
             if not again:
                 if effect.sequence < last_overall[key]:
                     violations += 1

@@ -1,4 +1,4 @@
-"""The processor of the demo, as a program of its own that can be killed and started again.
+"""The processor of the demo, as a program of its own that can be killed and restarted.
 
     python -m examples.flights.worker URL TOPIC EFFECTS
 
@@ -26,7 +26,7 @@ KINDS: dict[type, str] = {Departed: "departed", Arrived: "arrived", Cancelled: "
 
 
 class Effect(msgspec.Struct, array_like=True, frozen=True):
-    """That an event was handled, and by which life of the worker."""
+    """The record that an event was handled, with the worker's process."""
 
     worker_pid: int
     sequence: int
@@ -68,11 +68,11 @@ def build(
 
 
 def main() -> None:
-    """Run until it is stopped."""
+    """Run until a signal."""
     logging.basicConfig(level=logging.ERROR, format="worker: %(message)s")
     url, name, effects = sys.argv[1:4]
-    # A name of its own, so that the next life has its partitions back at once. (KIP-848 has no
-    # static members that can be started again.)
+    # A fixed member name, so that the next life gets its partitions back at once. (KIP-848 has no
+    # static members that can be restarted.)
     member = None if "group.protocol=consumer" in url else MEMBER
     app, _ = build(url, name, effects, member)
     app.run()

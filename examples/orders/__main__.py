@@ -18,7 +18,7 @@ from streams.patterns import SagaFailedError
 
 
 def main() -> int:
-    """The process's exit status: 0, 1 where the books are wrong or an order failed."""
+    """Run the example; returns 0, or 1 if the books are wrong or an order failed."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.orders",
         description="Orders over three services, all done or all taken back.",

@@ -7,7 +7,7 @@
                   order.refused ─────────────── release
 
 Each function below belongs to one of the three services; none knows the whole order.
-A saga has a step once, so its ID and the step's name are the call's idempotency key.
+A saga has each step once, so its ID and the step's name are the call's idempotency key.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from streams.patterns import EventBus, SagaEvent, create_handler
 PLACED = "order.placed"
 SHIPPED = "order.shipped"
 REFUSED = "order.refused"
-"""The two ends are SHIPPED and REFUSED."""
+"""The topics of the two ends are SHIPPED and REFUSED."""
 
 RETRY = Retry(attempts=5, delay=0.2, never=(Refused,))
-"""A busy service is asked again; a refusal is final."""
+"""A call to a busy service is retried; a refusal is final."""
 
 
 def order_bus(app: Streams) -> EventBus:
-    """The bus that the three share."""
+    """The bus that the three services share."""
     return EventBus(app, "order-events", type=Order, partitions=4)
 
 
 def create(url: str, database: str) -> tuple[Streams, EventBus]:
-    """An app on a log in which all three take part; each could have an app of its own."""
+    """An app on a log in which all three services take part; each could have an app of its own."""
     services = Services(database)
     app = Streams(url)
     bus = order_bus(app)
@@ -74,7 +74,7 @@ def bank(bus: EventBus, services: Services) -> None:
 
 
 def carrier(bus: EventBus, services: Services) -> None:
-    """A parcel is sent when it is paid."""
+    """A parcel is sent when its order is paid."""
 
     def ship(heard: SagaEvent) -> Order:
         order: Order = heard.data

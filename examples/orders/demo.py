@@ -1,4 +1,4 @@
-"""Orders while workers are killed, and then the books of stock, bank and carrier."""
+"""Orders while workers are killed, and then a check of the books of stock, bank and carrier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from examples.orders.services import Services
 from examples.orders.shop import Ended, Shop, open_shop
 
 CUPS, MONEY = 20, 3 * PRICE
-"""There are too few cups for all orders, and some customers have too little money."""
+"""Too few cups for all orders, and too little money for some customers."""
 
 TIMEOUT = 120.0
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Outcome(NamedTuple):
-    """The outcome of the orders, and what is wrong with the books."""
+    """The outcome of the orders, and the errors in the books."""
 
     statuses: Counter[str]
     kills: int
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 def orders_of(count: int) -> dict[str, Order]:
-    """Orders of a few customers, by ID: some far away, some for more than they have."""
+    """Orders of a few customers, by ID: some are far away, some have too little money."""
     customers = ["ada", "bob", "cyd", "dan", "eve", "far-fay"]
     return {
         f"o{n:04}": Order(customers[n % len(customers)], ("cup", "pot")[n % 3 == 0])
@@ -82,14 +82,14 @@ def _kill_points(count: int, kills: int, random: random.Random) -> list[int]:
 
 
 async def _wait_for_ended(shop: Shop, count: int) -> None:
-    """Wait until so many orders are over."""
+    """Wait until ``count`` orders have ended."""
     async with asyncio.timeout(TIMEOUT):
         while await shop.ended_count() < count:  # noqa: ASYNC110 - workers end them
             await asyncio.sleep(0.05)
 
 
 class _Workers:
-    """Two processes that carry orders out; one that was killed is started again."""
+    """Two processes that carry orders out; one that was killed is restarted."""
 
     def __init__(self, url: str, database: str, *, choreographed: bool) -> None:
         self._command = [sys.executable, "-m", "examples.orders", "work", "--quiet"]
@@ -107,7 +107,7 @@ class _Workers:
         return subprocess.Popen(self._command, env=self._environment)
 
     def kill(self, number: int) -> None:
-        """``kill -9``, whatever it is doing."""
+        """``kill -9`` a worker, whatever it is doing."""
         self._end(self._running[number], signal.SIGKILL)
         self._running[number] = self._start()
 
@@ -134,7 +134,7 @@ async def _workers(url: str, database: str, *, choreographed: bool) -> AsyncIter
 
 
 def audit(wanted: dict[str, Order], found: Sequence[Ended], services: Services) -> list[str]:
-    """Whether the three services agree: what was not shipped was not paid, and is in stock."""
+    """Check that the three services agree: orders not shipped were not paid, and are in stock."""
     errors = [f"{each.id} is {each.status}" for each in found if each.status not in ENDED_STATUSES]
     errors += [f"{id} was lost" for id in wanted.keys() - {each.id for each in found}]
     done = [each for each in found if each.status == "completed"]

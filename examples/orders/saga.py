@@ -29,7 +29,7 @@ class Order(msgspec.Struct):
 
 
 def create(url: str, database: str) -> tuple[Streams, SagaOrchestrator[Order]]:
-    """An app on a log, and the orders that it carries out at the services of a file."""
+    """An app on a log, and the orchestrator of orders over the services of a file."""
     services = Services(database)
     app = Streams(url)
     orders = SagaOrchestrator(app, "orders", context=Order, partitions=4, concurrency=16)
@@ -50,12 +50,12 @@ def create(url: str, database: str) -> tuple[Streams, SagaOrchestrator[Order]]:
         order.parcel = services.ship(call.idempotency_key, order.customer, order.sku)
 
     def patient(*final: type[Exception]) -> Retry:
-        """A busy service is asked again; a refusal is final."""
+        """The policy: a call to a busy service is retried; a refusal is final."""
         return Retry(attempts=5, delay=0.2, never=final)
 
     orders.add_step(SagaStep("reserve", reserve, release, retry=patient(OutOfStock)))
     orders.add_step(SagaStep("charge", charge, refund, retry=patient(Declined)))
-    # The last step: whatever fails before it is undone, and nothing after it can fail.
+    # The last step: any earlier failure is undone, and nothing after it can fail.
     orders.add_step(SagaStep("ship", ship, retry=patient(Undeliverable)))
     return app, orders
 

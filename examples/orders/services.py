@@ -2,7 +2,7 @@
 
 They share one SQLite file here and know nothing of sagas or streams. They act once for each
 *idempotency key*: a second call with the same key gets the same answer, also if that was a refusal.
-That is all a saga needs of a service to have its effects once.
+A saga needs nothing more of a service to have its effects once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ CREATE TABLE IF NOT EXISTS parcels (number TEXT PRIMARY KEY, customer TEXT, sku 
 
 
 class Refused(Exception):
-    """A service refuses, and will refuse again."""
+    """A service refuses, and will refuse each time."""
 
 
 class OutOfStock(Refused):
-    """There is no such piece left."""
+    """The article is out of stock."""
 
 
 class Declined(Refused):
@@ -33,14 +33,14 @@ class Declined(Refused):
 
 
 class Undeliverable(Refused):
-    """No carrier delivers there."""
+    """No carrier delivers to the customer."""
 
 
 REFUSALS = {each.__name__: each for each in (OutOfStock, Declined, Undeliverable)}
 
 
 class Services:
-    """All three, on one file. Calls block, and may be made from any thread and process."""
+    """All three services, on one file. Calls block, and may be made from any thread and process."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -121,9 +121,9 @@ class Services:
     # -- bank
 
     def charge(self, key: str, customer: str, cents: int) -> str:
-        """Take money; the receipt.
+        """Take money; returns the receipt.
 
-        :raises Declined: there is not enough.
+        :raises Declined: the customer has too little.
         """
 
         def act(file: sqlite3.Connection) -> str:
@@ -151,9 +151,9 @@ class Services:
     # -- carrier
 
     def ship(self, key: str, customer: str, sku: str) -> str:
-        """Send a parcel; its number.
+        """Send a parcel; returns its number.
 
-        :raises Undeliverable: nobody carries it there.
+        :raises Undeliverable: no carrier delivers there.
         """
 
         def act(file: sqlite3.Connection) -> str:
@@ -169,12 +169,12 @@ class Services:
     # -- the books
 
     def pieces(self) -> dict[str, int]:
-        """What is left in stock."""
+        """The remaining stock."""
         with self._open() as file:
             return dict(file.execute("SELECT sku, pieces FROM stock"))
 
     def balances(self) -> dict[str, int]:
-        """What customers have, in cents."""
+        """The customers' balances, in cents."""
         with self._open() as file:
             return dict(file.execute("SELECT customer, cents FROM accounts"))
 
@@ -187,7 +187,7 @@ class Services:
 def _run_once(
     act: Callable[[sqlite3.Connection], str], file: sqlite3.Connection
 ) -> tuple[str, str | None]:
-    """The answer, and the name of the refusal if it is one; who refuses has changed nothing."""
+    """The answer, and the name of the refusal if it is one; a refusal has changed nothing."""
     try:
         return act(file), None
     except Refused as refused:

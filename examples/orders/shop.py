@@ -1,6 +1,6 @@
-"""Who places orders and asks what became of them, whichever kind of saga carries them out.
+"""The client side: places orders and asks for their outcome, with either kind of saga.
 
-Nobody works here: that is for the workers.
+No order is carried out here: the workers do that.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from streams import Streams
 from streams.patterns import ChoreographySaga, EventBus, SagaOrchestrator, SagaState, SagaTracker
 
 MAX_TRACKED = 1_000_000
-"""So many ended orders a tracker knows."""
+"""How many ended orders a tracker remembers."""
 
 
 class Ended(NamedTuple):
-    """An order that nobody works on any more.
+    """An order that has ended.
 
-    :param status: ``completed``, ``compensated``, or what is wrong with it.
+    :param status: ``completed``, ``compensated``, or the error.
     """
 
     id: str
@@ -31,13 +31,13 @@ class Ended(NamedTuple):
 
 
 class Orchestrated:
-    """One place knows how far each order is, and is asked."""
+    """Asks the orchestrator for the state of each order."""
 
     def __init__(self, orders: SagaOrchestrator[Order]) -> None:
         self._orders = orders
 
     async def place(self, order: Order, id: str) -> None:
-        """Have it carried out; returns when that is durable."""
+        """Start an order; returns when the start is durable."""
         await self._orders.start(order, id=id)
 
     async def ended_count(self) -> int:
@@ -45,7 +45,7 @@ class Orchestrated:
         return len(await self._orders.list("completed", "compensated"))
 
     async def ended(self) -> list[Ended]:
-        """All that are over, and how."""
+        """All ended orders with their status."""
         found = await self._orders.list("completed", "compensated", "failed", "stopped")
         return [Ended(each.id, each.status, each.context) for each in found]
 
@@ -58,7 +58,7 @@ async def open_orchestrated(url: str, database: str) -> AsyncIterator[Orchestrat
 
 
 class Choreographed:
-    """No place knows, so a tracker listens to what is said of each order."""
+    """Without an orchestrator, a tracker follows the events of each order."""
 
     def __init__(self, bus: EventBus, tracker: SagaTracker) -> None:
         self._bus = bus
@@ -79,7 +79,7 @@ class Choreographed:
         return list(found.values())
 
     def state(self, id: str) -> SagaState | None:
-        """What was heard of an order so far; None: nothing."""
+        """The state of an order so far; None: no event of it was seen."""
         return self._tracker.get(id)
 
 

@@ -1,8 +1,8 @@
 """A web service that takes orders and reserves stock for them, in one process.
 
-``POST /orders`` publishes and answers at once; asked again under the same ``Idempotency-Key`` it
-gives the same answer. A processor reserves the stock through a pool of database connections that
-is opened with the service; what it decided is published in turn, and a queue has the mails about
+``POST /orders`` publishes and answers at once; a second request with the same ``Idempotency-Key``
+gets the same answer. A processor reserves the stock through a pool of database connections that
+is opened with the service; its decision is published in turn, and a queue has the mails about
 it sent.
 
 Run it with ``uvicorn --factory examples.service.app:create``. With

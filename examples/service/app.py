@@ -1,4 +1,4 @@
-"""The service: events, the processor, and the web around them."""
+"""The service: events, the processor, and the web endpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger("orders")
 
 
 class Ordered(msgspec.Struct, frozen=True):
-    """Somebody wants ``quantity`` pieces of a SKU."""
+    """A customer orders ``quantity`` pieces of a SKU."""
 
     order: str
     sku: str
@@ -38,7 +38,7 @@ class Ordered(msgspec.Struct, frozen=True):
 
 
 class Decided(msgspec.Struct, frozen=True):
-    """Whether they were reserved."""
+    """Whether the pieces were reserved."""
 
     order: str
     reserved: bool
@@ -49,7 +49,7 @@ def create(
 ) -> FastAPI:
     """The service on a log (``STREAMS_URL`` if not given) and a database of its own.
 
-    :param claims: where it remembers answers by idempotency key. Take Redis if several machines
+    :param claims: the store of answers by idempotency key. Use Redis if several machines
         serve it.
     """
     store = Store(database)
@@ -74,7 +74,7 @@ def create(
     async def reserve(order: Ordered, message: Message[Ordered]) -> Decided:
         if order.quantity < 1:
             raise Reject("an order is for one piece at least")
-        # At least once: after a crash it may come again, with the ID it had.
+        # At least once: after a crash the message may come again, with the same ID.
         reserved = await store.reserve(message.id, order.sku, order.quantity)
         decision = Decided(order.order, reserved)
         await mails.publish("mails", decision, id=message.id)
@@ -92,8 +92,8 @@ def create(
     healthz = Route("/healthz", HealthEndpoint(events))
     api = FastAPI(title="Orders", lifespan=lifespan, routes=[healthz])
 
-    # The dashboard, for those whose name and password STREAMS_WEB_PASSWORDS has: nobody else, and
-    # without that variable it is not there. Over TLS, or on this machine.
+    # The dashboard, for users in STREAMS_WEB_PASSWORDS only; without that variable there is no
+    # dashboard. Over TLS, or on this machine.
     operators = Passwords.from_environment("all")
     if operators is not None:
         api.mount("/ops", Dashboard(events, access=operators))
@@ -113,7 +113,7 @@ def create(
         order = str(uuid5(NAMESPACE_URL, idempotency_key))
 
         async def publish() -> dict[str, str]:
-            # Should it be killed here and asked again: one message ID is one order.
+            # If it is killed here and called again: the same message ID makes it one order.
             position = await orders.publish(Ordered(order, sku, quantity), id=order)
             return {"order": order, "position": str(position)}
 

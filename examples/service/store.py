@@ -1,6 +1,6 @@
 """The stock, in a database of its own: a small pool of connections for coroutines.
 
-It stands for what a service brings (a database's pool, an HTTP client): opened when the service
+It stands for a service's resources (a database's pool, an HTTP client): opened when the service
 starts, shared by its handlers, closed after the last of them has ended.
 """
 
@@ -34,12 +34,12 @@ class Store:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for _ in range(self._count):  # whoever still has one gives it back first
+        for _ in range(self._count):  # wait for connections that are still in use
             connection = await self._idle.get()
             await asyncio.to_thread(connection.close)
 
     def _connect(self) -> sqlite3.Connection:
-        Path(self._path).touch(mode=0o600)  # a new file is its owner's alone
+        Path(self._path).touch(mode=0o600)  # only its owner may read a new file
         connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
         connection.executescript(SCHEMA)
         return connection
@@ -58,14 +58,14 @@ class Store:
             await asyncio.to_thread(_fill, connection, sku, count)
 
     async def left(self, sku: str) -> int:
-        """How many pieces nobody has reserved."""
+        """The number of pieces that are not reserved."""
         async with self._connection() as connection:
             return await asyncio.to_thread(_left, connection, sku)
 
     async def reserve(self, id: str, sku: str, count: int) -> bool:
-        """Reserve ``count`` pieces, once an ``id``; whether there were enough.
+        """Reserve ``count`` pieces, once per ``id``; returns whether there were enough.
 
-        Asked again under the same ID it gives the same answer and takes nothing: that makes a
+        A second call with the same ID gives the same answer and takes nothing: that makes a
         handler harmless when a crash lets its message be handled a second time.
         """
         async with self._connection() as connection:

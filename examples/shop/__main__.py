@@ -12,7 +12,7 @@ from streams.errors import StreamsError
 
 
 def main() -> int:
-    """The process's exit status: 0; 1 where the books are not equal; 2 where it could not run."""
+    """Run the example; returns 0; 1 if the books do not balance; 2 if it could not run."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.shop",
         description="Orders while the service and its workers are killed; then the books.",

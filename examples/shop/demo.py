@@ -19,22 +19,22 @@ from examples.shop.shop import TABLES, Books, books, create
 
 ARTICLES = ("cup", "plate", "spoon", "bowl")
 STOCK = 100_000
-"""Pieces of each article at first."""
+"""The initial stock of each article, in pieces."""
 
 TIMEOUT = 120.0
-"""Seconds after which the run is given up."""
+"""Seconds after which the run is aborted."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class DemoError(Exception):
-    """The run could not be finished; one line."""
+    """The run could not be finished; the text is one line."""
 
 
 class Process:
-    """A process that is killed and started again.
+    """A process that is killed and restarted.
 
-    :param inherited: file descriptors that it is given.
+    :param inherited: file descriptors that it inherits.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Process:
         )
 
     def kill(self) -> None:
-        """``kill -9``, and begin anew."""
+        """``kill -9`` it, and restart it."""
         self.end()
         self._process = self._start()
 
     def end(self) -> None:
-        """``kill -9``."""
+        """``kill -9`` it."""
         self._process.kill()
         self._process.wait()
 
@@ -75,9 +75,9 @@ def run(
             session.execute(text(statement))
         for article in ARTICLES:
             session.execute(text("INSERT INTO stock VALUES (:a, :p)"), {"a": article, "p": STOCK})
-        for statement in shop.outbox.schema():  # as a migration of the shop's would
+        for statement in shop.outbox.schema():  # as a migration of the shop would
             session.execute(text(statement))
-    # Held here, so that nothing else takes the port while the service begins anew.
+    # Held here, so that no other program takes the port while the service restarts.
     listener = socket.create_server(("127.0.0.1", 0))
     port, descriptor = listener.getsockname()[1], listener.fileno()
     paths = [str(ROOT), str(ROOT / "codecs"), os.environ.get("PYTHONPATH", "")]
@@ -111,7 +111,7 @@ def run(
         while True:
             found = books(shop.sessions, STOCK * len(ARTICLES))
             if found.orders == orders and found.billed >= found.placed:
-                # All is billed, so all was shipped; the sums before that one may be older.
+                # All is billed, so all was shipped; the earlier sums may be older.
                 return books(shop.sessions, STOCK * len(ARTICLES))
             if time.monotonic() > ends:
                 raise DemoError(f"not over after {TIMEOUT:g} s: {found}")
@@ -124,7 +124,7 @@ def run(
 
 
 def _place(url: str, article: str, pieces: int, ends: float) -> None:
-    """Order until there is an answer: the service may be killed in between."""
+    """Retry an order until there is an answer: the service may be killed in between."""
     request = urllib.request.Request(f"{url}?article={article}&pieces={pieces}", method="PUT")
     while True:
         try:

@@ -25,7 +25,7 @@ def create_api() -> FastAPI:
 
     @api.put("/orders/{id}")
     def order(id: str, article: str, pieces: int) -> dict[str, bool]:
-        """Place an order; the same again is harmless, as a client may ask twice."""
+        """Place an order; a repetition is harmless, as a client may retry."""
         return {"new": shop.place(Placed(id, article, pieces))}
 
     @api.get("/healthz")

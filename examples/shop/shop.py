@@ -1,8 +1,8 @@
 """The shop: an order is placed, shipped out of the stock, and billed.
 
-Each of the three is a transaction of the shop's database. The first and the second publish what
-they did with it, through the outbox; the second and the third have their effect once for each
-message, by the inbox. So at the end as many are placed as are shipped and billed.
+Each of the three is a transaction of the shop's database. The first and the second publish their
+event with it, through the outbox; the second and the third have their effect once for each
+message, by the inbox. So at the end as many orders are placed as are shipped and billed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from streams import Flow, Message, Outbox, SQLAlchemy, Streams, Topic
 
 PRICE = 250
-"""Cents that each piece costs."""
+"""The price of each piece, in cents."""
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS orders (id varchar(40) PRIMARY KEY, article varchar, pieces int)",
@@ -24,7 +24,7 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS shipments (order_id varchar(40), pieces int)",
     "CREATE TABLE IF NOT EXISTS invoices (order_id varchar(40), cents int)",
 )
-"""Of shipments and invoices nothing but the inbox keeps a second one out."""
+"""The tables; only the inbox prevents duplicate shipments and invoices."""
 
 
 class Placed(Struct, frozen=True):
@@ -36,7 +36,7 @@ class Placed(Struct, frozen=True):
 
 
 class Shipped(Struct, frozen=True):
-    """An order has left the house."""
+    """An order was shipped."""
 
     id: str
     article: str
@@ -44,7 +44,7 @@ class Shipped(Struct, frozen=True):
 
 
 class Shop(NamedTuple):
-    """The shop as each of its processes has it."""
+    """The shop's objects in each of its processes."""
 
     app: Streams
     placed: Topic[Placed]
@@ -53,7 +53,7 @@ class Shop(NamedTuple):
     sessions: sessionmaker[Session]
 
     def place(self, order: Placed) -> bool:
-        """Place an order, and publish that; False: it was placed before."""
+        """Place an order, and publish that; False: it was placed already."""
         with self.sessions.begin() as session:
             known = session.execute(
                 text("SELECT 1 FROM orders WHERE id = :id"), {"id": order.id}
@@ -73,7 +73,7 @@ def create(url: str, database: str) -> Shop:
     app = Streams(url)
     placed = app.topic("placed", Placed, key="article", partitions=4)
     shipped = app.topic("shipped", Shipped, key="id", partitions=4)
-    # A relay that stands still is replaced after two seconds: workers are killed here.
+    # A relay that hangs is replaced after two seconds: workers are killed here.
     outbox = Outbox(app, database, lease=2.0)
     engine = open_database(database)
     sessions = sessionmaker(engine)
@@ -113,7 +113,7 @@ def open_database(database: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def opened(connection: object, _: object) -> None:
-        # Processes are killed here and power is not cut: nothing waits for a disk.
+        # Processes are killed here but power is not cut: no commit has to wait for the disk.
         for pragma in ("journal_mode = wal", "synchronous = off"):
             connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
 
@@ -121,7 +121,7 @@ def open_database(database: str) -> Engine:
 
 
 class Books(NamedTuple):
-    """What the database says: pieces, and what was billed for them.
+    """The totals in the database: pieces, and the amount billed for them.
 
     :param twice: orders that were shipped or billed more than once.
     """
@@ -135,14 +135,14 @@ class Books(NamedTuple):
 
     @property
     def are_equal(self) -> bool:
-        """What was placed has left the stock once, was shipped and billed."""
+        """Whether every order has left the stock once, was shipped and billed."""
         return self.placed == self.taken == self.shipped == self.billed and not self.twice
 
 
 def books(sessions: sessionmaker[Session], stock: int) -> Books:
-    """Add up.
+    """Compute the totals.
 
-    :param stock: pieces that there were at first.
+    :param stock: the initial stock in pieces.
     """
 
     def one(sql: str) -> int:

@@ -1,4 +1,4 @@
-"""A process that ships and bills, and takes the outbox to the log.
+"""A process that ships and bills, and relays the outbox to the log.
 
 python -m examples.shop.worker URL DATABASE
 """
