@@ -40,7 +40,7 @@ BUILD = ("hatchling", "editables")
 needs no further download."""
 
 PINS = "constraints.txt"
-"""What is installed, with the hashes of its files, in two parts, each under its title:"""
+"""The installed packages, with the hashes of their files, in two parts, each under its title:"""
 
 PACKAGE = "# -- what the package needs, and its build backend"
 DEV = "# -- what the development set adds"

@@ -185,7 +185,7 @@ class Projection(projection.Projection[Balances]):  # type: ignore[misc]
 
 
 def project(folder: str, accounts: int, events: int) -> Answer:
-    """A projection from the beginning: all events of so many accounts, into a table of its own.
+    """A projection from the beginning: all events of all accounts, into a table of its own.
 
     Its runner needs a subscription, which the SQLite recorder does not have, so the projection is
     given the application's notifications in their order.

@@ -16,7 +16,7 @@ async def sleep_until(clock: Clock, due: float) -> None:
     advanced = asyncio.Event()
 
     def wake() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to be woken
+        with suppress(RuntimeError):  # the loop is closed: no task is left to be woken
             loop.call_soon_threadsafe(advanced.set)
 
     unwatch = clock.on_jump(wake)

@@ -165,7 +165,7 @@ class Dashboard(DashboardState):
         return _Guard(starlette, self)
 
     def refuse(self, request: Request) -> Response | None:
-        """A response that refuses a request, whoever sends it; None: it is allowed."""
+        """A response that refuses a request for any sender; None: it is allowed."""
         reason = refuse_host(request.headers, self._hosts)
         if reason is not None:
             return PlainTextResponse(
