@@ -18,21 +18,21 @@ Theory of operation
 =============================  ====================================================================
 ``settings``, ``errors``       the URL, its options, the driver's settings; its errors as ours
 ``keys``                       the keys in Redis, and entry IDs as offsets
-``stored_values``              what anybody may have written there
+``stored_values``              stored values, parsed without trusting them
 ``connection``, ``servers``    one connection; which server a key is on: single, Sentinel, cluster
 ``client``, ``lua``            pooled, pipelined requests; the scripts (``scripts/*.lua``)
-``topics``, ``groups``         what is stored of them
+``topics``, ``groups``         the stored facts of topics and groups
 ``producer``, ``batch``        appends; entries as batches
 ``reader``                     plain reads, watermarks, and the offset for a time
 ``membership``, ``leases``     a member's heartbeat and plan; its leases
 ``offsets``, ``lag_counter``   a member's commits; counting what was read
 ``outputs``                    the records of an exactly-once processor, for the script that commits
 ``fetcher``, ``subscription``  reading ahead; the member as a whole
-``retention``, ``durability``  trimming; how safe an acknowledged message is
+``retention``, ``durability``  trimming; how durable an acknowledged message is
 ``events``                     histories: appends under a condition, and one key's events
 ``documents``                  documents: one hash slot a partition, and one writer
 ``claims``                     claims of idempotency
-``log``                        all of it behind the protocol
+``log``                        the log's protocol, on top of these modules
 =============================  ====================================================================
 
 ``docs/redis.md`` is for people who use ``redis-cli``.

@@ -5,15 +5,15 @@ Our own entries have the fields ``value``, ``key`` and one for each header, the 
 ``value``, a keyless message no ``key``. A header without a value is the field ``null:name``, empty;
 one whose name would be mistaken for any of these is written as ``header:name``.
 
-An entry that somebody else wrote is read, with a ``value`` field, as one of ours; without
-(and without a ``ce_id``), its value is the JSON object of all its fields as text, so that
-``XADD orders * amount 5 currency EUR`` is ``{"amount":"5","currency":"EUR"}``; its ``key`` field,
-if it has one, is its key too.
+An entry that another program wrote is read as one of ours if it has a ``value`` field; without one
+(and without a ``ce_id``), its value is the JSON object of all its fields as text, so that ``XADD
+orders * amount 5 currency EUR`` is ``{"amount":"5","currency":"EUR"}``; its ``key`` field, if it
+has one, is its key too.
 
 How an entry is read depends on the names of its fields alone, and neighbours mostly have the same
 names. So a whole batch is turned into columns at C speed, and checked to be uniform by counting;
-only where it is not, entries are read one by one. Entry IDs stay as they came until somebody asks
-for a number: turning each into a 128-bit integer would cost as much as all the rest.
+only where it is not, entries are read one by one. Entry IDs stay bytes until an offset is read:
+turning each into a 128-bit integer would cost as much as all the rest.
 """
 
 from __future__ import annotations
@@ -61,24 +61,24 @@ class FieldLayout(NamedTuple):
     key: int
     id: int
     beside_id: tuple[int, ...]
-    """Those of :data:`~streams.message.IDENTITY_HEADERS`."""
+    """The indexes of the headers :data:`~streams.message.IDENTITY_HEADERS`."""
     headers: tuple[tuple[str, int], ...]
-    """Their names, and the indexes of their values; -1: they have none."""
+    """The names of the headers, and the indexes of their values; -1: the header has no value."""
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it was written neither by this toolkit nor in its format."""
+        """Whether the entry was written neither by this toolkit nor in its format."""
         return self.value < 0 and self.id < 0
 
     @property
     def id_is_identity(self) -> bool:
-        """The message ID alone is the identity."""
+        """Whether the message ID alone is the identity."""
         return max(self.beside_id) < 0
 
 
 _layouts: dict[tuple[bytes, ...], FieldLayout] = {}
 _MAX_LAYOUTS = 1_000
-"""Names of fields come from outside, so this cache is bounded."""
+"""Layouts in the cache; field names come from outside, so it is bounded."""
 
 
 def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
@@ -112,8 +112,8 @@ def layout_of(names: tuple[bytes, ...]) -> FieldLayout:
 def encode_fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes], int]:
     """The names and values of a record's fields, and which of the values is its identity.
 
-    Where the message ID alone is not (there is a source, a redrive count or a first position), the
-    identity is one more value, which has no name and is not written.
+    Where the message ID alone is not the identity (there is a source, a redrive count or a first
+    position), the identity is one more value, which has no name and is not written.
     """
     names: tuple[bytes | str, ...]
     id = record.id.encode("utf-8", "surrogateescape")
@@ -142,7 +142,7 @@ def encode_fields(record: Record) -> tuple[tuple[bytes | str, ...], list[bytes],
 
 @lru_cache(1_000)
 def _field_name(header: str, is_null: bool) -> bytes | str:
-    """The field that a header becomes."""
+    """The name of the field that a header is stored in."""
     if is_null:
         header = _NULL_PREFIX + header
     elif header in _RESERVED or header.startswith((_ESCAPE_PREFIX, _NULL_PREFIX)):
@@ -151,7 +151,7 @@ def _field_name(header: str, is_null: bool) -> bytes | str:
 
 
 def identity_of_record(record: Record) -> str:
-    """What deduplication will compare."""
+    """The identity of a record, by which duplicates are found."""
     identity_headers = [header for header in record.headers if header[0] in IDENTITY_HEADERS]
     if not identity_headers:
         return record.id
@@ -160,7 +160,7 @@ def identity_of_record(record: Record) -> str:
 
 
 class EntryIdOffsets(Sequence[int]):
-    """Entry IDs as offsets, made when asked for."""
+    """Entry IDs as offsets, converted when they are read."""
 
     __slots__ = ("__weakref__", "entry_ids")
 
@@ -189,8 +189,9 @@ class EntryIdOffsets(Sequence[int]):
 class RedisBatch(Batch):
     """A batch whose headers stay bytes, and whose offsets and times stay entry IDs, until read.
 
-    Where it is uniform, only the columns are kept: the rows and their fields' names are a third of
-    what came, and when they go at once the next batch finds warm memory.
+    Of a uniform batch only the columns are kept: the rows and their field names are a third of the
+    reply, and the next batch reuses their memory, still in the CPU cache, if they are freed at
+    once.
     """
 
     __slots__ = ("_fields", "_header_columns")
@@ -212,13 +213,14 @@ class RedisBatch(Batch):
         self.unreadable = ALL_READABLE
         self._fields: list[EntryFields | None] | None = None
         self._header_columns: list[tuple[str, list[bytes | None] | None]] = []
-        """The headers but for the ID, where all entries have the same: names and columns."""
+        """The names and columns of the headers except the ID, if all entries have the same
+        headers."""
         data = [row[1] for row in rows]
         if not self._fill_uniform(data):
             self._fill_one_by_one(data)
 
     def _fill_uniform(self, data: Sequence[EntryFields]) -> bool:
-        """Make the columns, if the entries are uniform; whether they are."""
+        """Make the columns if the entries are uniform; returns whether they are."""
         count = len(data)
         names = tuple(data[0][::2])
         found = layout_of(names)
@@ -226,7 +228,7 @@ class RedisBatch(Batch):
             return False
         try:
             columns = list(zip(*data, strict=True))
-        except ValueError:  # of different lengths
+        except ValueError:  # entries of different lengths
             return False
         for name, column in zip(names, columns[::2], strict=True):
             if column.count(name) != count:
@@ -268,7 +270,7 @@ class RedisBatch(Batch):
                 self.ids.append(None)
 
     def headers(self, index: int) -> Headers:
-        """The headers of one message; only the ID once it was released."""
+        """The headers of one message; only the ID once the message was released."""
         if self._fields is None:
             id = self.ids[index]
             first = [] if id is None else [(ID, id.encode("utf-8", "surrogateescape"))]
@@ -284,21 +286,22 @@ class RedisBatch(Batch):
         return [(name, row[start] if start > 0 else None) for name, start in found.headers]
 
     def extra_headers(self, index: int) -> Headers:
-        """The headers of one message; without the ID where all entries have the same fields."""
+        """The headers of one message; without the ID if all entries have the same fields."""
         if self._fields is None and not self._header_columns:
             return ()
         return self.headers(index)
 
     def time(self, index: int) -> float:
-        """When the server took the message, in seconds since the epoch: its ID says so."""
+        """When the server appended the message, in seconds since the epoch: a part of its entry
+        ID."""
         return (self.offsets[index] >> 64) / 1000
 
     def offset(self, index: int) -> int:
-        """The offset, which shows itself as the entry ID."""
+        """The offset; printed, it is the entry ID."""
         return RedisEntryId(self.offsets[index])
 
     def release(self, index: int) -> None:
-        """Let go of one settled message's bytes, its headers among them."""
+        """Free the bytes of one settled message, including its headers."""
         self.keys[index] = self.values[index] = None
         if self._fields is not None:
             self._fields[index] = None
@@ -308,7 +311,7 @@ class RedisBatch(Batch):
 
 
 def fields_as_json(row: EntryFields) -> bytes:
-    r"""The fields of a foreign entry; what is not UTF-8 shows as ``\xNN``."""
+    r"""The fields of a foreign entry as JSON; bytes that are not UTF-8 become ``\xNN``."""
     names = (name.decode("utf-8", "backslashreplace") for name in row[::2])
     values = (value.decode("utf-8", "backslashreplace") for value in row[1::2])
     return msgspec.json.encode(dict(zip(names, values, strict=True)))

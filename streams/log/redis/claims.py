@@ -1,21 +1,21 @@
-"""Claims in Redis: a hash a key, ``streams:claims:<name>:<key>``, which the server lets expire.
+"""Claims in Redis: one hash per key, ``streams:claims:<name>:<key>``, which the server expires.
 
 =============== ===========================================================================
-``token``       the owner's, or that of the owner which completed it
+``token``       the owner's, or that of the owner which completed the claim
 ``fingerprint`` of the request
-``beat``        how often its owner has renewed it; this and the next two are absent once completed
-``lease``       for how long (ms) its owner counts on that
-``until``       when the lease seems to end (ms by the server's clock): for people
+``beat``        how often the owner has renewed it; this and the next two are absent once completed
+``lease``       the lease's length (ms), from each renewal
+``until``       when the lease should end (ms by the server's clock): only for people to read
 ``value``       the outcome; absent until then
 =============== ===========================================================================
 
-Each request is one script, and a call is one pipeline. With ``?wait=`` a write counts once so many
-replicas have it.
+Each request is one script, and a call is one pipeline. With ``?wait=`` a write counts once that
+number of replicas has it.
 
-A server's clock can be set, so it decides about no lease. Whoever finds a claim notes when it saw
-it, and takes it once it stood unchanged for its whole length on the finder's own monotonic clock;
-the script that takes it compares it with what was seen. Outcomes expire by the server's clock, and
-so do claims that nobody has taken for an hour.
+A server's clock can be stepped, so it decides about no lease. A process that finds another's claim
+notes when it saw it, and takes it over once it has been unchanged for the lease's length on the
+process's own monotonic clock; the script compares the claim with the one that was seen. Outcomes
+expire by the server's clock, and so do claims an hour after their lease.
 """
 
 from __future__ import annotations
@@ -48,28 +48,29 @@ PIPELINE_REQUESTS = 500
 """Requests in one pipeline."""
 
 CLAIM_KEPT = 3_600.0
-"""Seconds for which the server keeps a claim whose lease has ended. By its clock: one that is set
-forward by less than this takes no claim away from its owner. Who does not wait, in processes that
-end sooner than a lease, sees no claim stand for its whole length, and gets the key after this."""
+"""Seconds for which the server keeps a claim whose lease has ended, by its own clock: stepping that
+clock forward by less than this takes no claim from its owner. A process that ends sooner than a
+lease never sees a claim unchanged for a whole lease; its key is free again after this time."""
 
 MAX_CLAIMS_SEEN = 65_536
-"""Claims of others that are remembered; who forgets one sees it stand for its whole length anew."""
+"""Claims of others that are remembered; for a forgotten one the wait for its lease starts over."""
 
 _UNKNOWN_LEASE = 60.0
-"""Seconds that a claim is taken to last whose length is not known, where no own one is named."""
+"""Seconds assumed for the lease of a claim whose length is unknown, where the request names
+none."""
 
 
 class RedisClaimStore:
     """Claims on one server, behind Sentinels, or in a cluster."""
 
     clock: Clock = SYSTEM
-    """On which it is seen how long a claim stands."""
+    """Measures how long a claim has been unchanged."""
     never_blocks = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client = Client(settings)
-        # All time counts: whoever cannot renew a claim in time interrupts its operation.
+        # All time counts: an owner that cannot renew its claim in time interrupts the operation.
         self._staleness = StalenessTracker(max_rows=MAX_CLAIMS_SEEN)
         self._closed = False
 
@@ -121,13 +122,13 @@ class RedisClaimStore:
         left = self._staleness.remaining(key, version, int(lease) / 1000 or own)
         if left <= 0 and isinstance(request, GetClaim):
             return None
-        # One that is over by now is taken when it is asked for again.
+        # A claim whose lease is over by now is taken over by the next request for it.
         return StoredClaim(_text(fingerprint), None, max(left, 0.001))
 
     def _wait_commands(
         self, requests: Sequence[Request], commands: Sequence[Command]
     ) -> list[tuple[Command, list[int]]]:
-        """The WAIT of each server that is written to, and which requests it is for."""
+        """A WAIT for each server that is written to, with the indexes of its requests."""
         keys: dict[Any, bytes] = {}
         concerned: dict[Any, list[int]] = {}
         for index, request in enumerate(requests):
@@ -151,9 +152,9 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _command(request: Request, expired: tuple[bytes, ...], *, before_wait: bool) -> Command:
-    """The script that does it.
+    """The script call for a request.
 
-    :param expired: the claim under its key as it was seen, if it is over; else nothing.
+    :param expired: the claim under the key as it was last seen, if its lease is over; else empty.
     """
     key, kept = KEY_PREFIX + request.key, _milliseconds(CLAIM_KEPT)
     args: tuple[Any, ...] = ()

@@ -4,14 +4,14 @@ Rules
 -----
 * A connection goes back to the pool only after its last answer was read, and is closed on any
   exception before (:mod:`streams.log.redis.connection`).
-* The driver tries nothing twice. This module does so where it is certain to be harmless: a server
-  that says the command was *not* done (NOSCRIPT, MOVED, ASK, TRYAGAIN), and a connection that was
-  idle in the pool and turns out to be dead, for commands that may be done twice.
-* What was sent and not answered is *unknown* for a command that writes messages, even if it cannot
-  be sent again then, and unavailable for every other (their scripts may all be repeated).
-* A WAIT counts only for what its own connection has done: what was sent again over another one, as
-  its slot has moved, was not waited for.
-* What fails raises a :class:`~streams.errors.LogError`, or is one in a list of answers.
+* The driver retries nothing. This module retries where that is certain to be harmless: when the
+server says that the command was *not* done (NOSCRIPT, MOVED, ASK, TRYAGAIN), and when a connection
+that was idle in the pool turns out to be dead, for commands that may be done twice.
+* A command that was sent and got no answer is *unknown* if it writes messages, even if it cannot be
+sent again then, and unavailable otherwise (those scripts may all be repeated).
+* A WAIT counts only for the writes of its own connection: a command that was sent again over
+another one, as its slot has moved, was not waited for.
+* A failure raises a :class:`~streams.errors.LogError`, or is one in a list of answers.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ from streams.text import get_logger
 logger = get_logger("streams")
 
 MAX_REDIRECTS = 5
-"""How often one command follows MOVED and ASK before the cluster counts as unavailable."""
+"""MOVED and ASK replies that one command follows before the cluster counts as unavailable."""
 
 MIN_VERSION = (7, 0)
-"""Redis 7.0 counts the entries ever added to a stream, by which lag and loss are known."""
+"""Redis 7.0 counts the entries ever added to a stream, from which lag and loss are derived."""
 
 
 class Command:
     """One command.
 
-    :param context: what an error names: a topic, a partition, a group.
-    :param key: says which server it goes to.
-    :param is_append: it writes messages, so an answer that never comes leaves them unknown.
+    :param context: the topic, partition or group that an error names.
+    :param key: decides which server the command goes to.
+    :param is_append: it writes messages, whose outcome is unknown if the answer never comes.
     :param is_repeatable: it may be done twice.
-    :param writes: of a WAIT: the commands that it waits for.
+    :param writes: for a WAIT: the commands that it waits for.
     """
 
     __slots__ = ("args", "context", "is_append", "is_repeatable", "key", "script", "writes")
@@ -88,11 +88,11 @@ class Command:
 
     @property
     def keys(self) -> Sequence[bytes]:
-        """The keys that it names."""
+        """The keys that the command names."""
         return (self.key,) if self.script is None else self.args[3 : 3 + self.args[2]]
 
     def eval_args(self) -> tuple[Any, ...]:
-        """The same with the script's text instead of its hash."""
+        """The arguments with the script's text instead of its hash."""
         if self.script is None:
             return self.args
         return ("EVAL", self.script.text, *self.args[2:])
@@ -113,9 +113,9 @@ def script_command(
 ) -> Command:
     """A call of one of our scripts.
 
-    :param before_wait: a WAIT follows on the same connection, so the script's text is sent: a
-        server that does not know its hash would get it over another one, for which WAIT does not
-        wait.
+    :param before_wait: a WAIT follows on the same connection, so the script's text is sent: if the
+        server did not know the hash, the script would be sent again over another connection, which
+        WAIT does not cover.
     """
     script = load_script(name)
     call = ("EVALSHA", script.sha, len(keys), *keys, *args)
@@ -131,12 +131,12 @@ def group_command(keys: PartitionKeys, group: str, name: str, *args: Any) -> Com
 
 
 RECONNECT_BACKOFF = 0.1, 1.0
-"""Seconds for which a server that could not be connected to is not tried again, at first and at
-most: many partitions on it must not each wait for the same timeout."""
+"""Seconds, at first and at most, before a server that could not be connected to is tried again: its
+partitions must not each wait for the same timeout."""
 
 
 class Backoff(NamedTuple):
-    """A server that could not be connected to, and is left alone for a while."""
+    """The backoff of a server that could not be connected to."""
 
     until: float
     seconds: float
@@ -172,7 +172,7 @@ class ConnectionPool:
             connection.close()  # the server closed it, or sent something unasked
 
     def connect(self, address: Address) -> RedisConnection:
-        """A connection of its own."""
+        """A new connection, which the caller owns."""
         with self._lock:
             self._require_open()
             backoff = self._backoffs.get(address)
@@ -192,7 +192,7 @@ class ConnectionPool:
         return connection
 
     def release(self, address: Address, connection: RedisConnection) -> None:
-        """Take a connection back whose answers have all been read."""
+        """Take back a connection whose answers have all been read."""
         if not connection.is_open:
             return
         with self._lock:
@@ -202,14 +202,14 @@ class ConnectionPool:
         connection.close()
 
     def close_idle(self, address: Address) -> None:
-        """Close what is idle to a server that failed or is no primary any more."""
+        """Close the idle connections to a server that failed or is no longer the primary."""
         with self._lock:
             idle = self._idle.pop(address, [])
         for connection in idle:
             connection.close()
 
     def close(self) -> None:
-        """Close what is idle; no connection can be acquired any more."""
+        """Close the idle connections; none can be acquired any more."""
         with self._lock:
             self._closed = True
         for address in list(self._idle):
@@ -224,7 +224,7 @@ class ConnectionPool:
             self._idle = {}
 
     def _check_server(self, connection: RedisConnection, address: Address) -> None:
-        """Once: is the server new enough, and does it keep what it is given?"""
+        """Check once whether the server is new enough and does not evict keys."""
         server = f"{address[0]}:{address[1]}"
         try:
             info = parse_info(connection.request("INFO"))
@@ -267,7 +267,8 @@ class Pipeline:
         self._replies: list[Any] = [None] * len(commands)
         self._sent: list[SentBatch] = []
         self._done_by: dict[Command, RedisConnection] = {}
-        """Over which connection each was done; not those that were done elsewhere then."""
+        """The connection over which each command was done, unless it was then done on another
+        server."""
         by_server: dict[Address, list[int]] = {}
         for index, command in enumerate(commands):
             try:
@@ -294,7 +295,8 @@ class Pipeline:
                 self._sent.append(SentBatch(address, connection, was_idle, indexes))
 
     def _fail(self, indexes: Iterable[int], error: BaseException, was_idle: bool) -> None:
-        """These were sent, wholly or in part, and will not be answered."""
+        """Answer with an error for commands that were sent, wholly or in part, and will get no
+        answer."""
         may_repeat = was_idle and not isinstance(error, TimeoutError)
         for index in indexes:
             command = self._commands[index]
@@ -303,8 +305,8 @@ class Pipeline:
                     self._replies[index] = self._client.repeat(command)
                 except LogError as other:
                     may_repeat = False
-                    # Whether it was done when it was sent first is not known then. But a script
-                    # that is refused its first write has seen that nothing was written before.
+                    # The first attempt may have been done. But a script whose first write is
+                    # refused has checked before that the first attempt wrote nothing.
                     is_refused = isinstance(other, WritesRefused)
                     if command.is_append and isinstance(other, Unavailable) and not is_refused:
                         other = translate(error, command.context, unanswered_write=True)
@@ -331,7 +333,8 @@ class Pipeline:
         return replies
 
     def _check_waits(self) -> None:
-        """A WAIT that did not follow on what it waits for has waited for nothing."""
+        """Turn the answer of a WAIT into an error if a command that it waits for was done
+        elsewhere."""
         if not any(command.writes for command in self._commands):
             return
         failed = {
@@ -351,7 +354,7 @@ class Pipeline:
                 )
 
     def discard(self) -> None:
-        """Read no answers."""
+        """Give up the answers."""
         for sent in self._sent:
             sent.connection.close()
 
@@ -375,7 +378,7 @@ class Pipeline:
 
 
 class Client:
-    """The way to the servers of one log. Usable from any thread."""
+    """Sends the commands of one log to its servers. Usable from any thread."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -388,32 +391,32 @@ class Client:
         self.servers.close()
 
     def report_failure(self, address: Address) -> None:
-        """A server does not answer or has changed its part."""
+        """Note that a server does not answer or has changed its role."""
         self.pool.close_idle(address)
         self.servers.report_failure(address)
 
     def wait_command(self, context: str, key: bytes, writes: Sequence[Command]) -> Command:
-        """WAIT until the replicas that the settings ask for have what its connection wrote before,
+        """WAIT until as many replicas as the settings ask for have the connection's earlier writes,
         so it is not repeated over another one. Its answer is for :meth:`replication_failure`.
 
-        :param writes: what it waits for. Where one of these was done over another connection (its
-            slot has moved), the answer is an error.
+        :param writes: the commands that it waits for. If one of these was done over another
+            connection (its slot has moved), the answer is an error.
         """
         count, seconds = self.settings.wait_replicas, self.settings.wait_timeout
         args = ("WAIT", count, int(seconds * 1000))
         return Command(context, key, *args, is_repeatable=False, writes=writes)
 
     def write_failure(self, context: str, answers: Sequence[Any]) -> LogError | None:
-        """Why a write was not done, or not by as many servers as it should be: from its answer, and
-        that of the WAIT behind it if the settings ask for one. None: it was."""
+        """Why a write was not done, or not by enough servers: from its answer, and that of the WAIT
+        behind it if the settings ask for one. None: it was done."""
         written, *waited = answers
         if isinstance(written, LogError):
             return written
         return self.replication_failure(context, *waited) if waited else None
 
     def replication_failure(self, context: str, answer: int | LogError) -> OutcomeUnknown | None:
-        """Why the replicas may not have what the server has confirmed, from WAIT's answer; None:
-        as many as the settings ask for have it."""
+        """Why too few replicas may have what the server has confirmed, from WAIT's answer; None: as
+        many as the settings ask for have it."""
         wanted = self.settings.wait_replicas
         if isinstance(answer, LogError):
             return OutcomeUnknown(f"{context}: written, but no replica has confirmed it: {answer}")
@@ -425,7 +428,7 @@ class Client:
         return None
 
     def send_all(self, commands: Sequence[Command]) -> Pipeline:
-        """Send commands, all of a server's in one piece; the servers work at the same time."""
+        """Send commands, in one pipeline for each server; the servers work at the same time."""
         return Pipeline(self, commands)
 
     def execute_all(self, commands: Sequence[Command]) -> list[Any]:
@@ -448,7 +451,7 @@ class Client:
         return replies
 
     def repeat(self, command: Command) -> Any:
-        """Do a command over a new connection, wherever its key is now."""
+        """Do a command over a new connection to the server that has its key now."""
         address = self.servers.address_of(command.key)
         try:
             return self.request(address, command.args)
@@ -456,7 +459,7 @@ class Client:
             return self.resolve_error(command, error)
 
     def resolve_error(self, command: Command, error: BaseException) -> Any:
-        """The answer that a command gets elsewhere, where its error says so.
+        """The answer that a command gets from the server to which its error redirects it.
 
         :raises LogError: there is none.
         """
@@ -486,7 +489,8 @@ class Client:
         raise translate(error, command.context, unanswered_write=command.is_append) from error
 
     def _wrong_type_error(self, command: Command) -> TopicMismatch | None:
-        """Which key of a command holds what it should not: the server does not say."""
+        """The error for a key of the wrong type, which the server does not name: it is looked
+        for."""
         for key in command.keys:
             expected = expected_type(key)
             try:
@@ -501,7 +505,8 @@ class Client:
         return None
 
     def _redirect_target(self, error: AskError, command: Command) -> Address:
-        # MOVED names no host where the node does not know its own: it is the one that was asked.
+        # A node that does not know its own host name sends MOVED without one: its host is the one
+        # asked.
         return (error.host or self.servers.address_of(command.key)[0], error.port)
 
     def request(
@@ -509,8 +514,8 @@ class Client:
     ) -> Any:
         """Send one command to a server, and read its answer.
 
-        :param asking: an ASK has sent it there.
-        :param idle: over a connection of the pool, if there is one; else over a new one.
+        :param asking: an ASK redirected the command there.
+        :param idle: use an idle connection of the pool, if there is one; else a new one.
         :raises RedisError: the server's answer is an error, or there is none.
         """
         connection = self.pool.acquire(address)[0] if idle else self.pool.connect(address)

@@ -1,7 +1,7 @@
 """One connection to one server: redis-py's, with types, and without its retries.
 
-After an exception while sending or receiving it is not known what the server has read and what of
-its answer is still to come, so the connection is closed, whatever the exception was.
+After an exception while sending or receiving it is unknown how much the server has read and how
+much of its answer is still to come, so the connection is closed, whatever the exception was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streams.log.redis.settings import Address, Settings
 
 
 class RedisConnection:
-    """A connection, connected. Used by one thread at a time."""
+    """An open connection. Used by one thread at a time."""
 
     __slots__ = ("_driver", "_secrets", "address")
 
@@ -28,7 +28,7 @@ class RedisConnection:
     ) -> None:
         """Connect, authenticate, select the database.
 
-        :param connected_before: such a connection was made before, so its port is the right one.
+        :param connected_before: a connection to this server was made before, so the port is right.
         :raises LogError: it could not be made.
         """
         self.address = address
@@ -49,7 +49,7 @@ class RedisConnection:
         self._driver.send_command(*args)
 
     def send_many(self, commands: Sequence[Sequence[Any]]) -> None:
-        """Send several commands in as few packets as they fit in."""
+        """Send several commands in as few packets as possible."""
         # The driver's own pack_commands() looks at each argument in Python first.
         packed = b"".join([pack_command(tuple(each)) for each in commands])
         self._driver.send_packed_command([packed])
@@ -81,7 +81,7 @@ class RedisConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether it was not closed."""
+        """Whether the connection was not closed."""
         return bool(self._driver.is_connected)
 
     @property
@@ -90,12 +90,12 @@ class RedisConnection:
 
         :raises OSError: it is closed.
         """
-        # The driver has no public way to it.
+        # The driver has no public accessor for it.
         found: socket.socket | None = self._driver._get_socket()  # noqa: SLF001
         if found is None:
             raise OSError("the connection is closed")
         return found
 
     def close(self) -> None:
-        """Close it; harmless when it is."""
+        """Close the connection; harmless if it is closed."""
         self._driver.disconnect()

@@ -1,19 +1,19 @@
 """Documents on Redis.
 
 All keys of a partition (:class:`~streams.log.redis.keys.DocumentKeys`) are in one hash slot, and
-each read and each write of it is one script: whoever reads sees the documents of exactly that
+each read and each write of it is one script: a reader sees the documents of exactly that
 checkpoint, and a write reaches replicas and the append-only file wholly or not at all.
 
-**One writer.** Whoever claims a partition puts a random name into its checkpoint, and every write
-counts there. A write is refused unless that name and the count of the writer's own writes stand
-there. So a writer is fenced by whoever claims after it, by ``FLUSHALL``, and by a failover that
-lost a claim or a write of its own: it never goes on upon documents that it has not made. The same
-write that is sent again is done once.
+**One writer.** A writer claims a partition by putting a random name into its checkpoint, where
+every write is counted. A write is refused unless the checkpoint has the writer's name and the count
+of its own writes. So a writer is fenced by the next claim, by ``FLUSHALL``, and by a failover that
+lost its claim or one of its writes: it never builds upon documents that are not its own. A write
+that is sent again is done once.
 
 **Large writes** go whole to one script, whatever their size up to :data:`MAX_BYTES`: this is what
-keeps them atomic. The server does nothing else meanwhile: for some 2 ms with 1,000 documents of 100
-bytes, 15 ms with 10,000 and 300 ms with 100,000 (Redis 7.0, measured on one machine). Their size is
-the caller's to choose.
+keeps them atomic. The server does nothing else meanwhile: for about 2 ms with 1,000 documents of
+100 bytes, 15 ms with 10,000 and 300 ms with 100,000 (Redis 7.0, measured on one machine). The
+caller chooses their size.
 
 A document costs the server its key twice, its value, and about 180 bytes more: 315 bytes with a key
 of 16 and a value of 100. A server that evicts keys (``maxmemory-policy`` of ``allkeys-…``) can lose
@@ -67,18 +67,18 @@ PAGE = 1_000
 """Documents that one script call scans, at most."""
 
 _MAX_PARTITIONS = 100_000
-"""A larger number was never written by this log."""
+"""The most partitions that a stored number may claim; this log never wrote a larger one."""
 
 _MAX_DIGITS = len(str(MAX_OFFSET))
 
 _CLAIMED, _WRITTEN, _MISSING = 0, 1, 2
-"""What the script that writes answers, or that the writer's own last write is not there."""
+"""Replies of the write script: claimed, written, or the writer's own last write is missing."""
 
 
 class RedisWriter(DocumentWriter):
     """The writer of one partition.
 
-    :param name: under which it was claimed; nobody else has it.
+    :param name: the unique name under which the partition was claimed.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class RedisWriter(DocumentWriter):
         try:
             self._write(changes, checkpoint)
         except LogError as error:
-            # Where it is not known what stands there, the next write could be taken for this one.
+            # The outcome is unknown, so the next write could be mistaken for this one.
             self._error = error
             raise
         self._writes += 1
@@ -151,7 +151,7 @@ class RedisWriter(DocumentWriter):
 
     @override
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """There is nothing to close."""
 
 
 class RedisDocuments(DocumentStore):
@@ -170,7 +170,7 @@ class RedisDocuments(DocumentStore):
                 f"documents {collection!r}: {partitions} partitions: 1 to {_MAX_PARTITIONS}"
             )
         context = f"documents {collection!r}"
-        # The number of partitions first: of two that create it otherwise, one is refused.
+        # The number of partitions first: if two create it with different numbers, one is refused.
         self._client.execute(
             key_command(context, "HSETNX", COLLECTIONS_KEY, collection, partitions)
         )
@@ -181,7 +181,7 @@ class RedisDocuments(DocumentStore):
             [key_command(context, "HSETNX", key, "writer", "") for key in checkpoints]
         )
         for reply in replies:
-            # What else somebody has put in the place of a checkpoint is told who claims it.
+            # A checkpoint key of another type is reported when the partition is claimed.
             if isinstance(reply, LogError) and not isinstance(reply, TopicMismatch):
                 raise reply
         return info
@@ -289,7 +289,7 @@ class RedisDocuments(DocumentStore):
                 raise self._not_found(keys)
             names, *rest = reply
             for name, document in zip(names, _documents(len(names), *rest), strict=True):
-                if document is not None:  # else somebody has deleted it
+                if document is not None:  # else it was deleted meanwhile
                     found.append(KeyedDocument(name, document))
             if not names or len(names) < asked:
                 return found
@@ -349,7 +349,7 @@ def _read_command(names: DocumentKeys, keys: Sequence[bytes]) -> Command:
 def _documents(
     count: int, values: Sequence[bytes | None], failures: Sequence[bytes | None]
 ) -> list[StoredDocument | None]:
-    """Documents as the scripts answer them; no failures at all: none is stopped."""
+    """Documents from the scripts' replies; without any failures, none is stopped."""
     return [
         None if value is None and failure is None else StoredDocument(value, failure or b"")
         for value, failure in zip(values, failures or [None] * count, strict=True)
@@ -357,7 +357,7 @@ def _documents(
 
 
 def _arguments(changes: Sequence[DocumentChange]) -> list[Any]:
-    """What the script that writes is given of changes."""
+    """The changes as arguments of the write script."""
     valued: list[bytes] = []
     failed: list[bytes] = []
     valueless: list[bytes] = []

@@ -1,4 +1,4 @@
-"""What decides whether a message that Redis acknowledged can be lost.
+"""The settings that decide whether a message that Redis acknowledged can be lost.
 
 https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/: with ``appendfsync
 everysec`` a server that is killed loses nothing, one whose machine loses its power up to a second.
@@ -20,14 +20,14 @@ _CONFIG_NAMES = ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
 
 
 def durability_facts(client: Client, context: str, key: bytes) -> tuple[DurabilityFact, ...]:
-    """How the server that has this key keeps what it is given."""
+    """How durably the server that has this key stores its data."""
     ask_config = Command(context, key, "CONFIG", "GET", *_CONFIG_NAMES)
     ask_replication = Command(context, key, "INFO", "replication")
     config, replication = client.execute_all([ask_config, ask_replication])
     replicas = parse_int(parse_info(replication).get("connected_slaves"))
     replica_fact = _replica_fact(client.settings.wait_replicas, replicas)
     if isinstance(config, LogError):
-        client.execute(Command(context, key, "PING"))  # it answers, but refuses CONFIG GET
+        client.execute(Command(context, key, "PING"))  # the server answers, but refuses CONFIG GET
         advice = (
             "this login may not ask (CONFIG GET): see that appendonly is yes and appendfsync "
             "always, or that replicas are waited for"
@@ -58,14 +58,14 @@ def _persistence_facts(config: Mapping[str, str], waits_for_replicas: bool) -> l
 
 
 def _evicts(policy: str, limit: str) -> bool:
-    """Whether a server of these settings throws away keys that have no time to live, as ours."""
+    """Whether a server with these settings evicts keys that have no time to live, such as ours."""
     return policy.startswith("allkeys") and limit != "0"
 
 
 def refuse_eviction(client: Client, topic: str, key: bytes) -> None:
-    """See that the server which has this key keeps histories, as far as this login may ask.
+    """Check that the server of this key does not evict histories, if this user may ask it.
 
-    :raises EventTopicError: it throws them away when it is full.
+    :raises EventTopicError: it evicts them when it is full.
     """
     (reply,) = client.execute_all([Command(topic, key, "INFO", "memory")])
     info = {} if isinstance(reply, LogError) else parse_info(reply)

@@ -1,8 +1,8 @@
 """redis-py's and the server's errors, translated once into ours.
 
-A table: the first row decides whose exception class and first words of the reply match. Texts are
-the server's own, cut to one line: they name commands, users and keys, never values or passwords. Of
-a connection that cannot be made, the address, the reason and a hint are left.
+The first row of a table whose exception class and prefix of the reply match decides. Texts are the
+server's own, cut to one line: they name commands, users and keys, never values or passwords. For a
+connection that cannot be made, the text has the address, the reason and a hint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ErrorRule(NamedTuple):
 
     error: type[Exception]
     prefix: str
-    """The reply's first words, where the class alone does not tell; empty: any."""
+    """The reply's first words, where the class alone does not decide; empty: any."""
     log_error: type[LogError]
     hint: str = ""
 
@@ -87,20 +87,20 @@ CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.InvalidRes
 """The connection failed, unless the class is also one of :data:`SERVER_REPLIES`."""
 
 SERVER_REPLIES = (redis.AuthenticationError, redis.BusyLoadingError, redis.MaxConnectionsError)
-"""redis-py makes these connection errors though the server itself gave this answer."""
+"""Replies of the server that redis-py nevertheless raises as connection errors."""
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """Whether the connection failed, so that what was sent may or may not have been done."""
+    """Whether the connection failed, so that the commands sent may or may not have been done."""
     return isinstance(error, CONNECTION_ERRORS) and not isinstance(error, SERVER_REPLIES)
 
 
 def is_not_primary(error: BaseException) -> bool:
-    """Whether the server said that it is no longer the one to write to."""
+    """Whether the server said that it is no longer the primary."""
     return isinstance(error, redis.ReadOnlyError | redis.MasterDownError | redis.ClusterDownError)
 
 
-# What the driver puts around the reason: error numbers, and the address, which is named anyway.
+# The driver's text around the reason: error numbers, and the address, which is named anyway.
 _DRIVER_PREFIX = re.compile(
     r"^Error -?\d+ (?:while )?connecting to \S+ |^Error while reading from \S+ : (?:\(\d+, ')?"
     r"|'\)$|\[SSL: \w+\] |\s*\(_ssl\.c:\d+\)"
@@ -115,7 +115,7 @@ def _reason_of(error: BaseException) -> str:
 def translate(error: BaseException, context: str, *, unanswered_write: bool = False) -> LogError:
     """Our error for a driver's.
 
-    :param context: what was being done, to which topic or server.
+    :param context: the operation, and its topic or server.
     :param unanswered_write: a write was sent, and its answer never came.
     """
     if isinstance(error, LogError):
@@ -132,7 +132,7 @@ def translate(error: BaseException, context: str, *, unanswered_write: bool = Fa
     return LogError(f"{context}: {type(error).__name__}: {text}")
 
 
-# What a port of another protocol does. (With TLS, a Redis without it waits for more.)
+# A port of another protocol does this. (With TLS, a Redis without it waits for more.)
 _WRONG_PROTOCOL = re.compile(
     r"(?i)closed by server|reset by peer|EOF occurred|closed \(EOF\)|wrong version number"
 )
@@ -143,8 +143,8 @@ def unreachable_error(
 ) -> LogError:
     """The error for a connection that could not be made.
 
-    :param tls: it was to be encrypted.
-    :param connected_before: such a connection was made before.
+    :param tls: the connection was to be encrypted.
+    :param connected_before: a connection to this server was made before.
     """
     context = f"Redis at {host}:{port}"
     found = translate(error, context)

@@ -1,11 +1,11 @@
 """Histories on Redis: appends under a condition, and one key's events.
 
 A script checks an append and writes it, so both are one step, for replicas and the append-only file
-too. The events stand in the partition's stream like any messages; beside it each key has a list
-with the entry IDs of its events, in the same hash slot, whose length is the version.
+too. The events are in the partition's stream like any messages; in the same hash slot, each key has
+a list with the entry IDs of its events, whose length is the version.
 
-The same append may be sent again without harm, so one that got no answer is, until it gets one or
-``timeout`` seconds are over: unless the caller wants to know at once.
+An append may be repeated without harm, so one that got no answer is sent again until it gets one or
+``timeout`` seconds are over, unless the caller wants to know at once.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ CALL_APPENDS = 500
 """Appends of one script call, at most."""
 
 CALL_BYTES = 4 << 20
-"""Their bytes; a single larger one goes alone."""
+"""Bytes of one call's appends; a single larger append goes alone."""
 
 CALL_REQUESTS = 100
 """Histories that one script call reads from, at most."""
 
 CALL_ARGUMENTS = 50_000
-"""Names, values and numbers that one script call is given, about; a single append goes alone."""
+"""About how many arguments one script call gets; a single append with more goes alone."""
 
 
 class _Call:
-    """Appends to one partition that one script call takes."""
+    """The appends to one partition of one script call."""
 
     def __init__(self) -> None:
         self.indexes: list[int] = []
@@ -67,7 +67,7 @@ class _Call:
         self.args: list[Any] = []
         self.size = 0
         self.was_sent = False
-        """It was sent before, and got no answer."""
+        """Whether the call was sent before, and got no answer."""
 
 
 class Events:
@@ -136,7 +136,8 @@ class Events:
     def _write(
         self, topic: str, calls: dict[int, list[_Call]], outcomes: list[Any], *, once: bool
     ) -> None:
-        """Make the calls, those of several partitions at a time, one after the other in each."""
+        """Make the calls: partitions side by side, the calls of one partition one after the
+        other."""
         pause, until = RETRY_BACKOFF[0], 0.0
         while calls:
             partitions = list(calls)
@@ -160,7 +161,7 @@ class Events:
         *,
         once: bool,
     ) -> LogError | None:
-        """Make the next call of each partition; why one is to be made again, if one is."""
+        """Make the next call of each partition; returns the reason if one is to be repeated."""
         commands: list[Command] = []
         width = 1
         wait = self._client.settings.wait_replicas
@@ -202,7 +203,7 @@ class Events:
 
     @staticmethod
     def _may_retry(error: LogError) -> bool:
-        """Whether the same call may be made again: it is harmless, so wherever it may help."""
+        """Whether a failed call is to be repeated: that is harmless, so wherever it may help."""
         return isinstance(error, (OutcomeUnknown, Unavailable)) and not isinstance(
             error, WritesRefused
         )
@@ -225,7 +226,7 @@ class Events:
     def _take_outcomes(
         topic: str, partition: int, call: _Call, reply: Sequence[Any], outcomes: list[Any]
     ) -> None:
-        # All at once, as this is done for every append.
+        # All offsets are parsed at once: this runs for every append.
         written = [entry for answer in reply if answer[0] == 1 for entry in answer[1:]]
         offsets = iter(offsets_of(written))
         for index, answer in zip(call.indexes, reply, strict=True):
@@ -246,7 +247,7 @@ class Events:
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
         """See :meth:`streams.log.events.EventLog.read_histories`.
 
-        :raises LogError: an answer is none that our own keys could lead to.
+        :raises LogError: an answer cannot come from keys that this log wrote.
         """
         partitions = self._topics.event_partitions(topic)
         by_partition: dict[int, list[int]] = {}
@@ -359,7 +360,7 @@ class Events:
         return [each for each in found if each is not None]
 
     def _snapshot_kinds(self, keys: PartitionKeys) -> Iterator[tuple[str, int]]:
-        """The kinds of snapshots that a partition has, and how many of each."""
+        """The kinds of snapshots in a partition, with the number of each."""
         kinds = keys.event_key("snapshots")
         names = [
             text(name) for name in self._client.execute(key_command(str(keys), "SMEMBERS", kinds))
@@ -392,7 +393,7 @@ class Events:
         return [HistoryKey(key, head) for key, head in zip(found, heads, strict=True)]
 
     def _heads(self, topic: str, partition: int, keys: Sequence[bytes]) -> list[Head]:
-        """Where histories end; one that somebody has put something else in place of is empty."""
+        """The ends of histories; one whose key holds another type is empty."""
         requests = [HistoryRequest(key, limit=1) for key in keys]
         command = self._read_command(topic, partition, range(len(requests)), requests)
         try:
@@ -433,12 +434,12 @@ class Events:
 
 
 def _shared_keys(keys: PartitionKeys) -> tuple[bytes, ...]:
-    """What the scripts need beside the histories."""
+    """The keys that the scripts need besides the histories."""
     return keys.stream, *map(keys.event_key, ("refusals", "refused", "causes"))
 
 
 def _arguments(append: EventAppend) -> tuple[list[Any], int]:
-    """What the script is given of an append, and how many bytes that is."""
+    """An append as arguments of the script, and their bytes."""
     args: list[Any] = [
         append.key,
         append.base.version,
@@ -460,7 +461,7 @@ def _arguments(append: EventAppend) -> tuple[list[Any], int]:
 
 
 def _history(topic: str, partition: int, request: HistoryRequest, answer: Sequence[Any]) -> History:
-    """What the script found."""
+    """A history from the script's reply."""
     version, last_id, is_final, is_truncated, caused, snapshot, entries = answer
     head = _head(version, last_id, is_final)
     kept = _snapshot(request, snapshot) if snapshot else None
@@ -499,10 +500,9 @@ def _head(version: int, last_id: bytes, is_final: int) -> Head:
 
 
 def _count(reply: Any) -> int:
-    """How many there are; none where this login may not ask, or somebody has put something else in
-    place of it.
+    """The number of elements; 0 if this user may not ask, or the key holds another type.
 
-    :raises Unavailable: nobody can be asked now.
+    :raises Unavailable: the server cannot be reached now.
     """
     if isinstance(reply, Unavailable):
         raise reply

@@ -1,11 +1,11 @@
-"""Reading ahead: the next batch is asked for before this one, unless it is small, is handed out.
+"""Reads ahead: the next batch is requested before this one, unless it is small, is handed out.
 
 One ``XREAD … BLOCK`` is in progress on a connection nearly all the time, over all partitions that
 are wanted, from this member's own positions. It costs the server nothing while it waits, and
 while there is a backlog the server works on the next batch as the handlers work on this one.
-No thread ever blocks *in* the driver: it waits for the socket to become readable, together
-with a socket that :meth:`SocketWaiter.wake` writes to, and reads only what has begun to come. So
-the length of the server's BLOCK has nothing to do with the socket's timeout.
+No thread ever blocks *in* the driver: it waits for the socket to become readable, together with a
+socket that :meth:`SocketWaiter.wake` writes to, and reads only a reply that has begun to arrive. So
+the server's BLOCK may be longer than the socket's timeout.
 
 On a cluster one command cannot span slots, so there is one connection for each partition;
 elsewhere one for all.
@@ -32,20 +32,20 @@ from streams.text import get_logger
 logger = get_logger("streams")
 
 BLOCK_SECONDS = 5.0
-"""Seconds the server waits for news before it answers that there is none."""
+"""Seconds for which the server waits for new entries before it answers that there are none."""
 
 _REPLY_GRACE = 5.0
 """Seconds an answer may be late before the connection counts as dead."""
 
 FETCH_LIMIT = 2_000
-"""Entries asked for at once, over all partitions: with 200-byte events, half a megabyte. More was
-no faster, and leaves the processor's cache."""
+"""Entries requested at once, over all partitions: with 200-byte events, half a megabyte. More was
+no faster, and does not fit into the CPU cache."""
 
 FIRST_FETCH = 64
-"""Entries asked for at first, while their size is not known."""
+"""Entries requested at first, while their size is unknown."""
 
 SIZE_SAMPLE = 8
-"""Entries of each partition's answer that are measured."""
+"""Entries of each partition's reply that are measured."""
 
 
 class SocketWaiter:
@@ -59,11 +59,11 @@ class SocketWaiter:
         self._poll.register(self._wake_receiver, select.POLLIN)
 
     def register(self, fileno: int) -> None:
-        """Wait for this one too."""
+        """Wait for this socket too."""
         self._poll.register(fileno, select.POLLIN)
 
     def unregister(self, fileno: int) -> None:
-        """Wait for this one no longer."""
+        """Wait for this socket no longer."""
         try:
             self._poll.unregister(fileno)
         except KeyError:
@@ -74,10 +74,10 @@ class SocketWaiter:
         try:
             self._wake_sender.send(b"\0")
         except OSError:
-            pass  # the buffer is full, or it is closed
+            pass  # the buffer is full, or the socket is closed
 
     def wait(self, seconds: float) -> tuple[set[int], bool]:
-        """Wait: which sockets are readable, and whether it was woken."""
+        """Wait; returns the readable sockets, and whether :meth:`wake` was called."""
         readable = {fileno for fileno, _ in self._poll.poll(max(0.0, seconds) * 1000)}
         woken = self._wake_receiver.fileno() in readable
         if woken:
@@ -100,9 +100,9 @@ class Fetcher:
     def __init__(self, client: Client, waiter: SocketWaiter) -> None:
         self.partitions: list[OwnedPartition] = []
         self.requested: list[OwnedPartition] = []
-        """What the read in progress is for; empty while there is none."""
+        """The partitions of the read in progress; empty while there is none."""
         self.entries_requested = 0
-        """Entries that were asked for, for each partition."""
+        """Entries requested from each partition."""
         self._client = client
         self._waiter = waiter
         self._connection: RedisConnection | None = None
@@ -111,10 +111,10 @@ class Fetcher:
         """The connection's ID at the server, for CLIENT UNBLOCK."""
         self._reply_deadline = 0.0
         self._ask_target: tuple[str, int] | None = None
-        """Where the next request goes, as an ASK said."""
+        """The node for the next request, from an ASK reply."""
 
     def send_read(self, partitions: Sequence[OwnedPartition], count: int, block: float) -> None:
-        """Ask for the next entries of these partitions."""
+        """Request the next entries of these partitions."""
         keys = partitions[0].keys
         connection = self._connection
         try:
@@ -137,9 +137,8 @@ class Fetcher:
         self._reply_deadline = time.monotonic() + block + _REPLY_GRACE
 
     def read_reply(self, readable: set[int]) -> list[tuple[OwnedPartition, RawEntries]] | None:
-        """What was asked for, entries by partition; None while no answer has begun to come. Only
-        one is ever in progress, so the buffers of the driver and of TLS hold nothing of it while
-        the socket itself has nothing.
+        """The entries read, by partition; None while no reply has begun to arrive. Only one is ever
+        in progress, so while the socket is empty, so are the buffers of the driver and of TLS.
 
         :raises LogError: the server refused, or the connection is dead; it may be asked again.
         """
@@ -168,7 +167,7 @@ class Fetcher:
     def interrupt(self) -> None:
         """Have the server answer the read in progress at once, so that another one can be sent.
 
-        Where it does not (its ACL, or it is gone), the connection is closed instead.
+        If the server does not (its ACL, or it is gone), the connection is closed instead.
         """
         if not self.requested or self._connection is None:
             return
@@ -184,7 +183,7 @@ class Fetcher:
         self.disconnect()
 
     def disconnect_misrouted(self) -> None:
-        """Close the connection, if the partitions are on another server by now."""
+        """Close the connection if its partitions have moved to another server."""
         if self._connection is None or not self.partitions:
             return
         try:
@@ -195,14 +194,14 @@ class Fetcher:
             self.disconnect()
 
     def misses_partition(self) -> bool:
-        """Whether the read in progress leaves out a partition that is wanted."""
+        """Whether the read in progress leaves out a wanted partition."""
         if not self.requested:
             return False
         requested = set(self.requested)
         return any(not each.paused and each not in requested for each in self.partitions)
 
     def disconnect(self) -> None:
-        """Close the connection; what was asked for on it is asked for again."""
+        """Close the connection; its read is requested again."""
         connection, self._connection = self._connection, None
         self.requested = []
         self._ask_target = None
@@ -251,28 +250,28 @@ class Fetchers:
     ) -> None:
         self.waiter = SocketWaiter()
         self.is_outdated = False
-        """A read in progress may leave out a partition that is wanted."""
+        """Whether a read in progress may leave out a wanted partition."""
         self._client = client
         self._group = group
         self._on_failure = on_failure
         self._is_cluster = client.servers.is_cluster
         self._fetchers = [] if self._is_cluster else [Fetcher(client, self.waiter)]
         self._entry_size = 1024.0
-        """Bytes of an entry, as the last ones were."""
+        """Bytes of an entry, estimated from the last reads."""
         self._byte_budget = max(1, flow.bytes // 8)
         self._max_messages = max(1, flow.messages)
         self._failed_reads = 0
-        """Reads that failed since one did not."""
+        """Reads that failed since the last success."""
 
     def add(self, owned: OwnedPartition) -> None:
-        """Read this partition, too."""
+        """Read this partition too."""
         if self._is_cluster:
             self._fetchers.append(Fetcher(self._client, self.waiter))
         self._fetchers[-1].partitions.append(owned)
         self.is_outdated = True
 
     def remove(self, removed: Iterable[OwnedPartition]) -> None:
-        """Read these no more."""
+        """Stop reading these partitions."""
         leaving = set(removed)
         for fetcher in self._fetchers:
             fetcher.partitions = [each for each in fetcher.partitions if each not in leaving]
@@ -282,7 +281,7 @@ class Fetchers:
             self._fetchers = [fetcher for fetcher in self._fetchers if fetcher.partitions]
 
     def interrupt_outdated(self) -> None:
-        """End the reads that leave out a partition that is wanted."""
+        """End the reads that leave out a wanted partition."""
         if not self.is_outdated:
             return
         self.is_outdated = False
@@ -291,7 +290,7 @@ class Fetchers:
                 fetcher.interrupt()
 
     def disconnect_misrouted(self) -> None:
-        """Close the connections whose partitions are on another server by now."""
+        """Close the connections whose partitions have moved to another server."""
         for fetcher in self._fetchers:
             fetcher.disconnect_misrouted()
 
@@ -299,7 +298,7 @@ class Fetchers:
         """Have a read in progress on every connection that has nothing waiting to be delivered.
 
         :param limit: messages that a poll returns at most.
-        :raises Unavailable: none could be sent.
+        :raises Unavailable: no read could be sent.
         """
         failure: LogError | None = None
         reads_sent = 0
@@ -321,14 +320,14 @@ class Fetchers:
             raise failure
 
     def _entries_each(self, fetcher: Fetcher, partitions: int, limit: int) -> int:
-        """Entries to ask for from each partition. It grows by steps, as it is not known how large
-        the next ones are, and all that comes is kept in memory."""
+        """Entries to request from each partition. The number grows in steps, as the size of the
+        next entries is unknown and the whole reply is kept in memory."""
         most = min(limit, FETCH_LIMIT, self._max_messages)
         share = max(1, min(most, int(self._byte_budget / self._entry_size)) // partitions)
         return min(share, max(FIRST_FETCH // partitions, 1, 4 * fetcher.entries_requested))
 
     def read_replies(self, readable: set[int]) -> None:
-        """Take in what has come.
+        """Take the replies that have arrived.
 
         :raises Unavailable: a read failed, and so did the one before.
         """
@@ -345,14 +344,14 @@ class Fetchers:
             partitions = set(fetcher.partitions)
             for owned, rows in replies:
                 if owned not in partitions:
-                    continue  # given up meanwhile
+                    continue  # revoked meanwhile
                 owned.last_read_id = rows[-1][0]
                 owned.fetched = rows if not owned.fetched else owned.fetched + rows
             if replies:
                 self._measure_entries([rows for _, rows in replies])
         if failure is not None:
             self._on_failure()
-            # Mostly a new connection helps; where it does not, the caller waits for a while.
+            # Usually a new connection helps; if it does not, the caller waits for a while.
             self._failed_reads += 1
             if self._failed_reads > 1:
                 raise failure
@@ -361,7 +360,7 @@ class Fetchers:
     def _measure_entries(self, replies: Sequence[RawEntries]) -> None:
         samples = [row for rows in replies for _, row in rows[:: len(rows) // SIZE_SAMPLE + 1]]
         mean = sum(sum(map(len, row)) for row in samples) / len(samples) + 64
-        # A growth counts at once, a decline slowly.
+        # Larger entries count at once, smaller ones only gradually.
         self._entry_size = max(mean, (7 * self._entry_size + mean) / 8)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Groups as the log holds them: their first and their committed offsets, their members."""
+"""Groups: their initial and committed offsets, and their members."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Groups:
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         """See :meth:`streams.log.protocol.Log.initialize_offsets`.
 
-        One hash decides, for all partitions at once; then each partition's is written. Should this
-        process end in between, the owner of a partition reads that hash (:meth:`initial_offsets`).
+        One hash decides, for all partitions at once; then each partition's is written. If this
+        process dies in between, the owner of a partition reads that hash (:meth:`initial_offsets`).
         """
         check_group(group)
         keys_of = self._topics.partition_keys
@@ -90,7 +90,7 @@ class Groups:
         return True
 
     def initial_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        """Where the group began, by topic and partition."""
+        """The group's initial offsets, by topic and partition."""
         key = topics_key(group)
         replies = self._client.execute(key_command(group, "HMGET", key, *topics))
         found: dict[TopicPartition, int] = {}
@@ -143,9 +143,9 @@ class Groups:
         return GroupInfo(group, tuple(infos), positions)
 
     def live_members(self, group: str) -> dict[str, list[str]]:
-        """The members that seem to be alive, and their topics. Nobody here has watched their rows,
-        so the server's clock decides: if it was stepped, this is right again with their next
-        heartbeat."""
+        """The members that seem to be alive, and their topics. This process has not watched their
+        rows, so the server's clock decides: if it was stepped, the answer is right again after
+        their next heartbeat."""
         now, *words = self._client.execute(script_command(group, "members", [members_key(group)]))
         found: dict[str, list[str]] = {}
         for id, text in zip(words[::2], words[1::2], strict=True):

@@ -1,9 +1,9 @@
 """The names of keys in Redis, and entry IDs as offsets.
 
 A topic ``orders`` with one partition is the stream ``orders``; with more, partition 3 is the
-stream ``{orders:3}``. What else belongs to the partition shares its hash tag, and so is on the same
-node of a cluster (the tag of a key is what is between the first braces, else all of it: Redis
-Cluster specification, "Hash tags"):
+stream ``{orders:3}``. The partition's other keys share its hash tag, and so are on the same node of
+a cluster (the tag of a key is what is between the first braces, else all of it: Redis Cluster
+specification, "Hash tags"):
 
 ==============================  ===================================================================
 ``{orders:3}:group:billing``    hash: lease (owner, epoch, beat, until) and position of a group
@@ -26,7 +26,7 @@ Cluster specification, "Hash tags"):
 ``streams:topics``              set: the topics created through this toolkit
 ``streams:groups``              set: the groups
 ``streams:documents``           hash: collection of documents to its number of partitions
-``streams:claims:NAME:KEY``     hash: a claim, or what came of it (:mod:`streams.log.redis.claims`)
+``streams:claims:NAME:KEY``     hash: a claim, or its outcome (:mod:`streams.log.redis.claims`)
 ==============================  ===================================================================
 
 Names of topics and groups hold no braces and no colons (:mod:`streams.log.names`), so none of
@@ -106,7 +106,7 @@ class DocumentKeys:
 
     @property
     def all(self) -> tuple[bytes, ...]:
-        """All of them, the checkpoint first."""
+        """All keys of the partition, the checkpoint first."""
         return self.checkpoint, self.values, self.failures, self.keys, self.stopped
 
     def __str__(self) -> str:
@@ -143,7 +143,7 @@ def members_key(group: str) -> bytes:
 
 
 def topics_key(group: str) -> bytes:
-    """The hash of a group's topics, and where it began in each."""
+    """The hash of a group's topics, with its initial offsets in each."""
     return b"{group:%s}:topics" % group.encode()
 
 
@@ -157,7 +157,7 @@ def entry_id(offset: int) -> bytes:
 
 
 def entry_id_before(position: int) -> bytes:
-    """The entry ID just below a position: what XREAD and XGROUP call the last one read."""
+    """The entry ID just below a position, which XREAD and XGROUP take as the last one read."""
     return entry_id(position - 1)
 
 
@@ -168,7 +168,7 @@ def offset_of(id: bytes) -> int:
 
 
 def offsets_of(ids: Sequence[bytes]) -> list[int]:
-    """Many entry IDs as offsets: read as one JSON list, which is several times as fast."""
+    """Entry IDs as offsets, parsed as one JSON list, which is several times as fast."""
     numbers = _int_list.decode(b"[%s]" % b",".join(ids).replace(b"-", b","))
     return [high << 64 | low for high, low in zip(*[iter(numbers)] * 2, strict=True)]
 
@@ -177,10 +177,10 @@ _int_list = msgspec.json.Decoder(list[int])
 
 
 def parse_offset(text: str) -> int:
-    """An entry ID as people write it: ``ms-seq``, or ``ms`` for the first of that millisecond; or
-    the number that it is as an offset, which no millisecond reaches.
+    """The offset of an entry ID as people write it: ``ms-seq``, or ``ms`` for the first of that
+    millisecond; or the offset itself, a number larger than any millisecond.
 
-    :raises ConfigError: it is none.
+    :raises ConfigError: the text is no entry ID.
     """
     found = wire.parse_offset(text)
     if found is not None:

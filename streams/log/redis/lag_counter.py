@@ -1,9 +1,9 @@
-"""How many entries lie below a position: counted while they are read.
+"""Counts the entries below a position while they are read.
 
-Redis knows a group's lag, and we know what was lost and what may be trimmed, from the number of
-entries ever added below the group's position (``ENTRIESREAD`` of XGROUP SETID). Redis cannot find
-that number for a position in the middle of a stream, but it is known at both ends, and it grows by
-one with every entry read.
+Redis derives a group's lag, and this log the entries that were lost or may be trimmed, from the
+number of entries ever added below the group's position (``ENTRIESREAD`` of XGROUP SETID). Redis
+cannot find that number for a position in the middle of a stream, but it is known at both ends, and
+it grows by one with every entry read.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class ReadBatch(NamedTuple):
     last_entry_id: bytes
     length: int
     offsets: ref[EntryIdOffsets]
-    """The batch's own. A position inside a batch means that a message of it is not settled, so
-    somebody still holds it; there is no need to keep it alive here."""
+    """The batch's own offsets. A position inside the batch means that one of its messages is not
+    settled, so the batch is still referenced elsewhere and need not be kept alive here."""
 
 
 class LagCounter:
-    """What was read of one partition and is not committed yet."""
+    """Counts the entries of one partition that were read and are not committed yet."""
 
     __slots__ = ("_batches", "_uncommitted", "entries_read")
 
     def __init__(self, entries_read: int | None = None) -> None:
         self.entries_read = entries_read
-        """Entries ever added up to the last one read; None while that is not known."""
+        """Entries ever added up to the last one read; None while that is unknown."""
         self._batches: deque[ReadBatch] = deque()
         self._uncommitted = 0
-        """Entries in them."""
+        """Entries in the batches that are not committed."""
 
     def add_batch(self, offsets: EntryIdOffsets) -> None:
-        """Count what was read next."""
+        """Count a batch that was read."""
         count = len(offsets)
         self._batches.append(ReadBatch(offsets.entry_ids[-1], count, ref(offsets)))
         self._uncommitted += count
@@ -48,14 +48,15 @@ class LagCounter:
             self.entries_read += count
 
     def recount_at_end(self, added: int) -> int:
-        """The last entry read is the stream's last, and this many were ever added: how many of
-        them were never read, as they were trimmed or deleted before."""
+        """Correct the count: the last entry read is the stream's last, and this many were ever
+        added. Returns how many were never read, as they were trimmed or deleted before."""
         missing = 0 if self.entries_read is None else added - self.entries_read
         self.entries_read = added
         return max(0, missing)
 
     def entries_below(self, position: int) -> int | None:
-        """How many entries lie below a position. Positions are asked for in ascending order."""
+        """The number of entries below a position. Callers must ask in ascending order of
+        positions."""
         batches = self._batches
         while batches and offset_of(batches[0].last_entry_id) < position:
             self._uncommitted -= batches.popleft().length

@@ -1,7 +1,8 @@
-"""The leases of a member's partitions: taking, extending and releasing them.
+"""Takes, extends and releases the leases of a member's partitions.
 
-A partition's lease is beside the partition, in the hash that also holds the group's position there,
-so that one script can check the one before it stores the other, on any node of a cluster.
+A partition's lease is in the partition's hash slot, in the hash that also holds the group's
+position there, so that one script can check the lease before it stores the position, on any node of
+a cluster.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ logger = get_logger("streams")
 
 
 class LeaseSnapshot(NamedTuple):
-    """A lease as it is in Redis."""
+    """A lease as read from Redis."""
 
     owner: bytes = b""
     epoch: bytes = b""
     confirmations: bytes = b""
-    """How often it was confirmed."""
+    """How often the lease was confirmed."""
     until: bytes = b""
 
 
@@ -51,19 +52,19 @@ class OwnedPartition:
     stored: StoredOffset | None
     """The group's position when the lease was acquired."""
     stream: StreamInfo
-    """The stream at that time."""
+    """The stream when the lease was acquired."""
     last_read_id: bytes = b"0-0"
     """ID of the last entry read."""
     fetched: RawEntries = field(default_factory=list)
-    """Read, and not delivered yet."""
+    """Entries that were read and not delivered yet."""
     lag_counter: LagCounter = field(default_factory=LagCounter)
     count_corrected: bool = False
-    """The counter knows better than what was last committed."""
+    """Whether the counter was corrected since the last commit."""
     paused: bool = False
     committed_version: int = 0
     """The version of the last commit."""
     sent_version: int = 0
-    """The greatest version of a commit that was sent, whatever became of it."""
+    """The greatest version of a commit that was sent, whatever its outcome."""
 
     @property
     def partition(self) -> TopicPartition:
@@ -72,7 +73,7 @@ class OwnedPartition:
 
 
 class PartitionLeases:
-    """The leases of one member, and what it knows of those of others. Used by one thread at a
+    """The leases of one member, and its knowledge of others' leases. Used by one thread at a
     time."""
 
     def __init__(self, client: Client, group: str, member_id: str, trim_margin: int) -> None:
@@ -83,16 +84,17 @@ class PartitionLeases:
         self._terms = client.settings.terms
         self._lease_ms = int(self._terms.lease * 1000)
         self.keys: dict[TopicPartition, PartitionKeys] = {}
-        """Of all topics that any member reads: who takes what depends on all of them."""
+        """The partitions of all topics that any member reads: the plan depends on all of them."""
         self.initial_offsets: dict[TopicPartition, int] = {}
-        """The group's first positions."""
+        """The group's initial offsets."""
         self.stored_offsets: dict[TopicPartition, StoredOffset] = {}
         """The group's last position in each partition that this member ever owned."""
         self.highest_epochs: dict[TopicPartition, int] = {}
         self.expired: dict[TopicPartition, LeaseSnapshot] = {}
-        """Leases of others that have expired by this member's clock, as they were all the time."""
+        """Leases of others that have expired by this member's clock: unchanged for their whole
+        length."""
         self.inherited: dict[TopicPartition, bytes] = {}
-        """Leases of a predecessor of the same name, by its ID."""
+        """Leases of a predecessor with the same static name, with its member ID."""
         self._outage_logged = False
 
     def renew_command(
@@ -101,7 +103,7 @@ class PartitionLeases:
         owned_by_partition: dict[TopicPartition, OwnedPartition],
         inspect_streams: bool,
     ) -> Command:
-        """Extend the leases of what is owned of these, and ask who has the others."""
+        """Extend the leases of the owned ones of these partitions, and ask who owns the others."""
         keys: list[bytes] = []
         args: list[Any] = [self._member_id, self._lease_ms, self._group, int(inspect_streams)]
         for partition in partitions:
@@ -118,7 +120,7 @@ class PartitionLeases:
         return script_command(self._group, "renew", keys, *args)
 
     def acquire(self, partitions: Sequence[TopicPartition]) -> list[OwnedPartition]:
-        """Take these leases; those that could be taken."""
+        """Take these leases; returns the partitions whose leases were taken."""
         sent = time.monotonic()
         replies = self._client.execute_all([self._acquire_command(each) for each in partitions])
         acquired: list[OwnedPartition] = []
@@ -175,8 +177,8 @@ class PartitionLeases:
         return TopicMismatch(f"{keys}: {damaged_field(key, 'position', position, remedy)}")
 
     def create_native_groups(self, owned: Sequence[OwnedPartition]) -> None:
-        """Create native groups where this one has no position yet, so that until its first commit
-        nothing is trimmed that it has not read."""
+        """Create native groups where this group has no position yet, so that no entry it has not
+        read is trimmed before its first commit."""
         commands: list[Command] = []
         for each in owned:
             position, total = each.assignment.position, each.lag_counter.entries_read
@@ -189,11 +191,11 @@ class PartitionLeases:
                 logger.info("%s: not shown by Redis's own tools yet: %s", self._group, reply)
 
     def release(self, owned: Iterable[OwnedPartition]) -> None:
-        """Release leases; one whose server cannot be reached now expires by itself."""
+        """Release leases; a lease whose server cannot be reached now expires by itself."""
         self._release((each.keys, self._member_id, each.assignment.epoch) for each in owned)
 
     def release_inherited(self, partitions: Iterable[TopicPartition]) -> None:
-        """Release leases that a predecessor of this member's name has left."""
+        """Release leases left by a predecessor with this member's static name."""
         inherited = self.inherited
         self._release((self.keys[p], inherited[p], "") for p in partitions if p in inherited)
 
@@ -205,7 +207,7 @@ class PartitionLeases:
                 logger.info("%s: a lease was not released: %s", self._group, reply)
 
     def log_outage_once(self, failure: LogError | None) -> None:
-        """Log that a part of the servers does not answer, once until it does again."""
+        """Log that some servers do not answer: once, until they answer again."""
         if failure is not None and not self._outage_logged:
             logger.warning("%s: a part of the servers does not answer: %s", self._group, failure)
         self._outage_logged = failure is not None

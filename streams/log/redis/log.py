@@ -1,4 +1,4 @@
-"""The log itself: what its parts can do, behind :class:`streams.log.protocol.Log`."""
+"""The log itself: implements :class:`streams.log.protocol.Log` with the package's parts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CAPABILITIES = Capabilities(
     documents=True,
     commits_outputs=True,
     fences_appends=True,
-    # A script of so many takes the server some 10 ms.
+    # A script of this many takes the server about 10 ms.
     outputs_at_once=2_000,
 )
 
@@ -81,7 +81,7 @@ class RedisLog(Log, HistoryLog[Events]):
             CAPABILITIES,
             append_once=settings.dedup_seconds > 0,
             commits_outputs=not is_cluster,
-            # The lease and what is appended are on other nodes.
+            # In a cluster the lease and the appended records are on different nodes.
             fences_appends=not is_cluster,
             why_no_outputs=WHY_CLUSTERS_HAVE_NO_OUTPUTS if is_cluster else "",
         )
@@ -105,20 +105,20 @@ class RedisLog(Log, HistoryLog[Events]):
         """Create a topic. The one setting in ``config`` is
         :data:`~streams.log.redis.topics.MAX_ENTRIES`.
 
-        :raises TopicMismatch: it exists with another number of partitions, or is no stream.
-        :raises ConfigError: there is no such retention here.
+        :raises TopicMismatch: it exists with another number of partitions, or the key is no stream.
+        :raises ConfigError: this log does not have such a retention.
         """
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.create_topic(topic, partitions, retention, config)
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
-        """Give a topic that exists another retention; other processes see it within
+        """Change the retention of a topic; other processes see it within
         :data:`~streams.log.redis.topics.CACHE_SECONDS` seconds."""
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.set_retention(topic, retention)
 
     def topic(self, topic: str) -> TopicInfo:
-        """A topic's facts; a stream that was made by others is a topic with one partition."""
+        """A topic's facts; a stream that another program created is a topic with one partition."""
         return self._topics.lookup(topic, fresh=True).info
 
     def topics(self) -> list[TopicInfo]:
@@ -134,7 +134,7 @@ class RedisLog(Log, HistoryLog[Events]):
         return durability.durability_facts(self._client, topic, topic_key(topic))
 
     def topic_bytes(self, topic: str) -> int | None:
-        """About how many bytes of the server's memory a topic's entries take, by some of them.
+        """About how many bytes of the server's memory a topic's entries take, estimated from some.
 
         :returns: None: this user may not ask (``MEMORY USAGE``).
         """

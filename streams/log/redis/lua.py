@@ -22,9 +22,10 @@ ALLOWED_WHEN_FULL: Set[str] = frozenset(
         *("claim_complete", "claim_release", "claim_renew"),
     )
 )
-"""What must go on when ``maxmemory`` is reached: these write next to nothing, and without them
-no group could settle entries, which frees memory. (Redis 7.0, "Eval flags".) So must the outcome of
-a claim: what was done once must be known as done, and no new claims are accepted meanwhile."""
+"""Scripts that must run even when ``maxmemory`` is reached: these write next to nothing, and
+without them no group could settle entries, which frees memory. (Redis 7.0, "Eval flags".) So must
+the script that stores the outcome of a claim: a completed operation must be known as such, and no
+new claims are accepted meanwhile."""
 
 
 _PARTS = {
@@ -34,7 +35,8 @@ _PARTS = {
     **{name: ("claims", name) for name in ("claim_get", "claim_take")},
     "append_as_owner": ("owned", "append"),
 }
-"""Of which files these consist, each in the language's one block with ``common.lua``."""
+"""The files of scripts that have several; each file becomes a block together with
+``common.lua``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Script:
 
 @cache
 def load_script(name: str) -> Script:
-    """The script of that name: ``scripts/<name>.lua``, unless it has several parts."""
+    """The script of this name: ``scripts/<name>.lua``, unless it has several parts."""
     folder = files("streams.log.redis") / "scripts"
     shebang = b"#!lua flags=allow-oom\n" if name in ALLOWED_WHEN_FULL else b""
     parts = ("common", *_PARTS.get(name, (name,)))

@@ -4,14 +4,14 @@ Safety rests on the leases alone (:mod:`streams.log.redis.leases`). The hash of 
 only says how the partitions should be shared out (:mod:`streams.log.membership`), so it may be
 late, or lost, and nothing worse happens than a rebalance.
 
-No clock of a server decides anything, as it may be stepped. Each confirmation increments a number
-in the row; whoever has seen a row unchanged for its lease's length, on its own monotonic clock
+No server's clock decides anything, as it may be stepped. Each confirmation increments a number in
+the row; a member that has seen a row unchanged for its lease's length, on its own monotonic clock
 (:class:`streams.log.membership.StalenessTracker`), takes the lease by compare-and-set, or removes
-the member. An owner counts its own time from before its request. The time that is stored beside
-(``until``) is for people, and for refusing to reset a group that seems to run.
+the row's member. An owner counts its own lease from before its request. The stored time (``until``)
+is for people, and for refusing to reset a group that seems to run.
 
-Anybody can write into these keys. What makes no sense there is passed over and written anew, except
-a position: without one it is unknown where to continue, so that is an error that says what to do.
+Other programs can write into these keys. A value that makes no sense is ignored and rewritten,
+except a position: without it the place to continue at is unknown, so the error says what to do.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ from streams.wire import parse_int
 logger = get_logger("streams")
 
 RENEW_BATCH = 500
-"""Partitions renewed by one script call, where they are all on one server."""
+"""Partitions renewed by one script call, if they are all on one server."""
 
 
 @dataclass(slots=True)
 class HeartbeatResult:
-    """What came of a heartbeat."""
+    """The result of a heartbeat."""
 
     plan: Plan = field(default_factory=Plan)
     members_changed: bool = False
-    """The members are not those of the last time."""
+    """Whether the members have changed since the last heartbeat."""
     lost: list[OwnedPartition] = field(default_factory=list)
-    """Somebody else's by now, or gone with all the server's data."""
+    """Partitions that another member owns by now, or whose lease is gone with the server's data."""
     truncated: list[OwnedPartition] = field(default_factory=list)
-    """Still one's own, but their stream ends below what was read of it."""
+    """Partitions still owned, whose streams end below the entries read from them."""
     streams: dict[TopicPartition, StreamInfo] = field(default_factory=dict)
-    """What is known of the streams of what is owned."""
+    """The streams of the owned partitions, as far as they are known."""
 
 
 class Membership:
@@ -97,15 +97,15 @@ class Membership:
         self.leases.initial_offsets = groups.initial_offsets(group, subscribed)
         self._staleness = StalenessTracker(self.terms.heartbeat_interval)
         self._static_holders = {self._static_name: self.member_id} if static else {}
-        """The member that has a static name now."""
+        """The current member of each static name."""
         self._heartbeats = 0
         self._dead_members: dict[bytes, bytes] = {}
         """Members whose rows have expired by this member's clock, to be removed."""
         self._epochs_missing = False
-        """The last heartbeat found partitions without an epoch that had one before."""
+        """Whether the last heartbeat found partitions without an epoch that had one before."""
         self._live_ids: frozenset[str] = frozenset()
         self._joined = False
-        """The server has had this member's row."""
+        """Whether the server has had this member's row."""
         self._recovering_until = 0.0
         """After the server lost everything, members must find each other again: until then this
         member takes only what it owned before."""
@@ -115,16 +115,17 @@ class Membership:
     # -- heartbeats
 
     def inspect_streams_next(self) -> None:
-        """Inspect the streams at the next heartbeat: something may have happened to them."""
+        """Have the next heartbeat inspect the streams: they may have been changed."""
         self._next_inspection = 0.0
 
     def join(self) -> None:
-        """Become a member, so that the others count this one. A static one takes its name over."""
+        """Join the group, so that the other members count this one. A static member takes its name
+        over."""
         self._client.execute(self._heartbeat_command(join=True))
         self._joined = True
 
     def _set_topics(self, names: Iterable[str]) -> bool:
-        """Take these as the topics that the group reads; whether they have changed."""
+        """Set the topics that the group reads; returns whether they have changed."""
         counts: dict[str, int] = {}
         all_keys: dict[TopicPartition, PartitionKeys] = {}
         for name in sorted({*names, *self._subscribed}):
@@ -133,7 +134,7 @@ class Membership:
             except LogError as error:
                 if name in self._subscribed or not isinstance(error, NotFound | TopicMismatch):
                     raise
-                continue  # deleted, and the members that read it do not know yet
+                continue  # the topic was deleted, and its members do not know yet
             counts[name] = len(partitions)
             all_keys.update(((name, keys.partition), keys) for keys in partitions)
         changed = counts != self._partition_counts
@@ -141,7 +142,7 @@ class Membership:
         return changed
 
     def heartbeat(self, owned: Sequence[OwnedPartition]) -> HeartbeatResult:
-        """Confirm this member and its leases, and read who has the others.
+        """Confirm this member and its leases, and read the owners of the other partitions.
 
         :raises MemberFenced: another process has this static member's name.
         """
@@ -169,7 +170,8 @@ class Membership:
                 failure = rows
                 for partition in chunk:
                     mine = owned_by_partition.get(partition)
-                    # An unknown lease is not taken, and one of mine stays mine.
+                    # A lease of unknown state is not taken, and this member's own leases stay its
+                    # own.
                     leases[partition] = (
                         Lease(self.member_id, mine.assignment.epoch, INFINITY)
                         if mine is not None
@@ -187,8 +189,8 @@ class Membership:
         self.leases.log_outage_once(failure)
         if inspect_streams and failure is None:
             self._next_inspection = sent + self.terms.lease
-        # A server that did not answer could not be reached by lease owners either: their staleness
-        # is measured anew.
+        # Lease owners could not reach a server that did not answer either: the wait for their
+        # leases starts over.
         if isinstance(members, LogError):
             self._staleness.keep_only(answered)
         else:
@@ -240,7 +242,8 @@ class Membership:
         name = printable(snapshot.owner)
         current = self._static_holders.get(name.partition(":")[0]) if ":" in name else None
         if self.member_id in (name, current):
-            # A predecessor's of the same name, or taken by a request whose answer never came.
+            # The lease of a predecessor with the same name, or one taken by a request that got no
+            # answer.
             self.leases.inherited[partition] = snapshot.owner
             return Lease(self.member_id, epoch, INFINITY)
         stored_ms = parse_int(bytes(lease_ms), MAX_DIGITS)
@@ -269,7 +272,7 @@ class Membership:
         live_ids = frozenset(row.id for row in rows)
         result.members_changed, self._live_ids = live_ids != self._live_ids, live_ids
         if self._set_topics(topic for row in rows for topic in row.topics):
-            # Of some topics it is not known yet who has what: the next heartbeat asks.
+            # The owners of some topics' partitions are not known yet: the next heartbeat asks.
             result.members_changed = True
             return
         result.plan = plan(self.member_id, sent, rows, self._partition_counts, leases, held)
@@ -280,7 +283,7 @@ class Membership:
             result.plan = replace(result.plan, acquire=owned_before, replan_at=until)
 
     def _live_members(self, sent: float, rows: dict[bytes, bytes]) -> list[Member]:
-        """This member and the others that are alive."""
+        """The rows of this member and the others that are alive."""
         alive = [Member(self.member_id, self._subscribed, INFINITY)]
         for id, text in rows.items():
             row = parse_member_row(text)
@@ -293,9 +296,10 @@ class Membership:
         return alive
 
     def _recover_from_loss(self, now: float) -> None:
-        """The server does not know this member: others took it for dead, or the server lost its
-        data. Write again what is known here; what others have written meanwhile stays. After a loss
-        all members are in the same state, so none takes what another one may own."""
+        """Recover when the server does not know this member: others took it for dead, or the server
+        lost its data. Write again what this member knows, without overwriting what others have
+        written meanwhile. After a loss all members do so, and none takes a partition that another
+        one may own."""
         logger.warning(
             "%s: not a member any more, as this process stood still or the server has lost its "
             "data; joining again",

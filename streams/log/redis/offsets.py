@@ -1,5 +1,5 @@
-"""Committing a member's offsets: one call of a script for each partition, which checks the lease
-and its epoch before it stores anything."""
+"""Commits a member's offsets: one script call for each partition, which checks the lease and its
+epoch before it stores anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streams.log.redis.stored_values import count_text
 class OffsetCommits:
     """The commits of one member. Used by one thread at a time.
 
-    :param on_lost: called with partitions that are another member's by now.
+    :param on_lost: called with partitions that another member owns by now.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class OffsetCommits:
         self._on_lost = on_lost
 
     def commit(self, commits: Iterable[tuple[OwnedPartition, Commit]]) -> None:
-        """Store what is newer than what was stored; a commit of a lease that is lost is dropped."""
+        """Store the offsets that are newer than the stored ones; a commit under a lost lease is
+        dropped."""
         sent = time.monotonic()
         lease_ms = int(self._membership.terms.lease * 1000)
         to_store: list[tuple[OwnedPartition, Commit, StoredOffset]] = []
@@ -70,7 +71,7 @@ class OffsetCommits:
     def _accepted(
         self, owned: OwnedPartition, commit: Commit, stored: StoredOffset, reply: int, sent: float
     ) -> None:
-        """A commit that was sent at ``sent`` was answered with ``reply``, as the scripts say."""
+        """Handle the script's ``reply`` to a commit that was sent at ``sent``."""
         owned.committed_version = commit.version
         owned.assignment.valid_until = self._membership.terms.valid_until(sent)
         if reply == 3:
@@ -88,9 +89,9 @@ class OffsetCommits:
     ) -> None:
         """Store positions and append records, all or nothing, in one call of a script.
 
-        :param streams: what records go to.
-        :param records: as the script takes them.
-        :raises Fenced: a partition is another member's by now; nothing was stored.
+        :param streams: the streams that the records go to.
+        :param records: the records, packed for the script.
+        :raises Fenced: another member owns a partition by now; nothing was stored.
         """
         sent, settings = time.monotonic(), self._client.settings
         keys: list[bytes] = []

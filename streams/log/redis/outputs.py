@@ -1,7 +1,7 @@
-"""The records of an exactly-once processor, as the script that stores them takes them.
+"""Packs the records of an exactly-once processor for the script that stores them.
 
-They are one argument, in MessagePack: the script takes fewer than 8,000. No ID is remembered, as
-what an exactly-once processor writes is written once.
+They are one argument, in MessagePack: the script takes fewer than 8,000. No message ID is
+remembered, as an exactly-once processor's records are written once anyway.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from streams.log.redis.topics import Topics
 from streams.message import Record
 
 _head = Struct(">BI").pack
-# Redis's library (7.0) knows no bytes, but takes any for text.
+# Redis's MessagePack library (7.0) has no binary type, but accepts any bytes as text.
 _ARRAY, _TEXT, _NUMBER = 0xDD, 0xDB, 0xCE
 
 
 class PackedOutputs(NamedTuple):
-    """Records, and where they go.
+    """Packed records, and the streams they go to.
 
-    :param partitions: which one a record goes to stands in it, as an index from 1.
+    :param partitions: the partitions; each record has the index of its own, from 1.
     """
 
     partitions: list[PartitionKeys]
@@ -36,7 +36,7 @@ class PackedOutputs(NamedTuple):
 
 
 def pack_outputs(topics: Topics, outputs: Sequence[tuple[str, Record]]) -> PackedOutputs:
-    """Records as the script takes them.
+    """Records, packed for the script.
 
     :raises NotFound: one of the topics is missing.
     :raises OutputsRefused: some can never be written.

@@ -1,19 +1,19 @@
-"""Appending, each message ID once.
+"""Appends records, each message ID once.
 
-Records go to their partitions, and each partition's in chunks that one script takes whole, so a
-chunk is in the log altogether or not at all. A partition has one chunk in flight at a time: a
-later one can never overtake an earlier one that has to be sent again. Partitions go side by side.
+Each partition's records are sent in chunks, each written by one script call, so a chunk is in the
+log altogether or not at all. A partition has one chunk in flight at a time: a later one can never
+overtake an earlier one that must be sent again. Partitions are written side by side.
 
 A chunk that got no answer is sent again, with the same message IDs, until it gets one or
-``timeout`` seconds are over: where it had been written, the answer is what it got then.
-So a lost answer, a failover or a restart ends in a certain outcome, and only if it lasts too long
-in :class:`~streams.errors.OutcomeUnknown`. With ``once=0`` nothing is remembered and records are
-written one by one: only those that the server did not take, and that nothing was written behind,
-are ever sent again.
+``timeout`` seconds are over: if it had been written, the answer has the entry IDs of then. So a
+lost answer, a failover or a restart ends in a certain outcome, and in
+:class:`~streams.errors.OutcomeUnknown` only if it lasts too long. With ``once=0`` nothing is
+remembered and records are written one by one: only those that the server did not take, and that
+nothing was written behind, are ever sent again.
 
-What is appended as a partition's owner (:class:`Owner`) is written by a script that looks at the
-lease first. One that is lost is lost for good, so such a chunk is not sent again. These IDs are
-remembered with ``once=0`` too, for as long as a chunk may be sent again.
+Records that are appended as a partition's owner (:class:`Owner`) are written by a script that
+checks the lease first. A lost lease is lost for good, so such a chunk is not sent again. These IDs
+are remembered with ``once=0`` too, for as long as a chunk may be sent again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHUNK_RECORDS = 1_000
 """Records of one script call at most: 1,000 of them take the server about 5 ms."""
 
 CHUNK_BYTES = 4 << 20
-"""Their bytes; a single larger record goes alone."""
+"""Bytes of one script call's records; a single larger record goes alone."""
 
 MAX_IN_FLIGHT = 4
 """Chunks in flight at once, of different partitions."""
@@ -57,26 +57,26 @@ RETRY_BACKOFF = 0.05, 1.0
 
 
 class Owner(NamedTuple):
-    """Who appends: the owner of a partition, while its lease is this one."""
+    """The owner of a partition under one lease, as which records are appended."""
 
     group_key: bytes
-    """The group's hash in the partition, which has the lease."""
+    """The key of the group's hash in the partition, which has the lease."""
     member: str
     epoch: int
     name: str
-    """What an error names: the partition and the group."""
+    """The partition and the group, for errors."""
 
 
 class Owners(NamedTuple):
-    """As whose owner each record is appended."""
+    """The owner as which each record is appended."""
 
     group: str
     member: str
     assignments: Sequence[Assignment]
-    """Those of the records, in order."""
+    """The assignments of the records, in order."""
 
     def resolved(self, topics: Topics) -> list[Owner]:
-        """The owner of each record; one object for one assignment.
+        """The owner of each record; one object per assignment.
 
         :raises NotFound: a topic that is owned was deleted.
         """
@@ -94,21 +94,22 @@ class Chunk:
     """Records of one partition that are written together."""
 
     owner: Owner | None
-    """As whose owner they are written, if so."""
+    """The owner as which they are written, if any."""
     indexes: list[int] = field(default_factory=list)
-    """Which of the append's records."""
+    """The indexes of the chunk's records in the append."""
     ids: dict[str, int] = field(default_factory=dict)
-    """Their identities, and where in ``indexes`` each one is."""
+    """The identities of the records, with the place of each in ``indexes``."""
     duplicates: list[tuple[int, int]] = field(default_factory=list)
-    """Records whose identity the chunk has already: which, and where in ``indexes`` it is."""
+    """Records whose identity is in the chunk already: their index, and the first one's place in
+    ``indexes``."""
     arg_count: int = 1
     size: int = 0
     outcome_unknown: bool = False
-    """It was sent, and got no answer."""
+    """Whether the chunk was sent, and got no answer."""
     error: LogError | None = None
 
     def all_indexes(self) -> list[int]:
-        """Its records, the duplicates among them."""
+        """The indexes of the chunk's records, including the duplicates."""
         return [*self.indexes, *(duplicate for duplicate, _ in self.duplicates)]
 
 
@@ -124,9 +125,9 @@ class PendingAppend:
         """Chunks by partition, the next one last."""
 
     def split(self, partitions: int, owners: Sequence[Owner] | None) -> None:
-        """Share the records out into chunks.
+        """Split the records into chunks.
 
-        :param owners: as whose owner each record is appended, if so.
+        :param owners: the owner as which each record is appended, if any.
         """
         last_chunks: dict[int, Chunk] = {}
         routed = zip(self.records, partitions_for(self.records, partitions), strict=True)
@@ -155,7 +156,7 @@ class PendingAppend:
             if self.deduplicates and chunk is not None and id in chunk.ids:
                 chunk.duplicates.append((index, chunk.ids[id]))
                 continue
-            # A record may begin a run of its own: its names, and three numbers more.
+            # A record may begin a new run, which needs its field names and three numbers more.
             arg_count = 2 * field_count + 3
             if chunk is None or (
                 chunk.arg_count + arg_count > MAX_ARGUMENTS
@@ -172,7 +173,7 @@ class PendingAppend:
             chunks.reverse()
 
     def chunk_written(self, partition: int, chunk: Chunk, entry_ids: Sequence[bytes]) -> None:
-        """A chunk was written: these are its entries."""
+        """Settle a chunk that was written, with its entry IDs."""
         for index, offset in zip(chunk.indexes, offsets_of(entry_ids), strict=True):
             self.results[index] = Position(self.topic, partition, offset)
         for index, original in chunk.duplicates:
@@ -181,8 +182,8 @@ class PendingAppend:
     def records_settled(
         self, partition: int, chunk: Chunk, outcomes: Sequence[bytes | LogError]
     ) -> None:
-        """The first records of a chunk have these outcomes: an entry's ID, or why there is none.
-        They are not in the chunk any more."""
+        """Settle the first records of a chunk, each with its entry ID or its error, and remove them
+        from the chunk."""
         settled = chunk.indexes[: len(outcomes)]
         del chunk.indexes[: len(outcomes)]
         for index, outcome in zip(settled, outcomes, strict=True):
@@ -192,14 +193,14 @@ class PendingAppend:
                 self.results[index] = Position(self.topic, partition, offset_of(outcome))
 
     def chunk_refused(self, chunk: Chunk, error: LogError) -> None:
-        """A chunk was refused because of its owner, which is no matter of those behind it: a key
-        has one owner."""
+        """Settle a chunk that was refused because of its owner. The chunks behind it are still
+        sent: a key has one owner, so no order is lost."""
         for index in chunk.all_indexes():
             self.results[index] = error
 
     def chunk_failed(self, partition: int, error: LogError) -> None:
-        """A partition's next chunk was not (certainly) written; those behind it are not sent, as
-        they must not overtake it."""
+        """Fail a partition's next chunk, which was not (certainly) written, and those behind it,
+        which must not overtake it."""
         first, *behind = reversed(self.chunks.pop(partition))
         for index in first.all_indexes():
             self.results[index] = error
@@ -214,7 +215,7 @@ class _SentChunks(NamedTuple):
 
     pipeline: Pipeline
     reply_ranges: list[tuple[int, int, int]]
-    """Of each: its partition, and where its answers begin and end."""
+    """For each chunk: its partition, and the range of its answers."""
 
 
 class Writer:
@@ -262,7 +263,7 @@ class Writer:
                 self._idle.notify_all()
 
     def flush(self, timeout: float) -> None:
-        """Wait until every append so far has ended."""
+        """Wait until all appends that have begun are done."""
         with self._idle:
             if not self._idle.wait_for(lambda: self._unfinished == 0, timeout):
                 raise Unavailable(f"{self._unfinished} appends have not ended after {timeout:g} s")
@@ -272,7 +273,7 @@ class Writer:
         self._closing.set()
 
     def _write(self, append: PendingAppend) -> None:
-        """Send chunks until none is left, several at a time, and again those that failed."""
+        """Send chunks until none is left, several at a time, and retry those that failed."""
         ready, in_flight = deque(append.chunks), deque[_SentChunks]()
         pause, until = RETRY_BACKOFF[0], 0.0
         while True:
@@ -295,7 +296,7 @@ class Writer:
                 ready.extend(append.chunks)
 
     def _send_chunks(self, append: PendingAppend, ready: deque[int]) -> _SentChunks:
-        """Send the first chunks of some partitions: one large one, or many small ones."""
+        """Send the first chunks of some partitions: one large chunk, or many small ones."""
         commands: list[Command] = []
         reply_ranges: list[tuple[int, int, int]] = []
         size = 0
@@ -309,8 +310,8 @@ class Writer:
         return _SentChunks(self._client.send_all(commands), reply_ranges)
 
     def _read_replies(self, append: PendingAppend, sent: _SentChunks, ready: deque[int]) -> None:
-        """Read the answers to some chunks. A partition with more to write is ready again; one
-        whose chunk is to be sent again is not, until nothing is in flight."""
+        """Read the answers to some chunks. A partition with more to write is ready at once; one
+        whose chunk is to be sent again only when nothing is in flight."""
         replies = sent.pipeline.read_replies()
         for partition, start, stop in sent.reply_ranges:
             chunks = append.chunks[partition]
@@ -350,9 +351,9 @@ class Writer:
 
     def _take_outcomes(self, append: PendingAppend, partition: int, replies: list[Any]) -> bool:
         """Take the answers to a partition's next chunk, whose records were written one by one, as
-        their IDs are not remembered; whether all of it was written, as above.
+        their IDs are not remembered. Returns whether the chunk is done, as above.
 
-        A record is sent again only if it was certainly not written, and nothing behind it was.
+        A record is sent again only if it was certainly not written, nor any record behind it.
         """
         chunk = append.chunks[partition][-1]
         outcomes: list[bytes | LogError] = replies[: len(chunk.indexes)]
@@ -403,7 +404,8 @@ class Writer:
             command = script_command(
                 context, name, script_keys, *args, is_append=True, before_wait=waits
             )
-            # A repeat could be refused as no longer owned although the first attempt wrote it.
+            # A repeat could be refused because the lease was lost although the first attempt wrote
+            # the chunk.
             command.is_repeatable = owner is None
             commands.append(command)
         else:
@@ -420,7 +422,7 @@ class Writer:
 
 
 def _fenced_error(owner: Owner, chunk: Chunk) -> LogError:
-    """What became of a chunk whose owner has lost its lease."""
+    """The error for a chunk whose owner has lost its lease."""
     lost = f"{owner.name} has given it to another member"
     if chunk.outcome_unknown:
         return OutcomeUnknown(f"{lost}; sent before, and never answered")
@@ -428,5 +430,5 @@ def _fenced_error(owner: Owner, chunk: Chunk) -> LogError:
 
 
 def _was_not_written(error: LogError) -> bool:
-    """Whether what got this error may be sent again: the server did not take it."""
+    """Whether a record that got this error may be sent again: the server did not write it."""
     return isinstance(error, Unavailable) and not isinstance(error, WritesRefused)

@@ -1,4 +1,4 @@
-"""Looking up offsets in a partition, and reading ranges of it."""
+"""Looks up offsets in a partition, and reads ranges of it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SCAN_STEP = 1_000
 """Entries that a script counts at once: about a millisecond of the server's time."""
 
 MAX_COUNTED = 100_000
-"""Entries that are counted for a lag that is not known otherwise."""
+"""The most entries that are counted for a lag that is not known otherwise."""
 
 
 class StreamInfo(NamedTuple):
-    """What the server knows of one stream."""
+    """The server's facts about one stream."""
 
     added: int
     """Entries ever added."""
@@ -30,22 +30,22 @@ class StreamInfo(NamedTuple):
     first: int
     """Offset of the first entry; 0 while there is none."""
     last: int
-    """The greatest offset there ever was."""
+    """The greatest offset ever added."""
     deleted: int
     """The greatest offset deleted by XDEL."""
 
     @property
     def removed(self) -> int:
-        """Entries that are gone."""
+        """The number of entries that were trimmed or deleted."""
         return self.added - self.length
 
     @property
     def end(self) -> int:
-        """The position the next entry will get or exceed."""
+        """The smallest offset that the next entry can get."""
         return self.last + 1 if self.last else 0
 
     def entries_below(self, position: int) -> int | None:
-        """How many of the entries ever added have a smaller offset; None where that is unknown."""
+        """How many of the entries ever added have a smaller offset; None if that is unknown."""
         if position > self.last or not self.added:
             return self.added
         if self.length and position <= self.first and self.deleted < self.first:
@@ -54,13 +54,13 @@ class StreamInfo(NamedTuple):
 
 
 def parse_stream_info(reply: Sequence[Any]) -> StreamInfo:
-    """From what our scripts return of a stream."""
+    """Parse the facts that our scripts return about a stream."""
     added, length, *ids = reply
     return StreamInfo(int(added), int(length), *map(offset_of, ids))
 
 
 class OffsetLookup:
-    """Random reads of a log. Usable from any thread."""
+    """Offset lookups and counts in a log. Usable from any thread."""
 
     def __init__(self, client: Client, topics: Topics) -> None:
         self._client = client
@@ -86,11 +86,11 @@ class OffsetLookup:
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """See :meth:`streams.log.protocol.Log.watermarks`.
 
-        Any position between the last entry that is gone and the first that exists may be called the
-        first one: reading from it misses nothing. While nothing is gone, that is 0-0. Redis does
-        not keep the ID of the last entry that XTRIM removed; but a group that has read as many
-        entries as are gone has read just those, so its position is returned: otherwise whoever
-        compares a group's position with the first one would see a loss in every gap.
+        Any position between the last removed entry and the first that exists may be reported as the
+        first one: reading from it misses nothing. While nothing was removed, that is 0-0. Redis
+        does not keep the ID of the last entry that XTRIM removed; but a group that has read as many
+        entries as were removed has read just those, so its position is returned: otherwise a
+        comparison of that position with the first one would show a loss in every gap.
         """
         found, groups = self.stream_info(self._topics.partition_keys(topic, partition))
         if not found.removed:
@@ -117,7 +117,7 @@ class OffsetLookup:
     def _scan(
         self, keys: PartitionKeys, command: str, start: bytes, end: bytes, limit: int
     ) -> tuple[int, bytes]:
-        """How many entries XRANGE or XREVRANGE finds, and the ID of the last one."""
+        """The number of entries that XRANGE or XREVRANGE finds, and the ID of the last one."""
         count, last_id = self._client.execute(
             script_command(str(keys), "scan", [keys.stream], command, start, end, limit)
         )
@@ -138,8 +138,9 @@ class OffsetLookup:
         return position
 
     def lag(self, topic: str, partition: int, position: int) -> int | None:
-        """See :meth:`streams.log.protocol.Log.lag`: the lag of the native group whose position is
-        nearest, and what lies between the two, of which at most :data:`MAX_COUNTED` are counted."""
+        """See :meth:`streams.log.protocol.Log.lag`: the lag of the native group with the nearest
+        position, corrected by the entries between the two positions, of which at most
+        :data:`MAX_COUNTED` are counted."""
         keys = self._topics.partition_keys(topic, partition)
         found, groups = self.stream_info(keys)
         if position > found.last or not found.length:
@@ -165,8 +166,8 @@ class OffsetLookup:
     def count_entries(
         self, keys: PartitionKeys, position: int, limit: int, last: int = MAX_OFFSET
     ) -> int | None:
-        """How many entries there are from a position on, up to and with the offset ``last``; None
-        if more than ``limit``."""
+        """The number of entries from a position up to and including the offset ``last``; None if
+        more than ``limit``."""
         total = 0
         end = entry_id(last)
         while total < limit:
@@ -180,7 +181,7 @@ class OffsetLookup:
         return None
 
     def entries_below(self, keys: PartitionKeys, position: int) -> int | None:
-        """How many of the entries ever added are below a position, as far as it can be known."""
+        """How many of the entries ever added are below a position; None if that cannot be known."""
         found, _ = self.stream_info(keys)
         known = found.entries_below(position)
         if known is None and found.deleted < found.first:
@@ -195,7 +196,7 @@ class OffsetLookup:
 
 
 class RedisReader(Reader):
-    """Reads one range of a partition; asks for the next batch before the last one is handled."""
+    """Reads one range of a partition; requests the next batch before the last one is handled."""
 
     def __init__(
         self, client: Client, lookup: OffsetLookup, keys: PartitionKeys, start: int, end: int
@@ -206,9 +207,9 @@ class RedisReader(Reader):
         self._position = start
         self._end = min(end, MAX_OFFSET)
         self._fetched: RawEntries = []
-        """Read, and not returned yet."""
+        """Entries that were read and not returned yet."""
         self._read_ahead: Pipeline | None = None
-        """The next range, which was asked for already."""
+        """The request for the next entries, sent ahead."""
 
     def read(self, limit: int, timeout: float = READ_TIMEOUT) -> RedisBatch | None:
         """See :meth:`streams.log.protocol.Reader.read`."""
@@ -233,7 +234,7 @@ class RedisReader(Reader):
     def _fetch(self, limit: int, until: float) -> None:
         rows = self._next_entries(limit)
         if not rows and self._end <= self._offsets.stream_info(self._keys)[0].end:
-            rows = self._next_entries(limit)  # what came before the stream's end was asked for
+            rows = self._next_entries(limit)  # written before the end was read
             if not rows:
                 self._position = self._end
                 return
@@ -266,7 +267,7 @@ class RedisReader(Reader):
             (entries,) = pipeline.read_replies()
             if not isinstance(entries, LogError):
                 return entries
-            # The connection may have been idle for long since then: ask again.
+            # The connection may have been idle for a long time since: ask again.
         found: RawEntries = self._client.execute(self._range_command(limit))
         return found
 

@@ -1,4 +1,4 @@
-"""Retention: old entries go once every group has settled them, a bounded number at a time.
+"""Retention: trims old entries once every group has settled them, a bounded number at a time.
 
 The owner of a partition and those that append to it try now and then; the script (``trim.lua``)
 decides in one step, so it does not matter how many try.
@@ -23,10 +23,10 @@ TRIM_INTERVAL = 5.0
 """Seconds between two attempts at one partition."""
 
 TRIM_STEP = 10_000
-"""Entries dropped at once at most: about a millisecond of the server's time."""
+"""Entries trimmed in one step, at most: about a millisecond of the server's time."""
 
 MAX_STEPS = 20
-"""Steps in a row at most."""
+"""Trim steps of one attempt, at most."""
 
 
 class Trimmer:
@@ -39,7 +39,7 @@ class Trimmer:
         self._next_trim: dict[TopicPartition, float] = {}
 
     def trim_if_due(self, keys: PartitionKeys) -> None:
-        """Trim a partition if it is time to; never fails, as there will be another attempt."""
+        """Trim a partition if an attempt is due; never fails, as there will be another attempt."""
         try:
             if not self._topics.lookup_recent(keys.topic).has_bound:
                 return
@@ -56,7 +56,7 @@ class Trimmer:
             logger.info("%s: not trimmed: %s", keys, error)
 
     def trim(self, keys: PartitionKeys) -> int:
-        """Trim a partition now: how many entries went."""
+        """Trim a partition now; returns the number of entries removed."""
         topic, context = self._topics.lookup(keys.topic), str(keys)
         retention = topic.info.retention
         oldest = b""

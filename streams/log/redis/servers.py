@@ -1,6 +1,6 @@
-"""Which server a key lives on: one server, the primary that Sentinels name, or a cluster's node.
+"""Finds the server of a key: the only one, the primary that Sentinels name, or a cluster's node.
 
-What was learned is kept until a server says otherwise (MOVED) or fails. ASK is not remembered, as
+Addresses are cached until a server says otherwise (MOVED) or fails. ASK is not remembered, as
 it concerns one request (Redis Cluster specification, "Redirection and resharding").
 """
 
@@ -23,7 +23,7 @@ from streams.log.redis.settings import Address, Settings
 
 
 class Servers:
-    """Where keys live: on the one server of the URL. Usable from any thread."""
+    """The servers of a URL, and of each key: here the URL's only one. Usable from any thread."""
 
     is_cluster = False
 
@@ -38,19 +38,20 @@ class Servers:
         return self._settings.addresses[0]
 
     def all_addresses(self) -> list[Address]:
-        """Every server that has keys of its own."""
+        """Every primary: the servers that have keys of their own."""
         return [self.address_of(b"")]
 
     def slot_moved(self, key: bytes, address: Address) -> None:
-        """A server said, as only a cluster's node does, that a key lives there now."""
+        """Note that a cluster's node said that a key's slot is on another node now."""
         host, port = self._settings.addresses[0]
         raise Fatal(f"{host}:{port} is a node of a cluster: write redis+cluster://")
 
     def report_failure(self, address: Address) -> None:
-        """A server does not answer, or is no primary any more: find out again where keys live."""
+        """Note that a server does not answer or is no longer a primary: the servers are looked up
+        again."""
 
     def close(self) -> None:
-        """Close what was opened to find the servers."""
+        """Close the connections that were opened to find the servers."""
 
 
 class SentinelServers(Servers):
@@ -144,7 +145,7 @@ class ClusterServers(Servers):
     def slot_moved(self, key: bytes, address: Address) -> None:
         with self._lock:
             self._nodes.add(address)
-            # Slots seldom move alone, so all of them are asked for again.
+            # Slots seldom move alone, so all of them are loaded again.
             self._slots_current = False
             self._load_slots(first=address)
             self._slots[key_slot(key)] = address
@@ -160,7 +161,8 @@ class ClusterServers(Servers):
         last, failed = self._last_answered, self._last_failed
 
         def order(node: Address) -> tuple[object, ...]:
-            # One that has just failed may be silent, and everybody waits here.
+            # A node that has just failed may not answer, and all threads wait here, so it is asked
+            # last.
             return node != first, node == failed, node != last, node
 
         for node in sorted(self._nodes, key=order):

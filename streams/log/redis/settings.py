@@ -9,7 +9,7 @@
 
 Options are in the query, and so are redis-py's connection settings that are plain text or numbers
 (``?lease=5&ssl_ca_certs=ca.pem``); the mapping ``config`` takes those that are objects or secret.
-What would break a promise of this toolkit or load code is refused, with the reason.
+Settings that would break a promise of this toolkit or load code are refused, with the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TOPOLOGIES: Mapping[str, Topology] = {"sentinel": "sentinel", "cluster": "clust
 DEFAULT_PORTS: Mapping[Topology, int] = {"single": 6379, "sentinel": 26379, "cluster": 6379}
 
 READ_SIZE = 128 * 1024
-"""Bytes asked of the socket at once. A message took 1,530 ns with redis-py's 32 KiB, 1,440 with
+"""Bytes requested of the socket at once. A message took 1,530 ns with redis-py's 32 KiB, 1,440 with
 64 KiB, 1,290 with 128 KiB, 1,300 with 256 KiB and 1,350 with 1 MiB (200-byte events, two cores)."""
 
 
@@ -51,15 +51,16 @@ class Settings:
     :param topology: how the server of a key is found.
     :param addresses: servers, Sentinels or cluster nodes named by the URL.
     :param service: the name the Sentinels know the primary by.
-    :param terms: how long a member owns its partitions without confirming it.
+    :param terms: how long a member owns its partitions without confirming its leases.
     :param dedup_seconds: seconds for which the log remembers message IDs, so that one written twice
         is one entry; 0: not at all.
-    :param append_timeout: seconds for which an append is tried while the server cannot be reached.
+    :param append_timeout: seconds for which an append is retried while the server cannot be
+        reached.
     :param wait_replicas: replicas that must have an append before it is acknowledged.
-    :param wait_timeout: seconds given to them.
+    :param wait_timeout: seconds to wait for those replicas.
     :param connection: keyword arguments of redis-py's connections.
-    :param sentinel: the same, for the Sentinels themselves.
-    :param secrets: what no text may show.
+    :param sentinel: the same, for the connections to the Sentinels.
+    :param secrets: texts that no message may show.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Settings:
 def read_settings(request: OpenRequest) -> Settings:
     """The settings of a URL, its query and the driver's mapping.
 
-    :raises ConfigError: they cannot be used, and what to write instead.
+    :raises ConfigError: the settings cannot be used; the message says what to write instead.
     """
     url = parse(request.url)
     base, _, variant = url.scheme.partition("+")
@@ -197,12 +198,13 @@ def _path(url: Url, topology: Topology) -> tuple[str, int | None]:
 
 
 _Converter = Callable[[Any], Any]
-"""Takes a text of the URL, or what code gave, and refuses what the driver would only find out about
-when it connects. The text of its error goes behind the setting's name."""
+"""Converts a text of the URL, or an object from code, and refuses values that the driver would only
+refuse when it connects. The text of its error is put behind the setting's name."""
 
 
 def _convert(secrets: Secrets, converter: _Converter, name: str, key: str, value: Any) -> Any:
-    """Convert. A value behind a password may be a part of it, so the error does not quote that."""
+    """Convert a value. A value behind a password may be a part of it, so the error does not quote
+    it."""
     try:
         return converter(value)
     except ConfigError as error:
@@ -327,7 +329,7 @@ _TEXT_OPTIONS: Mapping[str, _Converter] = {
     "ssl_validate_ocsp": _boolean,
     "ssl_validate_ocsp_stapled": _boolean,
 }
-"""redis-py's settings for every connection that can be text, and how each is read."""
+"""redis-py's connection settings that can be text, and how each is converted."""
 
 _OBJECT_OPTIONS: Mapping[str, _Converter] = {
     "socket_keepalive_options": _as_given,
@@ -340,7 +342,7 @@ _OBJECT_OPTIONS: Mapping[str, _Converter] = {
     "ssl_ocsp_context": _as_given,
     "ssl_ocsp_expected_cert": _as_given,
 }
-"""Those that are no text: only code can give them."""
+"""redis-py's connection settings that are objects: only code can give them."""
 
 _REFUSED: Mapping[str, tuple[str, ...]] = {
     "an append sent again by the driver would be written twice; the log retries by message ID": (
@@ -360,7 +362,7 @@ _REFUSED: Mapping[str, tuple[str, ...]] = {
     ),
     "the log opens the connections it needs": ("single_connection_client", "max_connections"),
 }
-"""Why some cannot be set."""
+"""Settings that are refused, by the reason."""
 
 
 def _converter_of(name: str, key: str, tls: bool, shown: str) -> _Converter:
@@ -373,7 +375,7 @@ def _converter_of(name: str, key: str, tls: bool, shown: str) -> _Converter:
             raise ConfigError(f"{name}: {key} is for TLS: write rediss:// instead of redis://")
         return converter
     known = sorted({*_OPTIONS, *_TEXT_OPTIONS, *_OBJECT_OPTIONS, *_SENTINEL_OPTIONS})
-    # Of a name that may be a part of a secret nothing is said.
+    # A name that may be a part of a secret gets no suggestion.
     meant = close_match(key, known) if shown == repr(key) else None
     hint = "there are" if meant is None else f"did you mean {meant!r}? There are"
     raise ConfigError(f"{name}: no setting {shown}; {hint} {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What this log keeps in Redis, read as what anybody may have written.
+"""Parses the values that this log keeps in Redis, which other programs may have written.
 
 A number, an entry ID, a name or a member's row that makes no sense is None here; the caller
 decides what that means.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from streams.log.names import is_valid_name
 
 MAX_DIGITS = 15
-"""Digits of a stored number, at most: as many as a script can count with."""
+"""Digits of a stored number, at most: more would not be exact in a script."""
 
 _ENTRY_ID = re.compile(rb"(0|[1-9]\d{0,19})-(0|[1-9]\d{0,19})\Z")
 _MEMBER_ROW = re.compile(rb"(\d{1,15}) (\d{1,15}) (\d{1,15}) (.*)\Z", re.DOTALL)
@@ -21,17 +21,17 @@ _LOW64 = (1 << 64) - 1
 
 
 class MemberRow(NamedTuple):
-    """A member as the server has it."""
+    """A member's row on the server."""
 
     lease: float
-    """How many seconds it counts on its row after a heartbeat."""
+    """The length of its lease, in seconds from each heartbeat."""
     until: int
-    """By the server's clock (ms): for people."""
+    """When the row should expire, by the server's clock (ms): only for people to read."""
     topics: tuple[str, ...]
 
 
 def parse_member_row(text: bytes) -> MemberRow | None:
-    """What a member's row says."""
+    """A member's row, parsed."""
     found = _MEMBER_ROW.match(text)
     if found is None:
         return None
@@ -48,23 +48,23 @@ def parse_entry_id(text: bytes) -> int | None:
 
 
 def valid_topics(words: Iterable[bytes]) -> list[str]:
-    """Those of these that can be names of topics."""
+    """The names among these that are valid topic names."""
     return [name for name in valid_names(words) if name not in (".", "..")]
 
 
 def valid_names(words: Iterable[bytes]) -> list[str]:
-    """Those of these that can be names of groups."""
+    """The names among these that are valid group names."""
     return [name for word in words if is_valid_name(name := bytes(word).decode("ascii", "replace"))]
 
 
 def parse_info(reply: object) -> dict[str, str]:
-    """The fields of a reply to INFO; none where there is no such reply."""
+    """The fields of a reply to INFO; empty if the reply is not one."""
     text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
 
 def count_text(count: int | None) -> str:
-    """A number of entries as the scripts take it; empty where it is not known."""
+    """A number of entries as the scripts take it; empty if it is unknown."""
     return "" if count is None else str(count)
 
 
@@ -74,7 +74,7 @@ def printable(text: bytes) -> str:
 
 
 def damaged_field(key: bytes, field: str, value: bytes, remedy: str) -> str:
-    """What to say of a field that cannot be used.
+    """The message about a field that cannot be used.
 
     :param remedy: what should be there, or what to do.
     """

@@ -1,14 +1,14 @@
 """A member of a group that reads the partitions it owns.
 
-One thread polls. A poll sends the heartbeat when it is due and applies the plan, returns what was
-read, asks for the next batch (after a small one, the next poll does), and waits only while there is
-nothing. It uses two kinds of connections: the fetchers', each with a read in progress, and those of
-the log's pool for everything that must not wait behind such a read.
+One thread polls. A poll sends the heartbeat when it is due and applies the plan, returns the
+entries read, requests the next batch (after a small one, the next poll does), and waits only while
+there are none. It uses two kinds of connections: the fetchers', each with a read in progress, and
+those of the log's pool for everything that must not wait behind such a read.
 
 The group's position never depends on what the server counts as delivered: each owner reads with
-plain XREAD, from its own position. A member that was frozen and wakes up reads, at worst, what
-somebody else handles by now; it takes no entry from anybody, its commits are refused by their
-epoch, and no handler starts after ``valid_until``.
+plain XREAD, from its own position. A member that was frozen and wakes up reads, at worst, entries
+that another member handles by now; it takes no entry from that member, its commits are refused by
+their epoch, and no handler starts after ``valid_until``.
 """
 
 from __future__ import annotations
@@ -45,24 +45,26 @@ from streams.text import get_logger
 logger = get_logger("streams")
 
 SMALL_BATCH = 16
-"""A batch of so few entries is returned before more is asked for: the group has caught up, and
-asking would only delay it. With a larger one, the server reads ahead while it is handled."""
+"""A batch of at most this many entries is returned before the next request is sent: the group has
+caught up, and the request would only delay the batch. After a larger batch, the server reads ahead
+while it is handled."""
 
 STABLE_HEARTBEAT = 1.0
-"""Seconds between heartbeats, with fewer than thousands of partitions."""
+"""Seconds between heartbeats, unless there are thousands of partitions."""
 
 REBALANCE_HEARTBEAT = 0.1
-"""The same while members come and go."""
+"""Seconds between heartbeats while members come and go."""
 
 ASSIGN_BATCH = 32
 """Partitions that are handed to the listener at once: it may have to read for each of them, and
-leases are renewed in between."""
+leases are renewed between the batches."""
 
 
 class RedisSubscription(Subscription):
     """A member of a group. Used by one thread at a time, but for :meth:`wakeup`.
 
-    :param append_as_owners: for its assignments; None: these servers cannot do it.
+    :param append_as_owners: appends as an owner of its assignments; None: these servers cannot do
+        it.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class RedisSubscription(Subscription):
         self._fetchers = Fetchers(client, group, flow, membership.inspect_streams_next)
         self._commits = OffsetCommits(client, membership, group, self._mark_lost)
         self._lost_untold: list[OwnedPartition] = []
-        """Lost, and the listener has not been told yet."""
+        """Lost partitions that the listener has not been told of yet."""
         self._next_heartbeat = 0.0
         self._rebalancing_until = 0.0
         self._renewed_at = 0.0
@@ -113,7 +115,8 @@ class RedisSubscription(Subscription):
             try:
                 self._fetchers.send_reads(limit)
             except LogError:
-                # What was read is returned first; the next poll raises, if that still fails.
+                # Entries that were read are returned first; the next poll raises, if the read still
+                # fails.
                 if not batches:
                     raise
             if batches or finished:
@@ -124,7 +127,7 @@ class RedisSubscription(Subscription):
             finished = finished or time.monotonic() >= until
 
     def _take_fetched(self, limit: int) -> list[RedisBatch]:
-        """What was read before, at most ``limit``, beginning with another partition each time."""
+        """Entries read before, at most ``limit``, beginning with another partition each time."""
         batches: list[RedisBatch] = []
         with_entries = [each for each in self._owned.values() if each.fetched and not each.paused]
         if not with_entries:
@@ -224,7 +227,7 @@ class RedisSubscription(Subscription):
         stable_interval = min(
             max(STABLE_HEARTBEAT, len(self._leases.keys) / 500), membership.terms.heartbeat_interval
         )
-        # Even if this one fails, the next does not follow at once.
+        # Even if this heartbeat fails, the next does not follow at once.
         self._next_heartbeat = now + min(stable_interval, 2 * REBALANCE_HEARTBEAT)
         self._notify_lost()
         try:
@@ -242,7 +245,8 @@ class RedisSubscription(Subscription):
         self._report_gaps(result.streams)
         self._mark_lost([*result.lost, *result.truncated])
         self._notify_lost()
-        # A lease whose stream ends below what was read is taken anew, at a position of the stream.
+        # A lease whose stream ends below the entries read is acquired again, at a position of the
+        # stream.
         self._leases.release(result.truncated)
         revoked = set(result.plan.release)
         to_revoke = [each for each in self._owned.values() if each.partition in revoked]
@@ -264,7 +268,7 @@ class RedisSubscription(Subscription):
             raise failure
 
     def _report_gaps(self, streams: dict[TopicPartition, StreamInfo]) -> None:
-        """Entries that others trimmed or deleted before this group could read them."""
+        """Report entries that others trimmed or deleted before this group could read them."""
         for owned in self._owned.values():
             stream = streams.get(owned.partition)
             if stream is None or owned.fetched or entry_id(stream.last) != owned.last_read_id:

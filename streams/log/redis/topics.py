@@ -1,4 +1,4 @@
-"""Topics: a hash of facts for each that was created here; any other stream has one partition."""
+"""Topics: each that was created here has a hash of facts; any other stream has one partition."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from streams.wire import parse_float, parse_int, text
 logger = get_logger("streams")
 
 MAX_ENTRIES = "most"
-"""The one setting of ``create_topic(config=…)``: entries that a partition keeps at most, settled or
-not."""
+"""The one setting of ``create_topic(config=…)``: the most entries that a partition keeps, settled
+or not."""
 
 _MAX_PARTITIONS = 100_000
-"""A larger number was never written by this log."""
+"""The most partitions that a stored number may claim; this log never wrote a larger one."""
 
 CACHE_SECONDS = 30.0
 """Seconds after which a topic's retention is read again, and an event topic's number of
 partitions."""
 
 DELETED_KEYS = 1_000
-"""Histories that are deleted in one step."""
+"""Histories deleted in one step."""
 
 
 class StoredTopic(NamedTuple):
-    """A topic as it is stored."""
+    """A topic's stored facts."""
 
     info: TopicInfo
     max_entries: int | None = None
     created_here: bool = True
-    """False: it is a stream of others."""
+    """False: another program created the stream."""
 
     @property
     def has_bound(self) -> bool:
-        """Whether it is trimmed."""
+        """Whether the topic is trimmed."""
         retention = self.info.retention
         return (retention.seconds, retention.messages, self.max_entries) != (None, None, None)
 
@@ -56,21 +56,21 @@ class StoredTopic(NamedTuple):
 class Topics:
     """The topics of a log. Usable from any thread.
 
-    Facts are cached: a topic's number of partitions never changes, unless it is deleted and made
-    anew, which is looked for before histories are touched. Its retention may change, so for
-    trimming they are read again now and then.
+    Facts are cached: a topic's number of partitions never changes, unless the topic is deleted and
+    created again, which is checked before histories are used. Its retention may change, so for
+    trimming the facts are read again from time to time.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._cached: dict[str, StoredTopic] = {}
         self._loaded_at: dict[str, float] = {}
-        """When each was read last."""
+        """When each topic's facts were last read."""
         self._keys: dict[TopicPartition, PartitionKeys] = {}
         self._event_topics: dict[str, float] = {}
-        """Event topics, and when it was last seen how many partitions each has."""
+        """Event topics, and when the number of partitions of each was last read."""
         self._declared: dict[str, int] = {}
-        """Event topics that were declared here, and with how many partitions."""
+        """The numbers of partitions of the event topics that were declared here."""
 
     def create_topic(
         self, topic: str, partitions: int, retention: Retention, config: Mapping[str, str] | None
@@ -100,7 +100,7 @@ class Topics:
     def _store(self, facts: StoredTopic, *, replace: bool) -> TopicInfo:
         """Write a topic's facts, unless it exists.
 
-        :param replace: if it exists, it gets these bounds.
+        :param replace: if the topic exists, it gets these bounds.
         """
         (topic, partitions, retention, _, events), max_entries, _ = facts
         reply = self._client.execute(
@@ -137,10 +137,10 @@ class Topics:
         return found
 
     def event_partitions(self, topic: str, *, to_write: bool = False) -> int:
-        """How many partitions an event topic has, looked up every :data:`CACHE_SECONDS` seconds:
-        it may have been deleted and made anew.
+        """How many partitions an event topic has, looked up every :data:`CACHE_SECONDS` seconds: it
+        may have been deleted and created again.
 
-        :param to_write: something is to be written to it.
+        :param to_write: the caller is going to write to the topic.
         :raises NotFound: there is none of that name.
         :raises EventTopicError: it keeps no histories.
         :raises PartitionCountMismatch: it has another number than was declared here.
@@ -152,7 +152,7 @@ class Topics:
         except Unavailable:
             if topic not in self._cached:
                 raise
-            info = self.lookup(topic).info  # an outage is dealt with by who writes and reads
+            info = self.lookup(topic).info  # an outage is handled where events are written and read
         if not info.is_event_topic:
             raise not_an_event_topic(topic)
         if is_due:
@@ -163,8 +163,8 @@ class Topics:
         return info.partitions
 
     def incarnation(self, topic: str) -> str:
-        """See :meth:`streams.log.protocol.Log.incarnation`: a field of the topic's hash, which it
-        gets when it is first asked for, and which goes with the topic."""
+        """See :meth:`streams.log.protocol.Log.incarnation`: a field of the topic's hash, which is
+        created when it is first asked for, and deleted with the topic."""
         self.lookup(topic, fresh=True)
         key = topic_key(topic)
         _, found = self._client.execute_or_raise(
@@ -203,7 +203,7 @@ class Topics:
         self._cached[topic] = facts
 
     def lookup_recent(self, topic: str) -> StoredTopic:
-        """A topic's facts, its retention not older than :data:`CACHE_SECONDS` seconds.
+        """A topic's facts, with a retention not older than :data:`CACHE_SECONDS` seconds.
 
         :raises NotFound: there is none of that name.
         """
@@ -221,12 +221,13 @@ class Topics:
         return time.monotonic() >= self._loaded_at.get(topic, float("-inf")) + CACHE_SECONDS
 
     def may_need_trimming(self, topic: str) -> bool:
-        """Whether it is known to have a bound, or its facts have not been read for some time."""
+        """Whether the topic is known to have a bound, or its facts have not been read for some
+        time."""
         cached = self._cached.get(topic)
         return cached is not None and (cached.has_bound or self._is_stale(topic))
 
     def list_names(self) -> list[str]:
-        """Every topic: those created here, and every plain stream whose name a topic may have."""
+        """The names of all topics: those created here, and every stream with a valid topic name."""
         created = self._client.execute(key_command("topics", "SMEMBERS", TOPICS_KEY))
         names = set(valid_topics(created))
         for address in self._client.servers.all_addresses():
@@ -259,7 +260,7 @@ class Topics:
         """See :meth:`streams.log.protocol.Log.delete_topic`."""
         facts = self.lookup(topic, fresh=True)
         info = facts.info
-        # A stream of which nothing is known may be what was appended while its topic was deleted.
+        # A stream without stored facts may have been appended to while its topic was deleted.
         has_histories = info.is_event_topic or not facts.created_here
         groups = valid_names(self._client.execute(key_command(topic, "SMEMBERS", GROUPS_KEY)))
         commands: list[Command] = []
@@ -283,7 +284,7 @@ class Topics:
             self._keys.pop((topic, partition), None)
 
     def _delete_histories(self, topic: str, keys: PartitionKeys, others: tuple[bytes, ...]) -> None:
-        """Delete a partition's histories, then what else it has, then the snapshots."""
+        """Delete a partition's histories, then its other keys, then the snapshots."""
         command = script_command(
             topic,
             "delete_histories",
@@ -336,17 +337,17 @@ class Topics:
                 raise reply
             if isinstance(reply, LogError):
                 return None
-            total += reply or 0  # none, where nothing was written yet
+            total += reply or 0  # no key, as nothing was written yet
         return total
 
     def all_partition_keys(self, topic: str) -> list[PartitionKeys]:
-        """The keys of all its partitions."""
+        """The keys of all the topic's partitions."""
         partitions = self.lookup(topic).info.partitions
         return [self.partition_keys(topic, each) for each in range(partitions)]
 
 
 def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:
-    """What the hash of a topic says.
+    """The facts in a topic's hash.
 
     :raises TopicMismatch: one of its fields makes no sense.
     """
@@ -362,7 +363,7 @@ def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:
 
 
 def _check_new(topic: str, partitions: int) -> None:
-    """See that there could be such a topic."""
+    """Check that the topic can be created."""
     check_topic(topic)
     if partitions < 1:
         raise ConfigError(f"{topic}: {partitions} partitions: at least 1")
