@@ -15,24 +15,24 @@ The files, from the ground up:
 =========================  ========================================================================
 ``settings``, ``errors``   the URL and its options; the driver's exceptions as ours
 ``schema``, ``files``      the tables; the file's mode and owner
-``member_locks``           operating system locks that say which members still run
-``shared_file``            what the logs of one process on one file share: write lock, events
+``member_locks``           operating system locks that show which members still run
+``shared_file``            shared by a process's logs on one file: the write lock, wakeups
 ``database``               connections, write transactions
-``blocks``                 messages as they are stored: many to a row, as columns; ``SqliteBatch``
-``reader``, ``producer``   reading a partition, looking things up in it; appends
+``blocks``                 stored messages: many to a row, as columns; ``SqliteBatch``
+``reader``, ``producer``   reading a partition, offset lookups in it; appends
 ``topics``, ``groups``     topics; groups and their positions
-``member_rows``            members as the file has them
+``member_rows``            the members' rows in the file
 ``membership``             a member's heartbeat, plan and leases
 ``offsets``                a member's commits
 ``subscription``           a member that polls
-``user_sql``               SQL of users, and what only reads (``app.query``)
+``user_sql``               users' SQL, and read-only queries (``app.query``)
 ``transaction``            a handler's own SQL
 ``retention``              trimming
-``durability``             how safe an acknowledged message is
+``durability``             how durable an acknowledged message is
 ``events``                 histories: appends under a condition, and one key's events
 ``documents``              documents of collections
 ``claims``                 claims of idempotency
-``log``                    all of it behind the protocol
+``log``                    the log's protocol, on top of these modules
 =========================  ========================================================================
 
 Local file systems only: SQLite's write-ahead log is shared memory between processes.

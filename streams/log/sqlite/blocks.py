@@ -1,4 +1,5 @@
-"""Messages as they are stored: a block of consecutive messages is one row, its fields are columns.
+"""Stored messages: a block of consecutive messages is one row, whose value has their fields as
+columns.
 
 Theory of operation
 -------------------
@@ -16,8 +17,8 @@ not overlap; a message's offset is the block's plus its index. Nothing depends o
 begins: small ones at a partition's end are merged (:func:`merge_blocks`), even if a reader's
 position is in the middle of one.
 
-The ``ids`` are identities, as deduplication compares them. The headers are decoded when they are
-first asked for. Text that is no valid Unicode (an ID or header name from a foreign log, kept by
+The ``ids`` are the identities that deduplication compares. The headers are decoded when they are
+first read. Text that is no valid Unicode (an ID or header name from a foreign log, kept by
 surrogates) cannot be a MessagePack string and goes to ``invalid_text``, as bytes.
 """
 
@@ -43,11 +44,11 @@ BLOCK_MESSAGES = 1024
 """Messages in a block, at most."""
 
 BLOCK_BYTES = 512 << 10
-"""Bytes of a block, about; a single larger message makes a larger block."""
+"""About how many bytes a block has at most; a single larger message makes a larger block."""
 
 SMALL_MESSAGES = 64
 SMALL_BYTES = 8 << 10
-"""A block below both is small; :data:`SMALL_MESSAGES` of them in a row are merged."""
+"""A block below both limits is small; :data:`SMALL_MESSAGES` consecutive ones are merged."""
 
 _NIL = msgspec.Raw(b"\xc0")
 
@@ -59,11 +60,11 @@ class Block(msgspec.Struct, array_like=True, gc=False):
     keys: list[bytes | None]
     values: list[bytes | None]
     headers: msgspec.Raw = _NIL
-    """A list with each message's header pairs or nil, or nil where no message has any."""
+    """A list with each message's header pairs or nil; or nil, if no message has any."""
     times: list[int] | None = None
-    """Microseconds; None: all have the block's own."""
+    """The messages' times in microseconds; None: all have the block's."""
     invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] | None = None
-    """By index, ID and headers that are not valid text."""
+    """By a message's index: its ID and headers that are not valid text."""
 
 
 _HeaderList = list[list[tuple[str, bytes | None]] | None]
@@ -72,7 +73,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Block).decode
 _decode_headers = msgspec.msgpack.Decoder(_HeaderList | None).decode
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, IndexError)
-"""What decoding a block raises that is not one of ours."""
+"""Exceptions of decoding a damaged block."""
 _IDENTITY_NAMES = tuple(name.encode() for name in IDENTITY_HEADERS)
 
 
@@ -84,7 +85,7 @@ class EncodedBlock(NamedTuple):
 
 
 def encode_block(records: Sequence[Record]) -> bytes:
-    """One block of these records."""
+    """Encode these records as one block."""
     headers = [record.headers or None for record in records]
     block = Block(
         [record.id or None for record in records],
@@ -103,7 +104,7 @@ def encode_block(records: Sequence[Record]) -> bytes:
 
 
 def encode_blocks(records: Sequence[Record]) -> list[EncodedBlock]:
-    """As few blocks of bounded size as these records need."""
+    """Encode these records as as few blocks of bounded size as possible."""
     blocks: list[EncodedBlock] = []
     for start in range(0, len(records), BLOCK_MESSAGES):
         chunk = records[start : start + BLOCK_MESSAGES]
@@ -129,7 +130,7 @@ def _split_by_size(records: Sequence[Record]) -> Iterable[Sequence[Record]]:
 
 
 def record_size(record: Record) -> int:
-    """Bytes of key and value."""
+    """Bytes of the record's key and value."""
     return len(record.key or b"") + len(record.value or b"")
 
 
@@ -171,9 +172,9 @@ def _surrogate_bytes(name: str) -> bytes:
 
 
 def decode_block(data: bytes | memoryview) -> Block:
-    """The block in a row.
+    """The block stored in a row.
 
-    :raises Fatal: it is damaged.
+    :raises Fatal: the block is damaged.
     """
     try:
         block = _decode(data)
@@ -181,7 +182,7 @@ def decode_block(data: bytes | memoryview) -> Block:
             block.ids[index] = id.decode("utf-8", "surrogatepass") or None
     except _DECODE_ERRORS as error:
         raise _damaged_block(error) from error
-    # A Raw keeps all of the data that it is a part of alive, the values included.
+    # A Raw keeps all of the data that it is a part of alive, including the values.
     block.headers = block.headers.copy() if len(memoryview(block.headers)) > 1 else _NIL
     return block
 
@@ -191,7 +192,7 @@ def _damaged_block(error: Exception) -> Fatal:
 
 
 def _decoded_headers(block: Block) -> Sequence[Headers | None] | None:
-    """Each message's headers but the ID, None where none has any."""
+    """Each message's headers except the ID; None if no message has any."""
     try:
         decoded: list[Headers | None] | None = _decode_headers(block.headers)
         if decoded is None or not block.invalid_text:
@@ -204,7 +205,7 @@ def _decoded_headers(block: Block) -> Sequence[Headers | None] | None:
 
 
 def merge_blocks(rows: Sequence[tuple[int, int, bytes]]) -> bytes:
-    """One block of several that follow each other; each one's count, time and data."""
+    """Merge consecutive blocks, given as count, time and data, into one."""
     merged = Block([], [], [], times=[])
     headers: list[Headers | None] = []
     invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] = {}
@@ -224,7 +225,7 @@ def merge_blocks(rows: Sequence[tuple[int, int, bytes]]) -> bytes:
 
 
 class BlockSlice(NamedTuple):
-    """Some messages of one block, as they go into a batch."""
+    """Some messages of one block, as part of a batch."""
 
     first_offset: int
     """The offset of the block's first message."""
@@ -235,8 +236,8 @@ class BlockSlice(NamedTuple):
 
 
 class _SliceInfo(NamedTuple):
-    """What a batch keeps of a slice for its headers and times: a block without keys and values,
-    which a batch must be able to release."""
+    """The part of a slice that a batch keeps for headers and times: a block without keys and
+    values, which a batch must be able to release."""
 
     low: int
     high: int
@@ -245,7 +246,7 @@ class _SliceInfo(NamedTuple):
 
 
 class SqliteBatch(Batch):
-    """A batch out of blocks; headers and times are made when the first of them is asked for."""
+    """A batch of slices of blocks; headers and times are decoded when the first of them is read."""
 
     __slots__ = ("_header_pairs", "_slices", "_times_us")
 
@@ -285,14 +286,14 @@ class SqliteBatch(Batch):
         return self._header_pairs[index] or ()
 
     def may_have_header(self, part: bytes) -> bool:
-        """Whether a header may have these bytes in its value: values stand in a block as they are,
-        so one look at all of its headers tells."""
+        """Whether a header may have these bytes in its value: values are stored unchanged, so one
+        search in the block's encoded headers decides."""
         return any(
             each.block.invalid_text or part in bytes(each.block.headers) for each in self._slices
         )
 
     def time(self, index: int) -> float:
-        """When the log took one message, in seconds since the epoch."""
+        """When the log appended one message, in seconds since the epoch."""
         if not self._times_us:
             for low, high, time, block in self._slices:
                 self._times_us += block.times[low:high] if block.times else [time] * (high - low)
@@ -300,7 +301,7 @@ class SqliteBatch(Batch):
 
 
 def _append_offsets(offsets: Sequence[int], more: range) -> Sequence[int]:
-    """Ranges without a gap between them make one range."""
+    """Append a range of offsets; ranges without a gap between them become one."""
     if not offsets:
         return more
     if isinstance(offsets, range) and offsets.stop == more.start:

@@ -1,15 +1,16 @@
-"""Claims in a SQLite file, a log's or one of their own; shared by the processes of one machine.
+"""Claims in a SQLite file, a log's or a separate one; shared by the processes of one machine.
 
-All requests of a call that write share one transaction; what can be answered by reading (there is
-an outcome, or a claim is held) takes none. A lease is counted on the machine's monotonic clock,
-which cannot be set; where the row names another one (the machine was restarted meanwhile, or the
-claim is of another time namespace) the time of day decides. Outcomes end by the time of day.
+All requests of a call that write share one transaction; a request that can be answered by reading
+(there is an outcome, or a claim is held) needs none. A lease is counted on the machine's monotonic
+clock, which cannot be set; if the row names another clock (the machine was restarted meanwhile, or
+the claim is of another time namespace) the time of day decides. Outcomes expire by the time of day.
 
 Each transaction also deletes some expired rows, more than it adds.
 
-Anybody may have written into the file. Of a damaged row nobody knows whether its operation has run,
-so it is neither an outcome nor nothing: whoever asks for its key gets an error that names it, until
-the key is forgotten or an outcome is put there. Requests beside it are answered.
+Other programs may have written into the file. A damaged row does not show whether its operation has
+run, so it counts neither as an outcome nor as absent: requests for its key get an error that names
+it, until the key is forgotten or an outcome is stored under it. The call's other requests are
+answered.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ CREATE TABLE IF NOT EXISTS streams_claims (
 CREATE INDEX IF NOT EXISTS streams_claims_expires ON streams_claims (expires);
 """
 
-# Text as bytes, or as what it is not: the driver refuses text that is not UTF-8.
+# Text is read as bytes, and other types as they are: the driver refuses text that is not UTF-8.
 _SELECT_CLAIM = """
 SELECT CAST(token AS BLOB), CAST(fingerprint AS BLOB), iif(typeof(value) = 'text', 0, value),
     iif(typeof(lease) = 'text', x'', lease), CAST(timeline AS BLOB),
@@ -60,8 +61,8 @@ FROM streams_claims WHERE key = ?
 """
 _INSERT_CLAIM = "INSERT OR REPLACE INTO streams_claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
-# A claim of this machine goes by its own clock alone: the time of day may have been set. (`until`
-# is compared, too, as `expires` alone may be damaged.)
+# A claim of this machine expires by its monotonic clock alone: the time of day may have been set.
+# (`until` is compared, too, as `expires` alone may be damaged.)
 _DELETE_EXPIRED = """
 DELETE FROM streams_claims WHERE key IN (
     SELECT key FROM streams_claims
@@ -72,15 +73,15 @@ DELETE FROM streams_claims WHERE key IN (
 
 
 _NOW = 0.0
-"""For decisions: a row's time may be of either of two clocks, so states count from now."""
+"""The time for decisions: a row's time may be of either of two clocks, so states count from now."""
 
 
 _UNREADABLE = ClaimState("", "", None, 0.0)
-"""Stands for a damaged row where it does not matter what it says."""
+"""Replaces a damaged row where its contents do not matter."""
 
 
 class _Instant(NamedTuple):
-    """One moment, on every clock that counts."""
+    """One moment, on each of the clocks in use."""
 
     monotonic: float
     time: float
@@ -88,11 +89,11 @@ class _Instant(NamedTuple):
 
 
 class _Damaged(ValueError):
-    """A row makes no sense, in the column that this names."""
+    """A row is damaged, in the column that this names."""
 
 
 class _ClaimRow(NamedTuple):
-    """What is kept under a key, as anybody may have written it."""
+    """The row of a key, which other programs may have written."""
 
     token: bytes
     fingerprint: bytes
@@ -105,7 +106,7 @@ class _ClaimRow(NamedTuple):
     def state(self, now: _Instant) -> ClaimState | None:
         """The row, with its time as seconds from now; None if the row counts as deleted.
 
-        :raises _Damaged: it makes no sense.
+        :raises _Damaged: the row is damaged.
         """
         until, value = _finite("until", self.until), self.value
         if not isinstance(value, bytes | None):
@@ -193,8 +194,8 @@ class SqliteClaimStore:
     def _answer_without_writing(
         self, database: Database, requests: Sequence[Request], answers: list[Answer | LogError]
     ) -> list[int]:
-        """Answer the requests that write nothing; the indexes of the others. A request that follows
-        a write of the same key must see it, so it is one of those."""
+        """Answer the requests that write nothing; returns the indexes of the others. A request that
+        follows a write of the same key must see that write, so it is one of the others."""
         to_write: list[int] = []
         written_keys: set[bytes] = set()
         with database.read() as db:
@@ -257,7 +258,7 @@ def _row_of(state: ClaimState, now: _Instant) -> tuple[object, ...]:
 
 
 def open_claims(request: OpenRequest) -> SqliteClaimStore:
-    """Claims in a file, which is made when it is first used.
+    """Claims in a file, which is created when it is first used.
 
     :raises ConfigError: the URL cannot be used.
     """

@@ -1,7 +1,7 @@
 """Connections to the file, and transactions that write.
 
 Each log has one connection that writes, under the process's write lock; reads take connections from
-a small pool. Every read is a statement of its own that is run to its end or closed, so no reader
+a small pool. Every read is a separate statement that is run to its end or closed, so no reader
 holds back a checkpoint and the write-ahead log stays small.
 """
 
@@ -31,7 +31,8 @@ logger = get_logger("streams")
 _FIND_VIEWS = "SELECT 1 FROM sqlite_schema WHERE type = 'view' AND name = 'streams_view_groups'"
 
 _PAGE_SIZE = 8192
-"""Of a new file: large pages suit blocks of messages, small ones commits of positions."""
+"""Bytes of a new file's pages: large pages suit blocks of messages, small ones commits of
+positions."""
 
 _MAX_IDLE = 4
 
@@ -53,7 +54,7 @@ class BusyHandler:
         self._waiting_since = 0.0
 
     def __call__(self, tries: int) -> bool:
-        """Wait a little; whether to try again."""
+        """Wait a little; returns whether to try again."""
         now = time.monotonic()
         if tries == 0:
             self._waiting_since = now
@@ -82,13 +83,14 @@ class SqliteConnection(apsw.Connection):
             self.execute("PRAGMA query_only = ON")
             with suppress(OSError):
                 if os.path.getsize(f"{settings.path}-wal"):
-                    # The last connection to close would move what a killed process left there.
+                    # The last connection to close would otherwise checkpoint the -wal that a killed
+                    # process left.
                     self.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
     def fetch_rows(self, sql: str, bindings: Any = ()) -> list[Any]:
-        """Run a statement to its end; its rows.
+        """Run a statement to its end, and return its rows.
 
-        :raises LogError: a text among them is not UTF-8, so that the driver refuses it.
+        :raises LogError: a text among them is not UTF-8, so the driver refuses it.
         """
         try:
             return self.execute(sql, bindings).fetchall()
@@ -114,9 +116,9 @@ class SqliteConnection(apsw.Connection):
 def fetch_partition(
     db: SqliteConnection, query: str, name: str, partition: int
 ) -> tuple[Any, ...] | None:
-    """The row of one partition; None: there is none.
+    """The row of one partition; None: there is no such row.
 
-    :param query: takes the name that the partition is of, and its number.
+    :param query: takes the name of the topic or collection, and the partition's number.
     """
     if partition > MAX_PARTITION:
         return None  # the number may be too large for SQLite
@@ -138,8 +140,8 @@ ConnectionT = TypeVar("ConnectionT", bound=SqliteConnection)
 class ConnectionPool(Generic[ConnectionT]):
     """Connections of one kind, to be used again (any thread).
 
-    :param connect: makes another one.
-    :param max_idle: how many that are not in use are kept.
+    :param connect: opens another connection.
+    :param max_idle: how many idle connections are kept.
     """
 
     def __init__(self, connect: Callable[[], ConnectionT], max_idle: int | None = None) -> None:
@@ -149,14 +151,14 @@ class ConnectionPool(Generic[ConnectionT]):
         self._closed = False
 
     def acquire(self) -> ConnectionT:
-        """A connection of one's own, until given back."""
+        """A connection for exclusive use, until it is released."""
         try:
             return self._idle.pop()
         except IndexError:
             return self._connect()
 
     def release(self, connection: ConnectionT) -> None:
-        """Give a connection back that has nothing open any more."""
+        """Give back a connection without open statements or transactions."""
         if self._max_idle is not None and len(self._idle) >= self._max_idle:
             connection.close()
             return
@@ -165,7 +167,7 @@ class ConnectionPool(Generic[ConnectionT]):
             self.close()
 
     def close(self) -> None:
-        """Close all; those in use close when given back."""
+        """Close the idle connections; those in use are closed when they are released."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()
@@ -182,7 +184,7 @@ class Database:
         self.shared_file = SharedFile.acquire(self.path, may_create=may_create, purpose=purpose)
         self._pid = os.getpid()
         self.has_event_tables = False
-        """False: of a file that was made before there were histories, and cannot be extended."""
+        """False: the file was made before there were histories, and cannot be extended."""
         self._pool = ConnectionPool(lambda: SqliteConnection(settings), _MAX_IDLE)
         self._closed = False
         with ExitStack() as undo, translate_errors(self.path):
@@ -193,9 +195,9 @@ class Database:
             undo.pop_all()
 
     def _prepare_file(self, connection: SqliteConnection) -> None:
-        """Create what is missing of the log, whatever other processes do at the same time.
+        """Create the missing parts of the log, whatever other processes do at the same time.
 
-        :raises NotFound: it is another program's, or empty, and must not be made a log.
+        :raises NotFound: the file is another program's, or empty and must not be made a log.
         """
         if self.settings.mode != "rwc" and self._schema_version(connection) is None:
             raise NotFound(f"{self.path} is a SQLite database without a log in it: name another")
@@ -249,13 +251,13 @@ class Database:
         )
 
     def _add_to_file(self, connection: SqliteConnection, statements: str) -> None:
-        """Add what there was not yet when the file was made."""
+        """Add the tables that are newer than the file."""
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(statements)
             connection.execute("COMMIT")
         except apsw.Error as error:
-            # The log can do without, and the next process that opens the file tries again.
+            # The log works without them, and the next process that opens the file tries again.
             logger.info("the log's file was not extended: %s", error)
         finally:
             connection.roll_back()
@@ -297,18 +299,18 @@ class Database:
             raise Unavailable(f"{self.path}: the log is closed")
 
     def acquire(self) -> SqliteConnection:
-        """A connection of one's own, until given back."""
+        """A connection for exclusive use, until it is released."""
         self.require_open()
         with translate_errors(self.path):
             return self._pool.acquire()
 
     def release(self, connection: SqliteConnection) -> None:
-        """Give a connection back that has nothing open any more."""
+        """Give back a connection without open statements or transactions."""
         self._pool.release(connection)
 
     @contextmanager
     def read(self, *, snapshot: bool = False) -> Generator[SqliteConnection]:
-        """A connection for a few statements that read, on one snapshot if that is asked for."""
+        """A connection for a few statements that read, on one snapshot if requested."""
         connection = self.acquire()
         try:
             with translate_errors(self.path):
@@ -329,13 +331,14 @@ class Database:
         *,
         sync: bool = True,
     ) -> Generator[SqliteConnection]:
-        """A transaction; all of it is in the file when the block ends, nothing if it raises.
+        """A transaction: it is committed when the block ends, and rolled back if the block raises.
 
         :param timeout: seconds to wait for the lock, instead of the URL's.
-        :param on_committed: called when it is in the file, before anybody else may write.
+        :param on_committed: called when the transaction is in the file, before another thread may
+            write.
         :param sync: False: do not wait until it is on the disk. It survives the end of this
-            process; a power cut may take it, unless something that was flushed came after it.
-        :raises Unavailable: somebody else writes, the disk is full.
+            process; a power cut may undo it, unless a later transaction was flushed.
+        :raises Unavailable: another transaction holds the write lock, or the disk is full.
         :raises OutcomeUnknown: the disk failed in the middle of the commit.
         """
         self.require_open()
@@ -370,7 +373,7 @@ class Database:
             self.shared_file.write_lock.release()
 
     def close(self) -> None:
-        """Close every connection that is not in use; those in use close when given back."""
+        """Close the idle connections; those in use are closed when they are released."""
         if self.is_forked or self._closed:
             return
         self._closed = True

@@ -1,12 +1,13 @@
 """Documents in the file.
 
-A write is one transaction that first looks whether the writer's *epoch* still stands, so documents
-and checkpoint change together and by one writer. As everywhere in this package what is asked goes
-in as one JSON array, with keys in hexadecimal, and comes out as one.
+A write is one transaction that first checks that the writer's *epoch* is still the current one, so
+documents and checkpoint change together and by one writer. As everywhere in this package a request
+is passed as one JSON array, with keys in hexadecimal, and its result is one.
 
-Anybody may write into the file. A document whose key is no BLOB is never found; a value or a
-failure that is none is the bytes of its text. A checkpoint whose position is no offset is an error
-that says so, until the partition is cleared; an epoch that is none is counted anew.
+Other programs may write into the file. A document whose key is no BLOB is never found; a value or a
+failure that is no BLOB is read as the bytes of its text. A checkpoint whose position is no offset
+raises an error that says so, until the partition is cleared; an epoch that is no number is counted
+from the start again.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ FROM json_each(?) AS r CROSS JOIN streams_documents AS d
 ON d.no = ? AND d.key = unhex(r.value)
 """
 
-# In SQLite's order every BLOB stands behind every text and number.
+# In SQLite's order every BLOB comes after every text and number.
 _SCAN = """
 SELECT key, CAST(value AS BLOB), CAST(failure AS BLOB) FROM streams_documents
 WHERE no = ? AND key >= ? ORDER BY key LIMIT ?
@@ -62,7 +63,7 @@ WHERE no = ? AND failure IS NOT NULL AND key >= ? ORDER BY key LIMIT ?
 _NEXT_EPOCH = "iif(typeof(epoch) = 'integer' AND epoch BETWEEN 0 AND 1 << 53, epoch, 0) + 1"
 
 _STORED = "iif(typeof(position) IN ('integer', 'null'), position, -1), CAST(data AS BLOB)"
-"""A checkpoint as :func:`_read_checkpoint` takes it."""
+"""The columns of a checkpoint for :func:`_read_checkpoint`."""
 
 _CLAIM = (
     f"UPDATE streams_checkpoints SET epoch = {_NEXT_EPOCH} WHERE no = ? "  # noqa: S608
@@ -84,8 +85,8 @@ _DELETE = "DELETE FROM streams_documents WHERE no = ? AND key = ?"
 class SqliteWriter(DocumentWriter):
     """The writer of one partition.
 
-    :param number: of the partition, in the file.
-    :param epoch: under which it was claimed.
+    :param number: the partition's number in the file.
+    :param epoch: the epoch under which the partition was claimed.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class SqliteWriter(DocumentWriter):
 
     @override
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """There is nothing to close."""
 
 
 class SqliteDocuments(DocumentStore):
@@ -263,7 +264,7 @@ def _document(value: bytes | None, failure: bytes | None) -> StoredDocument:
 
 
 def _count_partitions(db: SqliteConnection, collection: str) -> int:
-    """How many partitions a collection has; 0: there is none of that name."""
+    """How many partitions a collection has; 0: there is no collection of that name."""
     ((found,),) = db.fetch_rows(
         "SELECT count(*) FROM streams_checkpoints WHERE collection = ?", (collection,)
     )
@@ -287,9 +288,9 @@ def _stored_checkpoint(db: SqliteConnection, number: int) -> tuple[int | None, b
 def _read_checkpoint(
     collection: str, partition: int, position: int | None, data: bytes | None
 ) -> Checkpoint | None:
-    """A checkpoint as it is stored.
+    """Parse a stored checkpoint.
 
-    :raises TopicMismatch: that makes no sense.
+    :raises TopicMismatch: the checkpoint makes no sense.
     """
     if position is None:
         return None

@@ -1,4 +1,4 @@
-"""What decides whether a message that SQLite acknowledged can be lost."""
+"""The facts that decide whether a message that SQLite acknowledged can be lost."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from streams.log.protocol import DurabilityFact
 from streams.log.sqlite.database import Database
 
 _SYNCHRONOUS_MODES = ("off", "normal", "full", "extra")
-"""SQLite's words for ``PRAGMA synchronous``, by its numbers."""
+"""SQLite's names for the values of ``PRAGMA synchronous``, by their numbers."""
 
 MOUNTS = Path("/proc/self/mounts")
-"""Where Linux says what is mounted where."""
+"""Linux's list of mounted file systems."""
 
 _VOLATILE = {"ramfs", "tmpfs"}
 _LAYERED = {"aufs", "overlay"}
@@ -21,7 +21,7 @@ _REMOTE = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "ncpfs", "nfs", "nfs4", "s
 
 
 def durability_facts(database: Database) -> tuple[DurabilityFact, ...]:
-    """How the file is written, and what it lies on."""
+    """How the file is written, and the file system that it is on."""
     with database.read() as db:
         ((mode,),) = db.fetch_rows("PRAGMA synchronous")
         ((journal,),) = db.fetch_rows("PRAGMA journal_mode")
@@ -44,7 +44,7 @@ def durability_facts(database: Database) -> tuple[DurabilityFact, ...]:
 
 
 def _file_system_facts(path: str) -> Iterable[DurabilityFact]:
-    """What the file lies on, where that can be known."""
+    """The file system that the file is on, if that can be known."""
     kind = file_system_of(path)
     if kind is None:
         return
@@ -61,7 +61,7 @@ def _file_system_facts(path: str) -> Iterable[DurabilityFact]:
 
 
 def file_system_of(path: str, mounts: Path = MOUNTS) -> str | None:
-    """The kind of file system that a file lies on; None if it is unknown."""
+    """The type of the file system that a file is on; None if it is unknown."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""SQLite's exceptions, translated once, into one line that says what to do."""
+"""SQLite's exceptions, translated in one place into one line that says what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ERROR_RULES: list[tuple[type[apsw.Error], type[LogError], str]] = [
 
 
 def translate(error: apsw.Error, path: str) -> LogError:
-    """What a driver's exception means, as one of ours."""
+    """Our error for a driver's exception."""
     for kind, log_error, meaning in _ERROR_RULES:
         if isinstance(error, kind):
             return log_error(f"{path}: {meaning} (SQLite: {error})")
@@ -37,7 +37,7 @@ def translate(error: apsw.Error, path: str) -> LogError:
 
 
 def translate_commit(error: apsw.Error, path: str) -> LogError:
-    """The same for an exception of COMMIT, where a failing disk leaves the outcome open."""
+    """Our error for an exception of COMMIT, whose outcome is unknown if the disk fails."""
     if isinstance(error, apsw.IOError):
         return OutcomeUnknown(
             f"{path}: the disk failed while committing; what was written may or may not be there "
@@ -48,7 +48,7 @@ def translate_commit(error: apsw.Error, path: str) -> LogError:
 
 @contextmanager
 def translate_errors(path: str) -> Generator[None]:
-    """Let no exception of the driver out."""
+    """Translate every exception of the driver in the block."""
     try:
         yield
     except apsw.Error as error:

@@ -3,10 +3,10 @@
 An append is checked and written in one transaction, and a file has one writer at a time, so the
 check and the write are one step, and the order of transactions is the order of offsets.
 
-As everywhere in this package a call takes few steps of statements, whatever it has to do (see
-:mod:`streams.log.sqlite.blocks`): what is asked goes in as one JSON array, keys in hexadecimal, and
-what is found comes out as one. The events themselves are stored as MessagePack, and come out one
-behind the other, as the elements of one array.
+As everywhere in this package a call takes few steps of statements, whatever its size (see
+:mod:`streams.log.sqlite.blocks`): the requests are passed as one JSON array, with keys in
+hexadecimal, and the results are returned as one. The events themselves are stored as MessagePack,
+and are returned one behind the other, as the elements of one array.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ FROM json_each(?) AS r CROSS JOIN streams_histories AS h
 ON h.no = r.value ->> 0 AND h.key = unhex(r.value ->> 1)
 """
 
-# Of each request: where its history ends, the ID at the version that is known, what was appended
-# for the cause, the snapshot if it is ahead of what is known, and the ID at its version.
+# For each request: the end of its history, the ID at the version that the caller knows, the events
+# appended for the cause, the snapshot if it is ahead of that version, and the ID at its version.
 _SELECT_REQUESTS = """
 SELECT json_group_array(json_array(
     r.key, h.version, h.last_id, h.final, e.id, c.version, c.count,
@@ -113,7 +113,7 @@ _REPLACE_SNAPSHOT = "INSERT OR REPLACE INTO streams_snapshots VALUES (?, ?, ?, ?
 
 
 class _EventData(msgspec.Struct, array_like=True, gc=False):
-    """What ``streams_events`` has of an event, beside what it is found by.
+    """The columns of an event in ``streams_events``, apart from its key and version.
 
     :param time: in microseconds.
     """
@@ -125,9 +125,9 @@ class _EventData(msgspec.Struct, array_like=True, gc=False):
 
 
 class _SqliteEvents(StoredEvents):
-    """Events as they came out of the file.
+    """Events as read from the file, decoded when they are used.
 
-    :param first_version: of the first of them.
+    :param first_version: the version of the first event.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class _SqliteEvents(StoredEvents):
 
     @override
     def __getitem__(self, index: int | slice) -> StoredEvent | list[StoredEvent]:
-        """:raises Fatal: its headers are damaged."""
+        """:raises Fatal: the event's headers are damaged."""
         if isinstance(index, slice):
             return [self._made(at) for at in range(*index.indices(len(self._rows)))]
         return self._made(range(len(self._rows))[index])
@@ -171,7 +171,7 @@ class _SqliteEvents(StoredEvents):
 
 
 class _RequestRow(NamedTuple):
-    """What :data:`_SELECT_REQUESTS` finds of one request."""
+    """The row of :data:`_SELECT_REQUESTS` for one request."""
 
     place: int
     version: int
@@ -206,25 +206,25 @@ class _PendingHistory:
         self._stored_version = head.base.version
         self.head = head
         self.new_ids: list[str] = []
-        """Of the events that this transaction appends."""
+        """The IDs of the events that this transaction appends."""
         self.new_refusals: dict[str, int] = {}
 
     def id_at(self, version: int) -> str | None:
-        """The ID of the event of a version."""
+        """The ID of the event at a version."""
         if version > self._stored_version:
             index = version - self._stored_version - 1
             return self.new_ids[index] if index < len(self.new_ids) else None
         return _id_at(self._db, self._number, self._key, version)
 
     def refusal_version(self, record_id: str) -> int | None:
-        """The version at which a refusal stands."""
+        """The version at which a refusal was recorded."""
         found = self.new_refusals.get(record_id)
         return (
             found if found is not None else _refusal(self._db, self._number, self._key, record_id)
         )
 
     def add(self, append: EventAppend) -> None:
-        """Take note of an append that is going to be written."""
+        """Note an append that is going to be written."""
         if append.is_refusal:
             self.new_refusals[append.records[0].id] = append.base.version
         else:
@@ -233,12 +233,12 @@ class _PendingHistory:
 
 
 class _Run:
-    """What a transaction appends to one partition, in order."""
+    """The appends of a transaction to one partition, in order."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.indexes: list[tuple[int, int]] = []
-        """Of each append, and where its records begin."""
+        """The index of each append, and the place of its first record."""
 
 
 class Events:
@@ -250,8 +250,8 @@ class Events:
         """Each event topic's partition numbers, used until a transaction finds them gone."""
 
     def _known_numbers(self, topic: str) -> list[int]:
-        """A topic's partition numbers, as they were. A transaction that uses them sees that they
-        are still the topic's: another process may have made it anew."""
+        """A topic's cached partition numbers. A transaction that uses them checks that they are
+        still the topic's: another process may have created it again."""
         found = self._numbers.get(topic)
         if found is None:
             found = self._numbers[topic] = self._partition_numbers(topic)
@@ -277,8 +277,8 @@ class Events:
         on_appended(self._append_each(topic, appends))
 
     def _append_each(self, topic: str, appends: Sequence[EventAppend]) -> Sequence[AppendOutcome]:
-        """What became of each append. A history that cannot be read, as somebody has damaged it,
-        rolls the transaction back, so the others are appended in transactions without it."""
+        """The outcome of each append. A history that cannot be read, as it is damaged, rolls the
+        transaction back, so the other appends are written in transactions without it."""
         error: LogError
         try:
             return self._append(topic, appends)
@@ -304,7 +304,7 @@ class Events:
     def _write(
         self, topic: str, numbers: list[int], appends: Sequence[EventAppend]
     ) -> list[AppendOutcome] | None:
-        """What became of each append; None if the topic's partitions are others by now."""
+        """The outcome of each append; None if the topic has other partitions by now."""
         outcomes: list[Any] = [self._size_error(topic, append) for append in appends]
         partitions = [partition_for(append.key, "", len(numbers)) for append in appends]
         names = [
@@ -385,7 +385,7 @@ class Events:
         where: WrittenRun,
         appends: Sequence[EventAppend],
     ) -> None:
-        """Write what the tables by key have of one partition's appends."""
+        """Write one partition's appends to the tables by key."""
         first_offset, time = where
         values: list[Any] = []
         causes: list[tuple[Any, ...]] = []
@@ -428,7 +428,7 @@ class Events:
     def read(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
         """See :meth:`streams.log.events.EventLog.read_histories`.
 
-        :raises LogError: a row is none of ours.
+        :raises LogError: a row is not one that this log wrote.
         """
         try:
             for _ in range(2):
@@ -445,7 +445,7 @@ class Events:
     def _read(
         self, topic: str, numbers: list[int], requests: Sequence[HistoryRequest]
     ) -> list[History] | None:
-        """The answers; None if the topic's partitions are others by now."""
+        """The histories; None if the topic has other partitions by now."""
         partitions = [partition_for(request.key, "", len(numbers)) for request in requests]
         asked = _json(
             (
@@ -481,7 +481,7 @@ class Events:
         request: HistoryRequest,
         row: _RequestRow | None,
     ) -> History:
-        """An answer without its events."""
+        """A history without its events."""
         if row is None:
             return History(partition, (), EMPTY, is_truncated=request.after != EMPTY.base)
         head = Head(Base(row.version, row.last_id), bool(row.final))
@@ -513,7 +513,7 @@ class Events:
         requests: Sequence[HistoryRequest],
         found: Sequence[History],
     ) -> dict[int, _SqliteEvents]:
-        """The events of each answer that has any, by its index."""
+        """The events of each history that has any, by its index."""
         indexes: list[int] = []
         asked: list[tuple[int, str, int, int]] = []
         for index, (request, history) in enumerate(zip(requests, found, strict=True)):
@@ -552,7 +552,7 @@ class Events:
     def _write_snapshot(
         db: SqliteConnection, number: int, history: _PendingHistory, snapshot: StoredSnapshot
     ) -> None:
-        """Keep a snapshot, unless a newer one of the same history is kept."""
+        """Store a snapshot, unless a newer one of the same history is stored."""
         key, fingerprint, base, offset, data = snapshot
         name = (number, key, fingerprint)
         kept = db.fetch_rows(_SELECT_SNAPSHOT_BASE, name)
@@ -630,12 +630,12 @@ class Events:
 
 
 def _changed_tables(topic: str, error: Exception) -> LogError:
-    """The error for rows that are none of ours."""
+    """The error for rows that this log did not write."""
     return LogError(f"{topic}: somebody has changed the tables of its histories: {error}")
 
 
 def _has_partition(db: SqliteConnection, topic: str, number: int) -> bool:
-    """Whether a partition's number is still the topic's. None is used twice."""
+    """Whether a partition's number is still the topic's. No number is used twice."""
     return db.fetch_rows(_SELECT_TOPIC, (number,)) == [(topic,)]
 
 
@@ -644,7 +644,7 @@ def _json(rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def _offsets_of(db: SqliteConnection, number: int, append: EventAppend) -> tuple[int, ...]:
-    """Where the records of an append stand that was written before."""
+    """The offsets of the records of an append that was written before."""
     if append.is_refusal:
         rows = db.fetch_rows(
             'SELECT "offset" FROM streams_refusals WHERE no = ? AND key = ? AND id = ?',
@@ -671,7 +671,7 @@ def _fetch_events(
     ((ids, data),) = db.fetch_rows(_SELECT_EVENTS, (_json(asked),))
     wanted = sum(end - start for _, _, start, end in asked)
     try:
-        # The head of a MessagePack array with that many elements.
+        # The header of a MessagePack array with that many elements.
         rows = _unpack_events(b"\xdd" + wanted.to_bytes(4, "big") + (data or b""))
         found = _decode_ids(ids)
     except (msgspec.MsgspecError, ValueError) as error:

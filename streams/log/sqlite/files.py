@@ -1,8 +1,8 @@
-"""The files of a log: creating them, their modes and their owners.
+"""Creates the files of a log, and sets their modes and owners.
 
-A new log's file can be read and written by its owner alone (0600, less the umask), for it holds
-payloads. SQLite gives ``-wal`` and ``-shm`` the mode of the database, and so does the
-companion file of the members' locks. A file that is there keeps its mode.
+A new log's file can be read and written by its owner alone (0600, less the umask), as it holds
+payloads. SQLite gives ``-wal`` and ``-shm`` the mode of the database, and the companion file of the
+members' locks gets it too. An existing file keeps its mode.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import stat
 
 _OPEN_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
 _NO_FOLLOW_FLAGS = _OPEN_FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-"""Follow no symbolic link, and do not wait for the other end of a pipe."""
+"""Flags of opening: follow no symbolic link, and do not wait for the other end of a pipe."""
 
 
 class CompanionRefused(OSError):
@@ -20,8 +20,8 @@ class CompanionRefused(OSError):
 
 
 def create_file(path: str) -> bool:
-    """Create a log's file, empty, unless there is one; whether it was created. If that fails, the
-    error that SQLite raises afterwards says why.
+    """Create a log's file, empty, unless it exists; returns whether it was created. If that fails,
+    the error that SQLite raises afterwards says why.
 
     Nothing in this process may have it open: closing any descriptor of a file drops the locks that
     the process holds on it.
@@ -40,9 +40,9 @@ def open_companion(path: str, database_path: str, *, may_create: bool = True) ->
     file first: a symbolic link is not followed, and another user's file is not used, unless others
     may write to the log itself.
 
-    :param may_create: create it, if there is none.
+    :param may_create: create the file, if it does not exist.
     :raises CompanionRefused: it was not made for this log.
-    :raises OSError: it cannot be opened.
+    :raises OSError: the file cannot be opened.
     """
     descriptor = None
     if may_create:

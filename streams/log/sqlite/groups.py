@@ -1,4 +1,4 @@
-"""Groups and their positions, apart from who owns what."""
+"""Groups and their positions, without the ownership of partitions."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _require_group(db: SqliteConnection, group: str) -> None:
 
 
 def _partition_numbers(db: SqliteConnection, topic: str, wanted: Iterable[int]) -> list[int]:
-    """The numbers of a topic's partitions, all those wanted among them."""
+    """The numbers of a topic's partitions, which include all the wanted ones."""
     numbers = partition_numbers(db, [topic]).get(topic, [])
     for partition in wanted:
         if not 0 <= partition < len(numbers):

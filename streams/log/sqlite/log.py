@@ -1,4 +1,4 @@
-"""The log itself: what its parts can do, behind :class:`streams.log.protocol.Log`."""
+"""The log itself: implements :class:`streams.log.protocol.Log` with the package's parts."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ CAPABILITIES = Capabilities(
 
 
 def open(request: OpenRequest) -> Log:
-    """The log in a file, which is made if there is none (unless ``mode`` says not to).
+    """The log in a file, which is created if it does not exist (unless ``mode`` forbids it).
 
     :raises ConfigError: the URL cannot be used.
     :raises Unavailable: the file is locked, or cannot be opened.
-    :raises NotFound: there is no such file, or no log in it, and none is to be made.
+    :raises NotFound: there is no such file, or no log in it, and none may be created.
     :raises Fatal: it is no SQLite database, damaged, read-only, or of a newer version.
     """
     return SqliteLog(request)
@@ -87,7 +87,7 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the file."""
         return Path(self._database.path)
 
     @property
@@ -103,10 +103,9 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
         retention: Retention = Retention(),
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Create a topic; ``config`` is for servers and means nothing here.
+        """Create a topic; ``config`` is for servers and is ignored here.
 
-        Declared again with a retention, the topic takes it over; declared without one, it keeps
-        what it has.
+        If the topic exists, a given retention replaces its own; without one, it keeps what it has.
         """
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.create_topic(topic, partitions, retention)
@@ -131,7 +130,8 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
         return durability.durability_facts(self._database)
 
     def topic_bytes(self, topic: str) -> int:
-        """About how many bytes a topic's messages take in the file, by the newest ones."""
+        """About how many bytes a topic's messages take in the file, estimated from the newest
+        ones."""
         partitions = self._topics.describe_topic(topic).partitions
         with self._database.read(snapshot=True) as db:
             return sum(reader.partition_bytes(db, topic, each) for each in range(partitions))
@@ -156,7 +156,7 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        self._trimmer.trim_if_due(topic)  # what is too old is not to be seen
+        self._trimmer.trim_if_due(topic)  # expired messages must not be seen
         with self._database.read() as db:
             found = reader.partition_row(db, topic, partition)
         return found.first_offset, found.end_offset
@@ -222,21 +222,21 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
     # -- the rest
 
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        """The rows of one SQL statement that reads."""
+        """The rows of one read-only SQL statement."""
         return self._queries.run(sql, parameters)
 
     def begin_file_transaction(self) -> SqliteFileTransaction:
-        """Begin a transaction of the user's own SQL and messages; blocks.
+        """Begin a transaction of the user's own SQL and messages. Blocks while others write.
 
         :raises Unavailable: others have been writing for too long.
-        :raises Fatal: the file was opened to look at only.
+        :raises Fatal: the file was opened read-only.
         """
         if self._database.settings.mode == "ro":
             raise Fatal(f"{self._database.path}: it was opened with mode=ro, which only looks")
         return SqliteFileTransaction(self._database, self._writer, self._transactions)
 
     def close(self) -> None:
-        """Let go of everything. Subscriptions still open leave their groups undrained."""
+        """Close everything. Subscriptions still open leave their groups undrained."""
         if not self._database.is_forked:
             for subscription in list(self._subscriptions):
                 subscription.abandon()

@@ -1,14 +1,14 @@
-"""Which members still run, asked of the operating system.
+"""Finds out from the operating system which members still run.
 
 Each member holds an exclusive lock on one byte, its number, of a companion file (``…-members``,
-always empty). The kernel drops the lock when the process ends, however it ends, so that what a
-killed member owned is free at once and nobody waits for its lease. A *stopped* process keeps its
-locks: there the lease decides, as it does where the file cannot be used (see ``files``).
+always empty). The kernel drops the lock when the process ends, however it ends, so that the
+partitions of a killed member are free at once, before its lease runs out. A *stopped* process keeps
+its locks: there the lease decides, as it does where the file cannot be used (see ``files``).
 
 POSIX record locks belong to the process: a forked child does not inherit them (as it would with
-``flock``). But a process does not see its own, and closing *any* descriptor of the file drops all
-of them; so a process keeps one descriptor and remembers its own members. The file is never deleted:
-another process may be about to lock it.
+``flock``). But a process does not see its own locks, and closing *any* descriptor of the file drops
+all of them; so a process keeps one descriptor and remembers its own members. The file is never
+deleted: another process may be about to lock it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ logger = get_logger("streams")
 
 
 def timeline_of(clock: Clock) -> str:
-    """What ``clock.monotonic()`` counts from: two processes can compare only times of one timeline.
+    """The origin of ``clock.monotonic()``: two processes can compare only times of one timeline.
 
-    The machine's own begins anew at a restart, and differs between time namespaces.
+    The machine's own timeline starts again at a restart, and differs between time namespaces.
     """
     return _machine_timeline() if isinstance(clock, SystemClock) else f"{os.getpid()}-{id(clock):x}"
 
@@ -60,8 +60,8 @@ class MemberLocks:
     def acquire(self, number: int) -> bool:
         """Hold the lock of member ``number`` until :meth:`release` or the end of this process.
 
-        :returns: False if another member holds it, of this process or another: the number cannot
-            be used. Where locks do not work, True.
+        :returns: False if another member holds it, in this process or another: the number cannot be
+            used. True where locks do not work.
         """
         with self._lock:
             if number in self._held or self._try_lock(number) is False:
@@ -70,14 +70,14 @@ class MemberLocks:
             return True
 
     def release(self, number: int) -> None:
-        """Member ``number`` has left."""
+        """Release the lock of member ``number``, which has left."""
         with self._lock:
             if number in self._held:
                 self._held.discard(number)
                 self._unlock(number)
 
     def is_running(self, number: int) -> bool | None:
-        """Whether the process of member ``number`` is there; None where locks cannot tell."""
+        """Whether the process of member ``number`` runs; None if locks cannot show it."""
         with self._lock:
             if number in self._held:
                 return True
@@ -87,7 +87,7 @@ class MemberLocks:
             return None if is_free is None else not is_free
 
     def close(self) -> None:
-        """Give up all locks and the file."""
+        """Release all locks and close the file."""
         with self._lock:
             self._held.clear()
             if self._fd is not None:
@@ -95,9 +95,10 @@ class MemberLocks:
                 self._fd = None
 
     def _try_lock(self, number: int, *, may_create: bool = True) -> bool | None:
-        """Lock the byte: True if it is ours now, False if another process has it.
+        """Lock the byte: True if this process has it now, False if another one does.
 
-        :param may_create: create the file, if there is none. Otherwise nobody can have locked it.
+        :param may_create: create the file, if there is none. Without a file, no process can hold
+            the lock.
         """
         if sys.platform == "win32":
             return None

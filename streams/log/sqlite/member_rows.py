@@ -1,4 +1,4 @@
-"""The rows of a group's members: reading and deleting them, and making the group plan again."""
+"""Reads and deletes the rows of a group's members, and makes the group plan again."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from streams.log.sqlite.member_locks import MemberLocks, timeline_of
 
 
 class MemberRow(NamedTuple):
-    """A member as the file has it."""
+    """A member's row in the file."""
 
     number: int
     id: str
     topics: tuple[str, ...]
-    """Empty if what is stored makes no sense."""
+    """Empty if the stored value makes no sense."""
     expires: float
-    """Minus infinity if what is stored makes no sense."""
+    """Minus infinity if the stored value makes no sense."""
     timeline: str
 
 
 def member_rows(db: SqliteConnection, group: str) -> list[MemberRow]:
-    """All rows of a group. Anybody may have written into the file: a row is read as it can be."""
+    """All rows of a group. Other programs may have written into the file: damaged columns are
+    tolerated."""
     # As bytes: the driver refuses text that is not UTF-8.
     rows = db.fetch_rows(
         "SELECT no, CAST(id AS BLOB), CAST(topics AS BLOB),"
@@ -60,7 +61,7 @@ def has_comparable_expiry(row: MemberRow, clock: Clock) -> bool:
 
 
 def is_running(row: MemberRow, clock: Clock, locks: MemberLocks) -> bool:
-    """Whether a member seems to run, as far as one reading of its row can tell."""
+    """Whether a member seems to run, judging by one reading of its row."""
     process_runs = locks.is_running(row.number)
     if process_runs is False or not has_comparable_expiry(row, clock):
         return process_runs is True
@@ -70,7 +71,7 @@ def is_running(row: MemberRow, clock: Clock, locks: MemberLocks) -> bool:
 SELECT_GENERATION = (
     "SELECT iif(typeof(generation) = 'integer', generation, 0) FROM streams_groups WHERE name = ?"
 )
-"""A group's generation, whatever somebody else has written there."""
+"""Selects a group's generation, whatever another program has written there."""
 
 
 _BUMP = (
@@ -85,7 +86,7 @@ def bump_generation(db: SqliteConnection, group: str) -> None:
 
 
 def bump_generations(db: SqliteConnection) -> list[str]:
-    """Make the members of all groups plan again; the groups that have any."""
+    """Make the members of all groups plan again; returns the groups that have members."""
     return [
         name
         for (name,) in db.fetch_rows(

@@ -2,32 +2,32 @@
 
 Theory of operation
 -------------------
-:mod:`streams.log.membership` says who should own what; here are its two tables. A member's row
-says until when the member counts as running, and its leases last as long as its row: whoever finds
-a member dead deletes the row and frees what it owned in one transaction, so a lease needs no expiry
-of its own. A member is *dead*
+:mod:`streams.log.membership` decides which member should own which partition; this module keeps its
+    two tables. A member's row says until when the member counts as running, and its leases last as
+    long as its row: a member that finds another one dead deletes the row and frees its partitions
+    in one transaction, so a lease needs no expiry of its own. A member is *dead*
 
 * at once, when the lock that its process held has been dropped by the kernel
   (:mod:`streams.log.sqlite.member_locks`), which is how a killed process is noticed;
-* when its row has expired, which is how a stopped process is noticed, and any where locks do not
-  work. As a clock can jump over everybody's expiry at once (a virtual machine that was paused, a
-  test's clock), such a member is suspected first, and has a moment to renew its row.
+* when its row has expired, which is how a stopped process is noticed, and any dead one where locks
+  do not work. As a clock can jump over all members' expiry at once (a virtual machine that was
+  paused, a test's clock), such a member is suspected first, and has a moment to renew its row.
 
 Expiry is counted on the *monotonic* clock, which all processes of one machine share, and which
-nobody sets. It begins anew at a restart of the machine, so a row names its timeline
+cannot be set. It starts again at a restart of the machine, so a row names its timeline
 (:func:`~streams.log.sqlite.member_locks.timeline_of`). A row of another timeline, and one whose
 expiry makes no sense, has expired once this member has seen it unchanged for a lease's length
 (:class:`streams.log.membership.StalenessTracker`).
 
-A *static* member's row has its name for an ID. Whoever joins under the name replaces the row and
-takes the leases over, under the next epochs; its predecessor finds that out at its next step.
+A *static* member's row has its name as the ID. A process that joins under the name replaces the row
+and takes the leases over, under the next epochs; its predecessor is fenced at its next step.
 
 Each acquisition raises a partition's epoch, and a commit is refused under an older one
-(:mod:`streams.log.sqlite.offsets`). An owner that was thought dead has believed in its lease only
+(:mod:`streams.log.sqlite.offsets`). An owner that others took for dead relied on its lease only
 until ``valid_until``, counted from before its request.
 
-A *generation* number of the group changes with everything that calls for another plan; members
-read it whenever the file has changed.
+The group's *generation* number changes with every change that requires a new plan; members read it
+whenever the file has changed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ SUSPICION_SECONDS = 1.5
 that waits for handlers confirms its lease about once a second."""
 
 _MAX_EPOCH = 1 << 53
-"""No real epoch comes near this; a greater one in the file is damage, and is reset."""
+"""No real epoch is ever near this; a greater one in the file is damage, and is reset."""
 
 
 _MAX_HELD_NUMBERS = 1_000
@@ -82,8 +82,8 @@ class _OwnNumber:
 
 
 class OwnershipChanges(NamedTuple):
-    """What follows from a member's step, in the order in which the listener is told. Nothing is
-    acquired in a step that releases something."""
+    """The results of a member's step, in the order in which the listener is told. A step that
+    releases partitions acquires none."""
 
     lost: list[Assignment]
     release: list[Assignment]
@@ -114,11 +114,12 @@ class Membership:
         self._static_name = static.name if static else ""
         self._number = 0
         self.generation = -1
-        """The group's, as of this member's last plan."""
+        """The group's generation at this member's last plan."""
         self.partition_numbers: dict[Assignment, int] = {}
-        """What this member owns, with each partition's number."""
+        """The assignments that this member owns, with each partition's number."""
         self._releasing: set[Assignment] = set()
-        """Of these, what the listener was told to give up, until the file says so, too."""
+        """The owned assignments that the listener was told to give up, until they are released in
+        the file."""
         self.commits = OffsetCommits(database, group, self.partition_numbers)
         self._other_members: list[MemberRow] = []
         self._suspected_since: dict[int, float] = {}
@@ -127,8 +128,8 @@ class Membership:
     # -- being a member
 
     def join(self) -> None:
-        """Become a member; the first plan comes with :meth:`heartbeat_and_plan`. A static member
-        takes its name over, with what the process before it had.
+        """Join the group; the first plan comes with :meth:`heartbeat_and_plan`. A static member
+        takes over its name, and the leases of the process that had it before.
 
         :raises NotFound: one of the topics does not exist.
         """
@@ -140,7 +141,7 @@ class Membership:
         self._notify_group()
 
     def heartbeat(self) -> None:
-        """Confirm the membership and what is still owned, without planning."""
+        """Confirm the membership and the leases still owned, without planning."""
         sent = self._clock.monotonic()
         with self._database.write(self._terms.safety_margin) as db:
             self._renew_row(db, sent)
@@ -150,7 +151,7 @@ class Membership:
     def heartbeat_and_plan(self, timeout: float) -> OwnershipChanges:
         """Confirm the membership, and plan again if anything has changed.
 
-        What is to be released stays owned until :meth:`release`.
+        A partition that is to be released stays owned until :meth:`release`.
 
         :param timeout: seconds to wait while others write.
         :raises MemberFenced: another process has this static member's name.
@@ -182,7 +183,7 @@ class Membership:
         return OwnershipChanges(lost, release, list(acquired))
 
     def release(self, assignments: Sequence[Assignment]) -> None:
-        """Let others have these. If that fails, the next step does it."""
+        """Release these assignments. If that fails, the next step does it."""
         self._releasing.update(assignments)
         for assignment in assignments:
             assignment.valid_until = EXPIRED
@@ -192,7 +193,7 @@ class Membership:
         self._notify_group()
 
     def abandon(self) -> None:
-        """Let the others find this member dead."""
+        """Drop this member's lock, so that the others find it dead."""
         self._locks.release(self._number)
 
     def leave(self) -> None:
@@ -201,7 +202,8 @@ class Membership:
             with self._database.write() as db:
                 delete_member(db, self.group, self._number)
         finally:
-            # Even if the file could not be written: the others see that the lock is free.
+            # This works even if the file could not be written: the others see that the lock is
+            # free.
             self._locks.release(self._number)
             self._discard_owned(list(self.partition_numbers))
             self._notify_group()
@@ -224,8 +226,8 @@ class Membership:
     ) -> Generator[tuple[SqliteConnection, _OwnNumber]]:
         """A transaction in which this member may get a new row, and with it a new number.
 
-        The new number counts once the row is in the file. If the transaction fails, somebody else
-        gets that number: its lock is free again, and this member keeps the number it had.
+        The new number is used once the row is in the file. If the transaction fails, another member
+        may get that number: its lock is released, and this member keeps the number it had.
         """
         own = _OwnNumber(self._number)
         try:
@@ -245,10 +247,10 @@ class Membership:
         return [row for row in member_rows(db, self.group) if row.number != own_number]
 
     def _next_number(self, db: SqliteConnection) -> int:
-        """A number for a new row; its lock is held before anybody can see the row.
+        """A number for a new row; its lock is held before any other member can see the row.
 
-        A number whose lock somebody holds is passed over: once that lock is dropped, the member
-        with this number would be taken for dead.
+        A number whose lock is held already is skipped: once that lock is dropped, the member with
+        this number would be taken for dead.
         """
         number = 0
         for _ in range(_MAX_HELD_NUMBERS):
@@ -286,12 +288,12 @@ class Membership:
         bump_generation(db, self.group)
 
     def _row_values(self, now: float) -> tuple[object, ...]:
-        """Group, topics, expiry and timeline, as they are stored."""
+        """The stored values of group, topics, expiry and timeline."""
         expiry = self._terms.expiry(now)
         return self.group, json.dumps(self._topics), expiry, timeline_of(self._clock)
 
     def _take_over_name(self, db: SqliteConnection, own: _OwnNumber) -> None:
-        """Join, and replace the member that has this one's name."""
+        """Join, and replace the member that has this one's static name."""
         rows = member_rows(db, self.group)
         self._insert_member(db, own)
         for row in rows:
@@ -304,13 +306,13 @@ class Membership:
                 )
 
     def _check_fenced(self, db: SqliteConnection) -> None:
-        """This member's row is gone: raise, if that is because another process has its name."""
+        """Raise if this member's row is gone because another process has taken its static name."""
         rows = self._read_other_members(db, self._number) if self._static_name else []
         if any(row.id == self._static_name for row in rows):
             raise member_fenced_error(self.group, self._static_name)
 
     def _renew_row(self, db: SqliteConnection, sent: float) -> bool:
-        # All of it, so that a damaged row is mended.
+        # All columns are written, so that a damaged row is repaired.
         db.execute(
             'UPDATE streams_members SET "group" = ?, topics = ?, expires = ?, timeline = ?'
             " WHERE no = ?",
@@ -319,7 +321,7 @@ class Membership:
         return db.changes() > 0
 
     def _delete_dead_members(self, db: SqliteConnection, own_number: int) -> bool:
-        """Delete the members that are dead; whether there were any."""
+        """Delete the members that are dead; returns whether there were any."""
         rows = self._read_other_members(db, own_number)
         dead = [row for row in rows if self._is_dead(row)]
         for row in dead:
@@ -342,7 +344,7 @@ class Membership:
     def _release_owned(
         self, db: SqliteConnection, own_number: int, assignments: Iterable[Assignment]
     ) -> bool:
-        """Release these; whether there were any."""
+        """Release these partitions; returns whether there were any."""
         owned = self.partition_numbers
         return self._release_numbers(db, own_number, [owned[a] for a in assignments if a in owned])
 
@@ -359,7 +361,7 @@ class Membership:
         return bool(numbers)
 
     def _owned_epochs(self, db: SqliteConnection, own_number: int) -> dict[int, int]:
-        """The epochs of what the file says is ours, by partition number."""
+        """The epochs of the partitions that this member owns according to the file, by number."""
         return dict(
             db.fetch_json(
                 "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0)))"
@@ -369,7 +371,7 @@ class Membership:
         )
 
     def _held(self, owned_epochs: Mapping[int, int]) -> dict[int, Assignment]:
-        """What this member knows to be its own, and the file says so, too."""
+        """The assignments that this member owns both to its own knowledge and in the file."""
         owned = list(self.partition_numbers.items())  # any thread may call it
         return {number: a for a, number in owned if owned_epochs.get(number) == a.epoch}
 
@@ -380,7 +382,7 @@ class Membership:
     def _plan(
         self, db: SqliteConnection, own_number: int, owned_epochs: dict[int, int], sent: float
     ) -> tuple[list[Assignment], dict[Assignment, int]]:
-        """What to release, and what was just acquired, with its partitions' numbers."""
+        """The assignments to release, and those just acquired, with their partitions' numbers."""
         rows = member_rows(db, self.group)
         topics = {row.number: row.topics for row in rows}
         numbers = partition_numbers(db, {topic for names in topics.values() for topic in names})
@@ -392,14 +394,14 @@ class Membership:
         held = self._held(owned_epochs)
         leases: dict[TopicPartition, Lease] = {}
         for number, epoch, owner in db.fetch_json(
-            # (A JSON array takes no blob, which anybody may have written there.)
+            # (A JSON array takes no blob, which another program may have written there.)
             "SELECT json_group_array(json_array(no, iif(typeof(epoch) = 'integer', epoch, 0),"
             " iif(typeof(owner) = 'integer', owner, 0))) FROM streams_places"
             ' WHERE "group" = ?',
             (self.group,),
         ):
             # Partitions that the file assigns to us without our knowledge (inherited, or from a
-            # commit of unknown outcome) are acquired anew; those of no member's row are free.
+            # commit of unknown outcome) are acquired again; those of no member's row are free.
             epoch = epoch if 0 < epoch < _MAX_EPOCH else 0
             if number in partitions_by_number:
                 is_owned = owner in topics
@@ -418,7 +420,7 @@ class Membership:
         inherited = [number for number in released if number not in held]
         self._release_numbers(db, own_number, inherited)
         release = [held[number] for number in released if number in held]
-        if release:  # what can be acquired is still there after that
+        if release:  # acquiring can wait until after that
             return release, {}
         return [], self._acquire(db, own_number, result.acquire, numbers, sent)
 
@@ -457,8 +459,8 @@ class Membership:
                 )
             progress = bytes.fromhex(progress).decode("ascii", "replace")
             committed[number] = Committed(position, progress)
-        # The member gets a position beyond its log's end as it is, and it is reset here: otherwise
-        # what is committed from now on would count as older.
+        # The member gets a position beyond its log's end unchanged, but it is reset here: otherwise
+        # commits from now on would count as older.
         db.execute(_RESET_BEYOND_END, (self.group, own_number))
         valid_until = self._terms.valid_until(sent)
         return {

@@ -1,6 +1,6 @@
-"""Committing a member's offsets: only what it owns, under its epoch, and never backwards.
+"""Commits a member's offsets: only of partitions it owns, under its epoch, and never backwards.
 
-The statement that writes names the owner and its epoch, so an owner that was thought dead can
+The statement that writes names the owner and its epoch, so an owner that others took for dead can
 commit nothing when it comes back.
 """
 
@@ -13,7 +13,7 @@ from streams.errors import Fenced
 from streams.log.protocol import Assignment, Commit
 from streams.log.sqlite.database import Database, SqliteConnection
 
-# Never backwards: a reset raises the epoch, so it is never undone by this either.
+# Never backwards. (Nor can a commit undo a reset, which raises the epoch.)
 _STORE_OFFSET = """
 UPDATE streams_places SET
     progress = CASE WHEN position > ?1 THEN progress ELSE ?2 END,
@@ -31,7 +31,7 @@ WHERE "group" = ? AND owner = ? AND no IN (SELECT value FROM json_each(?))
 class OffsetCommits:
     """The commits of one member (any thread).
 
-    :param numbers: what the member owns, with each partition's number; kept by
+    :param numbers: the assignments that the member owns, with each partition's number; kept by
         :class:`~streams.log.sqlite.membership.Membership`.
     """
 
@@ -42,9 +42,9 @@ class OffsetCommits:
         self.member_number = 0
         """The number of the member's row."""
         self._versions: dict[Assignment, int] = {}
-        """Of the last commit of each."""
+        """The version of each assignment's last commit."""
         self.was_refused = False
-        """A commit was refused, so a partition was lost since the last heartbeat."""
+        """Whether a commit was refused, as a partition was lost since the last heartbeat."""
 
     def forget(self, assignment: Assignment) -> None:
         """Forget an assignment that the member no longer owns."""
@@ -53,9 +53,9 @@ class OffsetCommits:
     def commit(
         self, commits: Iterable[Commit], *, sync: bool = True, timeout: float | None = None
     ) -> None:
-        """Store the positions of what is owned; what is not is left out.
+        """Store the positions of the owned assignments; others are left out.
 
-        :param sync: as :meth:`Database.write` says.
+        :param sync: see :meth:`Database.write`.
         :param timeout: seconds to wait while others write, instead of the URL's.
         """
         written: list[Commit] = []
@@ -93,7 +93,7 @@ class OffsetCommits:
     def find_lost(
         self, db: SqliteConnection, assignments: Iterable[Assignment]
     ) -> dict[Assignment, Fenced]:
-        """Which of these the member does not own any more, within a transaction."""
+        """The assignments among these that the member no longer owns, within a transaction."""
         numbers = {each: self._partition_numbers.get(each) for each in assignments}
         wanted = json.dumps([each for each in numbers.values() if each is not None])
         owned = {
@@ -109,7 +109,7 @@ class OffsetCommits:
         }
 
     def _lost(self, assignment: Assignment) -> Fenced:
-        """Note that an assignment was lost; the error that says so."""
+        """Note that an assignment was lost; returns the error that says so."""
         self.was_refused = True
         assignment.valid_until = float("-inf")
         return Fenced(
@@ -118,7 +118,8 @@ class OffsetCommits:
         )
 
     def mark_committed(self, commits: Iterable[Commit]) -> None:
-        """Remember that these are in the file. To be called before anybody else may write."""
+        """Note that these commits are in the file. Must be called before another thread may
+        write."""
         for commit in commits:
             if commit.assignment in self._partition_numbers:
                 self._versions[commit.assignment] = commit.version

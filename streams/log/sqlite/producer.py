@@ -35,11 +35,11 @@ FROM json_each(?) AS u WHERE no = u.value ->> 3
 
 
 WriteCheck = Callable[[SqliteConnection], None]
-"""Called in a transaction before it writes; raises where nothing of it may be written."""
+"""Called in a transaction before it writes; raises if nothing of it may be written."""
 
 
 class _Append(NamedTuple):
-    """What goes to one partition: which records, as which blocks."""
+    """The part of an append that goes to one partition: the records' indexes, and their blocks."""
 
     partition: int
     indexes: Sequence[int]
@@ -47,7 +47,7 @@ class _Append(NamedTuple):
 
 
 class WrittenRun(NamedTuple):
-    """Where a run of blocks was written, and the time that its messages have."""
+    """The place of a run of blocks that was written, and the time of its messages."""
 
     first_offset: int
     time: int
@@ -90,7 +90,7 @@ class Writer:
     ) -> None:
         """See :data:`streams.log.protocol.AppendAsOwners`.
 
-        :param offsets: of the member whose assignments these are.
+        :param offsets: the commits of the member that owns the assignments.
         """
         fenced: dict[Assignment, Fenced] = {}
 
@@ -131,7 +131,7 @@ class Writer:
     def append_within(
         self, db: SqliteConnection, topic: str, records: Sequence[Record]
     ) -> list[Position]:
-        """Write records in a transaction that somebody else has open; all of them, or none.
+        """Write records in a transaction that the caller has open: all of them, or none.
 
         :raises LogError: one of them cannot be written, or there is no such topic.
         """
@@ -152,7 +152,7 @@ class Writer:
         raise NotFound(f"topic {topic!r} is being deleted")
 
     def trim(self, topics: Iterable[str]) -> None:
-        """Delete what these topics keep no longer, where that is due."""
+        """Trim these topics, where that is due."""
         for topic in topics:
             self._trimmer.trim_if_due(topic)
 
@@ -181,7 +181,7 @@ class Writer:
     def _split_outputs(
         self, outputs: Sequence[tuple[str, Record]], by_topic: Mapping[str, Sequence[int]]
     ) -> tuple[dict[str, list[tuple[int, Sequence[EncodedBlock]]]], dict[int, LogError]]:
-        """By topic the runs of blocks, and which records cannot be written."""
+        """The runs of blocks by topic, and the records that cannot be written."""
         found: dict[str, list[tuple[int, Sequence[EncodedBlock]]]] = {}
         refused: dict[int, LogError] = {}
         for topic, indexes in by_topic.items():
@@ -202,8 +202,8 @@ class Writer:
         offsets: OffsetCommits,
         commits: Sequence[Commit],
     ) -> bool:
-        """One transaction; False, and nothing of it, where a topic's partitions are others by
-        now."""
+        """Write all in one transaction; returns False, with nothing written, if a topic has other
+        partitions by now."""
         now = int(self._database.clock.time() * 1e6)
         stored: list[Commit] = []
         try:
@@ -269,7 +269,7 @@ class Writer:
     def _write(
         self, topic: str, numbers: list[int], appends: list[_Append], check: WriteCheck | None
     ) -> list[int] | None:
-        """The first offset of each run; None if the topic's partitions are others by now."""
+        """The first offset of each run; None if the topic has other partitions by now."""
         if not appends:
             return []
         runs = [(numbers[run.partition], run.blocks) for run in appends]
@@ -306,7 +306,7 @@ class Writer:
         return outcomes
 
     def flush(self, timeout: float) -> None:
-        """Wait for the appends of other threads: each of them holds the lock."""
+        """Wait for the appends of other threads, by taking the lock that each of them holds."""
         self._database.shared_file.write_lock.acquire(timeout)
         self._database.shared_file.write_lock.release()
 
@@ -319,7 +319,7 @@ def write_blocks(
 ) -> list[WrittenRun] | None:
     """Write blocks at the ends of partitions, within a transaction.
 
-    :param runs: partition numbers, each once, and what goes there.
+    :param runs: partition numbers, each once, and the blocks for each.
     :param now: microseconds since the epoch; times of a partition never go back.
     :returns: None if the topic has other partitions than these by now.
     """
@@ -362,9 +362,9 @@ def write_blocks(
 
 
 def _merge_small_blocks(db: SqliteConnection, partition_number: int, count: int) -> None:
-    """Make one block of the last ``count`` of a partition, all small.
+    """Merge the last ``count`` blocks of a partition, all of them small, into one.
 
-    Otherwise a publisher of single messages would leave a reader one block for each.
+    Otherwise a publisher of single messages would leave one block per message to the readers.
     """
     rows = db.fetch_rows(
         "SELECT place, count, time, data FROM streams_blocks"

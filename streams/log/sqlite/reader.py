@@ -1,4 +1,4 @@
-"""Reading one partition, and looking up offsets in it."""
+"""Reads one partition, and looks up offsets in it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from streams.log.sqlite.schema import OFFSET_MASK, block_key
 from streams.log.sqlite.shared_file import SharedFile, topic_event
 
 _LARGE_BLOCK = 2 * blocks.BLOCK_BYTES
-"""A block larger than this is read by itself, if it is the first that is to be returned."""
+"""A block of more bytes is read by itself, if it is the first to be returned."""
 
 _MAX_BLOCKS = 64
 """Blocks fetched at once, at most."""
 
 _SIZED_BLOCKS = 64
-"""Blocks by which the size of a partition is estimated."""
+"""Blocks from which the size of a partition is estimated."""
 
 # The blocks from the one that holds an offset on, in one row and so in one step (see blocks.py):
 # a list of them, and the data of all, one after the other. A large one is listed without its data.
@@ -45,7 +45,7 @@ FROM (
 
 
 class _BlockRow(NamedTuple):
-    """A block as it is listed."""
+    """A block in the list of :class:`PartitionCursor`'s query."""
 
     key: int
     messages: int
@@ -61,7 +61,7 @@ class PartitionCursor:
         self.position = position
         self._buffered: BlockSlice | None = None
         self._messages_per_block = 1
-        """The mean of the blocks that were read last."""
+        """The mean number of messages in the blocks that were read last."""
 
     @property
     def has_buffered(self) -> bool:
@@ -138,14 +138,14 @@ class PartitionCursor:
         }
         cursor = db.execute(_SELECT_BLOCKS, bindings)
         listed, data = next(cursor)
-        cursor.close(True)  # not asking for a second row, of which there is none, saves a step
+        cursor.close(True)  # not fetching a second row, which does not exist, saves a step
         found = [_BlockRow(*row) for row in json.loads(listed)]
         if found:
             self._messages_per_block = max(1, sum(row.messages for row in found) // len(found))
         return found, memoryview(data or b"")
 
     def _cut(self, block_slice: BlockSlice, end: int, limit: int) -> BlockSlice:
-        """The messages of a block from the position on, which moves behind them."""
+        """The messages of a block from the position on; advances the position."""
         first, count = block_slice.first_offset, len(block_slice.block.ids)
         low = max(0, self.position - first)
         high = min(count, end - first, low + limit)
@@ -156,7 +156,7 @@ class PartitionCursor:
 
 
 class ChangeWaiter:
-    """Waiting for what others write, in this process or another one. Used by one thread at a time.
+    """Waits for changes by others, in this process or another one. Used by one thread at a time.
 
     Within the process the writer sets our event. Other processes' commits show in SQLite's
     ``data_version``, which costs a few microseconds to read; the longer nothing happens, the less
@@ -175,14 +175,14 @@ class ChangeWaiter:
         shared.watch(keys, self.event)
 
     def has_changed(self, db: SqliteConnection) -> bool:
-        """Whether anybody else wrote since the last call."""
+        """Whether another thread or process wrote since the last call."""
         version = db.fetch_rows("PRAGMA data_version")[0][0]
         changed: bool = version != self._version
         self._version = version
         return changed
 
     def wait(self, db: SqliteConnection, seconds: float) -> bool:
-        """Block until something has changed or real ``seconds`` are over; whether it has.
+        """Block until the file has changed or real ``seconds`` are over; returns whether it has.
 
         Call it only after reading the state that may change.
         """
@@ -204,7 +204,7 @@ class ChangeWaiter:
 
 
 class PartitionRow(NamedTuple):
-    """A partition as the file has it."""
+    """A partition's row in the file."""
 
     number: int
     first_offset: int
@@ -224,8 +224,8 @@ def partition_row(db: SqliteConnection, topic: str, partition: int) -> Partition
 
 
 def partition_bytes(db: SqliteConnection, topic: str, partition: int) -> int:
-    """About how many bytes a partition's messages take, by the newest :data:`_SIZED_BLOCKS` blocks,
-    of which the lengths alone are read.
+    """About how many bytes a partition's messages take, estimated from the lengths of the newest
+    :data:`_SIZED_BLOCKS` blocks.
 
     :raises NotFound: there is no such topic, or it has fewer partitions.
     """
@@ -282,7 +282,7 @@ class SqliteReader:
     """Reads one partition, outside any group."""
 
     _READ_BYTES = 4 << 20
-    """Bytes read at once, about."""
+    """About how many bytes are read at once."""
 
     def __init__(
         self, database: Database, topic: str, partition: int, start: int, end: int
@@ -340,5 +340,5 @@ class SqliteReader:
             changes.close()
 
     def close(self) -> None:
-        """Drop what the reader keeps in memory."""
+        """Drop the blocks that the reader keeps in memory."""
         self._cursor.drop_buffered()

@@ -1,12 +1,12 @@
-"""Trimming: dropping what is both older than the topic's retention and settled by every group.
+"""Trimming: drops messages that are older than the topic's retention and settled by every group.
 
-After an append and at a member's heartbeat a bounded number of blocks is dropped, so that nobody
-waits long for the lock. What a group has not settled stays, and so does what its dedup window is
-rebuilt from (as many messages below its position).
+After an append and at a member's heartbeat a bounded number of blocks is dropped, so that no writer
+waits long for the lock. Messages that a group has not settled stay, and so do those from which its
+dedup window is rebuilt (as many messages below its position).
 
-The pages that become free are used again by the next messages. Where they are many, the file
-gives some back to the file system (``auto_vacuum = INCREMENTAL``, which only a file that this
-package has created has).
+The freed pages are used again by the next messages. If there are many, the file gives some back to
+the file system (``auto_vacuum = INCREMENTAL``, which only a file that this package has created
+has).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _CHECK_INTERVAL = 0.1
 """Real seconds between two checks of a topic, at least, unless the clock was advanced."""
 
 _UNBOUNDED_CHECK_INTERVAL = 1.0
-"""The same of a topic that keeps everything."""
+"""Real seconds between two checks of a topic that keeps everything, at least."""
 
 _MIN_SURPLUS = 100
-"""Messages above the bound, at least, for which a transaction is worth its cost."""
+"""The fewest messages above the bound for which a transaction is worth its cost."""
 
 _LOCK_TIMEOUT = 0.05
 """Seconds to wait for the lock: the next append or heartbeat tries again."""
@@ -65,7 +65,7 @@ class _TrimPoint(NamedTuple):
 
 
 class _LastCheck(NamedTuple):
-    """When a topic was checked, on the log's clock, and is to be checked again, in real time."""
+    """When a topic was last checked, on the log's clock, and is next checked, in real time."""
 
     next_due: float = 0.0
     clock: float = float("-inf")
@@ -80,7 +80,8 @@ class Trimmer:
         self._checks: dict[str, _LastCheck] = {}
 
     def trim_if_due(self, topic: str) -> None:
-        """Trim a little if it is time; appends and heartbeats call it as often as they like."""
+        """Trim a bounded number of blocks if a check is due; every append and heartbeat calls
+        it."""
         if self._database.settings.mode == "ro":
             return
         began, clock = time.monotonic(), self._database.clock.monotonic()
@@ -92,8 +93,8 @@ class Trimmer:
         try:
             pause = self.trim(topic)
         except LogError:
-            # What the caller did has succeeded; if the file is broken, the next append or heartbeat
-            # fails.
+            # The caller's own operation has succeeded; if the file is broken, the next append or
+            # heartbeat fails.
             return
         took = time.monotonic() - began
         with self._lock:
@@ -101,9 +102,9 @@ class Trimmer:
             self._checks[topic] = _LastCheck(next_due, clock)
 
     def trim(self, topic: str) -> float:
-        """Drop some of what may be dropped, and shorten the file.
+        """Drop a bounded number of the blocks that may be dropped, and shorten the file.
 
-        :returns: real seconds after which to check again, 0 if there is more to do.
+        :returns: real seconds until the next check, 0 if there is more to do.
         """
         database = self._database
         with database.read(snapshot=True) as db:
@@ -152,7 +153,7 @@ class Trimmer:
                     db.execute("DELETE FROM streams_partitions WHERE no = ?", (number,))
 
     def _delete_histories(self, db: SqliteConnection, number: int) -> bool:
-        """Delete some of a deleted partition's histories; whether there may be more."""
+        """Delete some of a deleted partition's histories; returns whether there may be more."""
         if not self._database.has_event_tables:
             return False
         for table in EVENT_TABLE_NAMES:
@@ -173,7 +174,8 @@ class Trimmer:
         return rows[0] if rows else (None, None)
 
     def _trim_points(self, db: SqliteConnection, topic: str) -> tuple[list[_TrimPoint], bool]:
-        """The new first offset of each partition that can be trimmed; whether that is not all."""
+        """The new first offset of each partition that can be trimmed, and whether there is more to
+        trim."""
         seconds, messages = self._retention(db, topic)
         if (seconds, messages) == (None, None):
             return [], False
@@ -207,7 +209,7 @@ class Trimmer:
 
 
 def _should_vacuum(db: SqliteConnection) -> bool:
-    """Whether much of the file is free, and can be given back."""
+    """Whether so much of the file is free that pages should be given back."""
     free = db.fetch_rows("PRAGMA freelist_count")[0][0]
     return bool(
         free > _MIN_FREE_PAGES

@@ -7,7 +7,7 @@ left to the user, and the schema's version is in a table of ours.
   ``no << 40 | offset``, so that a partition is one range of the table. A partition number is never
   used again, not even after a topic was deleted.
 * Times are integers of microseconds since the epoch and never go back within a partition.
-* ``streams_places`` holds a group's position in a partition and who owns it there. The epoch
+* ``streams_places`` holds a group's position in a partition and the partition's owner. The epoch
   outlives every owner; it has no expiry, as a lease lasts as long as its owner's row in
   ``streams_members``.
 * ``generation`` changes whenever members should plan again: one joined or left, a partition was
@@ -131,8 +131,9 @@ CREATE TABLE IF NOT EXISTS streams_snapshots (
     PRIMARY KEY (no, key, fingerprint)
 ) WITHOUT ROWID;
 """
-"""Histories (:mod:`streams.log.events`). The messages of an event topic stand in blocks as those of
-any topic; ``streams_events`` has them again by key, so that a history is one range of a table."""
+"""Histories (:mod:`streams.log.events`). The messages of an event topic are stored in blocks like
+those of any topic; ``streams_events`` has them again by key, so that a history is one range of a
+table."""
 
 EVENT_TABLE_NAMES: Final = (
     "streams_events",
@@ -141,7 +142,7 @@ EVENT_TABLE_NAMES: Final = (
     "streams_snapshots",
     "streams_histories",
 )
-"""Those that have rows of a partition."""
+"""The event tables whose rows belong to a partition."""
 
 DOCUMENT_TABLES: Final = """
 CREATE TABLE IF NOT EXISTS streams_checkpoints (
@@ -183,7 +184,8 @@ SELECT c."group" AS group_name, p.topic AS topic, p.partition AS partition,
 FROM streams_places AS c JOIN streams_partitions AS p ON p.no = c.no
 WHERE c.position IS NOT NULL AND p.topic <> '';
 """
-"""What others may read: these names and columns stay (docs/sqlite.md), the tables may change."""
+"""The views that other programs may read: these names and columns stay (docs/sqlite.md), the tables
+may change."""
 
 
 def block_key(partition_number: int, offset: int) -> int:

@@ -20,7 +20,7 @@ and the ID of a record must fit into the same row."""
 
 _OPTIONS = ("synchronous", "lease", "timeout", "max_record", "mode")
 _MODES: tuple[OpenMode, ...] = ("ro", "rw", "rwc")
-"""What allows less comes first."""
+"""The modes, from the most restrictive on."""
 _PRAGMAS = ("cache_size", "journal_size_limit", "mmap_size", "temp_store", "wal_autocheckpoint")
 
 
@@ -28,15 +28,15 @@ _PRAGMAS = ("cache_size", "journal_size_limit", "mmap_size", "temp_store", "wal_
 class Settings:
     """A SQLite log's file and options.
 
-    :param path: the file, absolute.
+    :param path: the file's absolute path.
     :param synchronous: ``full``: an append is on the disk when it is acknowledged. ``normal``: it
         survives a killed process, a power cut may take the last ones.
-    :param terms: how long a member owns its partitions without confirming it.
+    :param terms: how long a member owns its partitions without confirming its membership.
     :param write_timeout: seconds to wait while another process or thread writes.
     :param max_record: bytes of key and value that one record may have.
     :param pragmas: SQLite's own settings, for every connection.
-    :param mode: ``ro``: only look, nothing is changed and no file is made. ``rw``: use the file
-        that is there. ``rwc``: make it, if there is none.
+    :param mode: ``ro``: read only, nothing is changed and no file is created. ``rw``: use an
+        existing file. ``rwc``: create the file if it does not exist.
     """
 
     path: str
@@ -53,14 +53,14 @@ def read_settings(request: OpenRequest) -> Settings:
 
     Three slashes: relative to the working directory; four: absolute.
 
-    :raises ConfigError: it cannot be used, and what to write instead.
+    :raises ConfigError: the URL cannot be used; the message says what to write instead.
     """
     url = parse(request.url)
     options = request.options
     for name in options:
         if name not in _OPTIONS:
             shown = url.display_name(name)
-            # Of a name that may be a part of a secret nothing is said.
+            # A name that may be a part of a secret gets no suggestion.
             meant = close_match(name, _OPTIONS) if shown == repr(name) else None
             hint = "" if meant is None else f"did you mean {meant!r}? "
             raise ConfigError(
@@ -95,7 +95,7 @@ def read_settings(request: OpenRequest) -> Settings:
 
 
 def _open_mode(url: Url, options: Mapping[str, str], requested: OpenMode) -> OpenMode:
-    """What both the URL and the opener allow."""
+    """The mode that both the URL and the opener allow."""
     text = options.get("mode", "rwc")
     for mode in _MODES:
         if mode == text:

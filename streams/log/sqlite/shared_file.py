@@ -1,8 +1,8 @@
-"""What the logs of one process on one file share: the write lock, events, the members' locks.
+"""Shared by the logs of one process on one file: the write lock, wakeups, the members' locks.
 
-SQLite lets one connection write at a time; the others sleep and try again. Inside a process a lock
-in front of it lets the next one write at once. And an append wakes the pollers of its own process
-directly; those of other processes read ``PRAGMA data_version``.
+SQLite lets one connection write at a time; the others sleep and try again. Inside a process an
+additional lock lets the next writer go on at once. And an append wakes the pollers of its own
+process directly; those of other processes read ``PRAGMA data_version``.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ logger = get_logger("streams")
 
 
 class WriteLock:
-    """Lets one thread of this process write. May be released by another thread."""
+    """Lets one thread of this process write at a time. Another thread may release it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._holder: Holder | None = None
-        """The transaction of a user's that holds the lock, if one does."""
+        """The user's transaction that holds the lock, if one does."""
 
     def acquire(self, timeout: float, holder: Holder | None = None) -> None:
         """Wait for the lock.
 
-        :param holder: it is for a transaction of a user's, which may last.
+        :param holder: the user's transaction that takes the lock, and may hold it for long.
         :raises Unavailable: ``timeout`` seconds have passed; or such a transaction is open in the
             very thread or context that asks.
         """
@@ -51,7 +51,7 @@ class WriteLock:
         self._holder = holder
 
     def release(self) -> None:
-        """Let the next one write."""
+        """Let the next thread write."""
         self._holder = None
         self._lock.release()
 
@@ -59,22 +59,22 @@ class WriteLock:
 class Holder:
     """A user's transaction that has the write lock.
 
-    :param name: what it is called in errors.
+    :param name: the transaction's name in errors.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.thread: int | None = threading.get_ident()
-        """The thread that began it, where only that one uses it."""
+        """The thread that began it, if only that thread uses it."""
 
     def is_ours(self) -> str:
-        """Where it is open: in this thread, or in this context; empty: elsewhere."""
+        """Where the transaction is open: in this thread, or in this context; empty: elsewhere."""
         if self.thread == threading.get_ident():
             return "in this thread"
         return "here" if _holder_of_context.get() is self else ""
 
     def claim_context(self) -> None:
-        """It is of this context, and of tasks and threads that begin with a copy of it."""
+        """Bind it to this context, and to tasks and threads that begin with a copy of it."""
         _holder_of_context.set(self)
 
 
@@ -82,7 +82,7 @@ _holder_of_context: ContextVar[Holder | None] = ContextVar("streams-file-holder"
 
 
 class SharedFile:
-    """One file as one process shares it, from :meth:`acquire` to :meth:`release`."""
+    """The state that one process shares for one file, from :meth:`acquire` to :meth:`release`."""
 
     _instances: ClassVar[dict[str, SharedFile]] = {}
     _instances_lock: ClassVar[threading.Lock] = threading.Lock()
@@ -98,9 +98,9 @@ class SharedFile:
     def acquire(cls, path: str, *, may_create: bool = True, purpose: str = "log") -> SharedFile:
         """This process's instance for a file.
 
-        :param may_create: make the file, if there is none.
-        :param purpose: what a new file is called in the log.
-        :raises NotFound: there is none, and it is not to be made.
+        :param may_create: create the file, if it does not exist.
+        :param purpose: what a new file is for, in the line that is logged about it.
+        :raises NotFound: the file does not exist, and may not be created.
         """
         path = os.path.realpath(path)
         with cls._instances_lock:
@@ -117,7 +117,7 @@ class SharedFile:
             return shared
 
     def release(self) -> None:
-        """Use it no longer; its last user closes the members' locks."""
+        """Stop using it; the last user's release closes the members' locks."""
         with SharedFile._instances_lock:
             self._users -= 1
             if self._users == 0:
@@ -140,7 +140,7 @@ class SharedFile:
                 self._watchers[key] = self._watchers.get(key, set()) | {event}
 
     def unwatch(self, event: threading.Event) -> None:
-        """Never set it again."""
+        """Stop setting ``event``."""
         with SharedFile._instances_lock:
             left = {key: events - {event} for key, events in self._watchers.items()}
             self._watchers = {key: events for key, events in left.items() if events}

@@ -1,8 +1,8 @@
 """A member of a group that polls what it owns.
 
-The thread that polls does everything but commits and handlers' transactions, which may come from
-any thread: it reads messages, renews the membership, notices what others have changed, and calls
-the listener.
+The thread that polls does everything except commits and handlers' transactions, which may come from
+any thread: it reads messages, renews the membership, notices others' changes, and calls the
+listener.
 
 The partitions' ends are cached, and read again only when SQLite says that the file has changed, so
 that a thousand idle partitions cost as much as one.
@@ -48,14 +48,14 @@ _CHANGE_CHECK_INTERVAL = 0.05
 """Real seconds between two checks whether the file has changed, while there is enough to read."""
 
 _SUBMIT_TIMEOUT = 0.02
-"""Seconds that an asynchronous commit waits while others write: the next one comes soon."""
+"""Seconds that an asynchronous commit waits while others write; the next commit follows soon."""
 
 _MAX_BUFFERED = 16
 """Partitions of which a part of a block is kept in memory, at most."""
 
 
 class _OwnedPartition(PartitionCursor):
-    """What a subscription reads of one assignment."""
+    """An assignment, with the subscription's cursor in it."""
 
     def __init__(self, assignment: Assignment, number: int) -> None:
         super().__init__(number, assignment.position)
@@ -158,7 +158,7 @@ class SqliteSubscription(Subscription):
         return batches
 
     def _limit_buffered(self, owned: _OwnedPartition) -> None:
-        """Keep the rest of a block that was not taken whole in memory, but few of them."""
+        """Limit the partly read blocks that are kept in memory."""
         self._buffered.discard(owned)
         if owned.has_buffered:
             if len(self._buffered) < _MAX_BUFFERED:
@@ -199,7 +199,7 @@ class SqliteSubscription(Subscription):
             self._update_membership()
 
     def _refresh_ends(self) -> None:
-        """Read the group's generation and the partitions' ends: one row a topic."""
+        """Read the group's generation and the partitions' ends: one row per topic."""
         changed: dict[str, dict[int, int]] = {}
         for topic, generation, ends in self._connection.fetch_rows(
             f"SELECT t.value, ({SELECT_GENERATION}),"  # noqa: S608 - our own statement
@@ -228,7 +228,7 @@ class SqliteSubscription(Subscription):
     def _update_membership(self) -> None:
         settings, now = self._database.settings, self._clock.monotonic()
         terms = settings.terms
-        # While ownership is certain, reading goes on instead of waiting for a writer.
+        # While ownership is certain, reading continues instead of waiting for a writer.
         is_certain = bool(self._owned) and self._is_ownership_certain(now)
         try:
             changes = self._membership.heartbeat_and_plan(
@@ -251,7 +251,7 @@ class SqliteSubscription(Subscription):
             self._trimmer.trim_if_due(topic)
 
     def _is_ownership_certain(self, now: float) -> bool:
-        """Whether what was confirmed last still holds."""
+        """Whether the last confirmation still holds."""
         return all(now < each.valid_until for each in self._membership.partition_numbers)
 
     def _tell_lost(self, lost: Sequence[Assignment]) -> None:
@@ -283,7 +283,7 @@ class SqliteSubscription(Subscription):
                 self._owned[assignment].position = assignment.position
             self._end_offsets.clear()
             self._is_current = False
-            # What was trimmed may still be in the file, within a block.
+            # Trimmed messages may still be in the file, within a block.
             first_offsets: dict[int, int] = dict(
                 self._connection.fetch_json(
                     "SELECT json_group_array(json_array(no, first)) FROM streams_partitions"
@@ -309,7 +309,8 @@ class SqliteSubscription(Subscription):
             self._membership.commits.commit(commits)
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        """Store these positions without waiting for the disk, nor for long while others write."""
+        """Store these positions without waiting for the disk, and not for long while others
+        write."""
         try:
             self._membership.commits.commit(commits, sync=False, timeout=_SUBMIT_TIMEOUT)
         except Unavailable:
@@ -332,7 +333,7 @@ class SqliteSubscription(Subscription):
     def keep_alive(self) -> None:
         """Stay a member without polling.
 
-        :raises Unavailable: the file cannot be written, and ownership has run out meanwhile.
+        :raises Unavailable: the file cannot be written, and ownership has expired meanwhile.
         """
         now = self._clock.monotonic()
         if now < self._heartbeat_due:
@@ -384,7 +385,7 @@ class SqliteSubscription(Subscription):
                 self._release_resources()
 
     def abandon(self) -> None:
-        """The log is being closed under it."""
+        """Give up the membership: the log is being closed while the subscription is open."""
         self._closed = True
         self._membership.abandon()
         self._release_resources()

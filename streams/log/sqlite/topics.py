@@ -33,8 +33,8 @@ class Topics:
         self._trimmer = trimmer
 
     def create_topic(self, topic: str, partitions: int, retention: Retention) -> TopicInfo:
-        """See :meth:`streams.log.protocol.Log.create_topic`; a retention that is given replaces
-        that of a topic that exists."""
+        """See :meth:`streams.log.protocol.Log.create_topic`; a given retention replaces that of an
+        existing topic."""
         _check_new(topic, partitions)
         try:
             found = self.describe_topic(topic)
@@ -78,7 +78,8 @@ class Topics:
         return found
 
     def _wake(self, groups: Sequence[str]) -> None:
-        """Have their members plan now: one of them may have waited for a topic that is there."""
+        """Make these groups' members plan now: one of them may have waited for a topic that now
+        exists."""
         self._database.shared_file.notify([group_event(group) for group in groups])
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
@@ -104,9 +105,9 @@ class Topics:
             return [name for (name,) in db.fetch_rows("SELECT name FROM streams_topics ORDER BY 1")]
 
     def incarnation(self, topic: str) -> str:
-        """See :meth:`streams.log.protocol.Log.incarnation`: the file's own number, which it gets
+        """See :meth:`streams.log.protocol.Log.incarnation`: the file's own number, which is created
         when it is first asked for, and that of the topic's first partition, which is never used
-        again. Who only looks at a file without a number takes 0 for it."""
+        again. A read-only log takes 0 for a file without a number."""
         select = "SELECT value FROM streams_meta WHERE name = 'file'"
         with self._database.read() as db:
             _require_topic(db, topic)
@@ -153,7 +154,7 @@ class Topics:
 
 
 def _check_new(topic: str, partitions: int) -> None:
-    """See that there could be such a topic."""
+    """Check that the topic can be created."""
     check_topic(topic)
     if not 1 <= partitions <= _MAX_PARTITIONS:
         raise ConfigError(
@@ -199,12 +200,12 @@ def _set_retention(db: SqliteConnection, topic: TopicInfo, retention: Retention)
 def _insert_topic(
     db: SqliteConnection, topic: str, partitions: int, retention: Retention
 ) -> list[str]:
-    """A new topic; the groups whose members may have waited for it."""
+    """Insert a new topic; returns the groups whose members may have waited for it."""
     db.execute(
         "INSERT INTO streams_topics VALUES (?, ?, ?, ?)",
         (topic, partitions, retention.seconds, retention.messages),
     )
-    # A topic's numbers follow each other.
+    # A topic's partition numbers are consecutive.
     ((last,),) = db.fetch_rows(
         "UPDATE streams_meta SET value = value + ? WHERE name = 'partitions' RETURNING value",
         (partitions,),

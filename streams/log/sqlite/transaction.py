@@ -1,11 +1,12 @@
-"""A user's own SQL, committed together with something of the log's.
+"""A user's own SQL, committed together with a write of the log.
 
 Either both are in the file or neither is. Two such transactions exist:
 
 * :class:`SqliteTransaction` is a handler's (``message.transaction``): its rows are committed with
-  the position of what it handled, so an effect that is rows of this file happens exactly once;
-* :class:`SqliteFileTransaction` is anybody's (``app.transaction()``): its rows are committed with
-  the messages that were published in it.
+the position of the messages it handled, so an effect that is rows of this file happens exactly
+once;
+* :class:`SqliteFileTransaction` is for any code (``app.transaction()``): its rows are committed
+with the messages that were published in it.
 
 SQLite has one writer at a time: from its beginning to its end a transaction blocks all other
 writers of the file, publishers and other handlers included. Keep it short.
@@ -34,7 +35,7 @@ from streams.message import Position, Record
 
 _RESERVED_PREFIX = "streams_"
 
-# The actions of SQLite's authorizer that change something. The name of a table comes first or
+# The actions of SQLite's authorizer that write. The name of a table comes first or
 # second, depending on the action.
 _WRITE_ACTIONS = frozenset(
     (
@@ -49,18 +50,18 @@ _WRITE_ACTIONS = frozenset(
 
 
 class TransactionConnection(GuardedConnection):
-    """A connection that refuses what must not be done in a user's transaction.
+    """A connection that refuses statements that are forbidden in a user's transaction.
 
     SQLite asks when it prepares a statement, not when it runs one that was prepared before. So our
     own BEGIN, COMMIT and ROLLBACK are kept out of the connection's cache.
     """
 
     place: ClassVar[str]
-    """Where its statements run."""
+    """Where the statements run, for errors."""
     ending: ClassVar[str]
     """Why BEGIN, COMMIT and ROLLBACK are refused."""
     is_trusted = False
-    """Our own statements are not refused."""
+    """Whether the log's own statement runs now, which is not refused."""
 
     @override
     def refuse(self, action: int, first: str | None, second: str | None) -> str:
@@ -83,7 +84,7 @@ class TransactionConnection(GuardedConnection):
 
 
 class HandlerConnection(TransactionConnection):
-    """Of ``message.transaction``."""
+    """The connection of ``message.transaction``."""
 
     caller = "message.transaction"
     place = "a handler's transaction"
@@ -94,7 +95,7 @@ class HandlerConnection(TransactionConnection):
 
 
 class FileConnection(TransactionConnection):
-    """Of ``app.transaction()``."""
+    """The connection of ``app.transaction()``."""
 
     caller = "app.transaction()"
     place = "app.transaction()"
@@ -109,10 +110,10 @@ ConnectionT = TypeVar("ConnectionT", bound=TransactionConnection)
 
 
 class _UserTransaction(Generic[ConnectionT]):
-    """What both have in common: it begins with its first statement, at the latest."""
+    """The common part of both transactions: each begins with its first statement, at the latest."""
 
     what_ended: ClassVar[str]
-    """Why it has ended, if it was not by itself."""
+    """Why the transaction has ended, if SQLite did not end it."""
 
     def __init__(self, database: Database, pool: ConnectionPool[ConnectionT], caller: str) -> None:
         self._database = database
@@ -122,14 +123,14 @@ class _UserTransaction(Generic[ConnectionT]):
         self._ended = False
 
     def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        """Run one statement; the rows it returns.
+        """Run one statement, and return its rows.
 
         :param parameters: a sequence for ``?``, a mapping for ``:name``.
-        :raises ConfigError: it is more than one statement, would end the transaction, or would
+        :raises ConfigError: ``sql`` is more than one statement, would end the transaction, or would
             change the log's own tables.
         :raises Unavailable: others have been writing for too long, or the disk is full.
-        :raises LogError: SQLite refuses it, and its own exception is the cause. The transaction
-            goes on, unless the message says that nothing is left of it.
+        :raises LogError: SQLite refuses the statement; its own exception is the cause. The
+            transaction goes on, unless the message says that it was rolled back.
         """
         connection = self._begin()
         try:
@@ -148,7 +149,7 @@ class _UserTransaction(Generic[ConnectionT]):
         self._ended = True
 
     def __del__(self) -> None:
-        # A transaction that is never ended would block all writers for ever.
+        # A transaction that never ends would block all writers for ever.
         self.rollback()
 
     def _holder(self) -> Holder:
@@ -213,7 +214,7 @@ class SqliteTransaction(_UserTransaction[HandlerConnection], Transaction):
     def commit(self, commits: Sequence[Commit]) -> None:
         """See :meth:`streams.log.protocol.Transaction.commit`.
 
-        :raises OutcomeUnknown: the disk failed in the middle of it.
+        :raises OutcomeUnknown: the disk failed in the middle of the commit.
         """
         connection = self._begin()
         connection.is_trusted = True
@@ -229,7 +230,8 @@ class SqliteTransaction(_UserTransaction[HandlerConnection], Transaction):
 
 
 class SqliteFileTransaction(_UserTransaction[FileConnection], FileTransaction):
-    """SQL of the user's and messages. It has begun once it is made; one thread at a time."""
+    """A transaction of the user's SQL and messages. It begins when it is created; one thread at a
+    time."""
 
     what_ended = "the block is over, or SQLite has rolled it back"
 

@@ -1,9 +1,9 @@
-"""SQL of users: what handlers' statements and queries have in common, and queries (``app.query``).
+"""Users' SQL: the common part of handlers' statements and queries, and queries (``app.query``).
 
 A service that keeps a read model in the log's file must not open that file with another SQLite
-library in the same process (closing it would drop the log's locks). These connections belong to the
-log's own library and its rules. Readers and writers never wait for each other, and a statement sees
-one committed state of the whole file.
+library in the same process (closing it would drop the log's locks). The connections here use the
+log's own library and follow its rules. Readers and writers never wait for each other, and a
+statement sees one committed state of the whole file.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class GuardedConnection(SqliteConnection):
     """A connection for users' statements, some of which it refuses."""
 
     caller: ClassVar[str]
-    """How users call what runs their statements."""
+    """The name of the call that runs the statements, for errors."""
     can_cache: ClassVar[bool] = True
-    """A statement may be one that was prepared before. False where our own are run, too: SQLite
+    """Whether prepared statements may be reused. False where the log's own are run, too: SQLite
     asks the authorizer when it prepares a statement, not when it runs one again."""
 
     def __init__(self, settings: Settings) -> None:
@@ -48,7 +48,8 @@ class GuardedConnection(SqliteConnection):
         self.authorizer = self._authorize
 
     def refuse(self, action: int, first: str | None, second: str | None) -> str:
-        """Why an action of SQLite's authorizer, on what it names, is refused; empty: it is not."""
+        """Why an action of SQLite's authorizer, with its arguments, is refused; empty: it is
+        allowed."""
         raise NotImplementedError
 
     def _authorize(
@@ -61,7 +62,7 @@ class GuardedConnection(SqliteConnection):
     def run(self, sql: str, parameters: Any) -> list[tuple[Any, ...]]:
         """The rows of one statement.
 
-        :raises ConfigError: it is more than one, or it is refused.
+        :raises ConfigError: ``sql`` is more than one statement, or it is refused.
         :raises LogError: SQLite reports an error, which is the cause.
         """
         self._refusal = ""
@@ -101,7 +102,7 @@ _READ_ACTIONS = frozenset(
 
 
 class ReadConnection(GuardedConnection):
-    """A connection that refuses everything but reading."""
+    """A connection that refuses everything except reading."""
 
     caller = "app.query"
 
@@ -113,7 +114,7 @@ class ReadConnection(GuardedConnection):
 
 
 class QueryRunner:
-    """Statements that read one log's file. Usable from any thread."""
+    """Runs statements that read one log's file. Usable from any thread."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
