@@ -8,7 +8,7 @@ _LOCAL_HOSTS = ("localhost", "127.", "[::1]", "::1")
 
 
 def unreachable_advice(system: str, hosts: Iterable[str]) -> str:
-    """What to check, and for a local server also how to do without one.
+    """Advice on what to check, and for a local server also how to work without one.
 
     :param system: the server's usual name.
     :param hosts: the addresses that were tried, ``host`` or ``host:port``.

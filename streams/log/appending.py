@@ -1,4 +1,4 @@
-"""Appending and waiting for the result."""
+"""Appends records and waits for the result."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def append_records(
 ) -> None:
     """Append records.
 
-    :param owners: as whose owner each is written, if the log can check that
-        (:attr:`~streams.log.protocol.Assignment.append_as_owners`); None: as anybody's.
+    :param owners: the assignment as whose owner each record is written, if the log can check that
+        (:attr:`~streams.log.protocol.Assignment.append_as_owners`); None: ownership is not checked.
     """
     append_as_owners = owners[0].append_as_owners if owners else None
     if owners is None or append_as_owners is None:
@@ -39,7 +39,7 @@ def append_and_wait(
     """Append records and wait for the result.
 
     :param meanwhile: called about once a second until then.
-    :param owner: only as the owner of this, if the log can check that.
+    :param owner: append only as the owner of this assignment, if the log can check that.
     """
     ended = threading.Event()
     results: list[Position | LogError] = []

@@ -1,24 +1,26 @@
-"""Claims: who may do a thing that is to be done once, and what its outcome was.
+"""Claims: which caller may do an operation that is to be done once, and what its outcome was.
 
-A log's servers can also keep *claims*. A key has nothing, a claim (somebody works on it, until the
+A log's servers can also keep *claims*. A key has nothing, a claim (its owner is working, until the
 lease ends), or an outcome (bytes, until they expire). A log's package implements
-:class:`ClaimStore` in its module ``claims``; Kafka has no such thing.
+:class:`ClaimStore` in its module ``claims``; Kafka has no claims.
 
 Rules every implementation keeps (``tests/patterns/test_idempotency_claims.py``):
 
 * **A request is atomic** across threads and processes. Requests of one call that concern the same
   key are done in order.
-* **A claim is known by its token**, which its owner makes up. Renewing, completing and releasing
-  name the token and are refused once another one has the key. Repeating a request under the same
-  token is harmless, so one whose answer was lost may be repeated.
-* **A lease ends when its time has passed**: then the next to claim the key gets it. Until then the
-  former owner may still renew or complete it: nobody else has begun, and a known outcome is better
-  than work done twice. After :data:`CLAIM_GRACE` (on Redis after an hour) it is forgotten.
-* **No clock that can be set ends a lease.** Where claimants share no other (Redis), a claim is over
-  for whoever has seen it stand unchanged for its whole length, by its own monotonic clock.
+* **A claim is identified by its token**, which its owner generates. Renewing, completing and
+  releasing name the token and are refused once another token has the key. Repeating a request under
+  the same token is harmless, so one whose answer was lost may be repeated.
+* **A lease ends when its time has passed**: then the next caller that claims the key gets it. Until
+that happens the former owner may still renew or complete the claim: no other owner has begun, and a
+known outcome is better than work done twice. After :data:`CLAIM_GRACE` (on Redis after an hour) it
+is forgotten.
+* **No clock that can be set ends a lease.** Where claimants share no other clock (Redis), a claim
+is over for a process that has seen it unchanged for its lease's length, by the process's own
+monotonic clock.
 * **Expired entries are removed** by the implementation itself.
 
-Requests come many at a time, so that they share a transaction or a round trip.
+A call takes many requests, which share a transaction or a round trip.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from streams.clock import Clock
 from streams.errors import LogError
 
 CLAIM_GRACE = 600.0
-"""Seconds for which a claim whose lease has ended is still its owner's, if nobody takes it."""
+"""Seconds for which a claim whose lease has ended is still its owner's, unless it is taken over."""
 
 
 class Claim(NamedTuple):
-    """Take the key for ``lease`` seconds. Answer: None if it is yours, else what it has."""
+    """Take the key for ``lease`` seconds. Answer: None if the key was claimed, else the
+    :class:`StoredClaim` that it has."""
 
     key: bytes
     token: str
@@ -45,8 +48,9 @@ class Claim(NamedTuple):
 
 
 class Renew(NamedTuple):
-    """Extend the lease to ``lease`` seconds from now. Answer: whether it was still yours. What you
-    have completed is, and stays as it is (a completion's answer may have been lost)."""
+    """Extend the lease to ``lease`` seconds from now. Answer: whether the key still had the
+    caller's claim. The caller's completed claim counts as one and stays unchanged (a completion's
+    answer may have been lost)."""
 
     key: bytes
     token: str
@@ -54,7 +58,8 @@ class Renew(NamedTuple):
 
 
 class Complete(NamedTuple):
-    """Replace the claim by its outcome for ``ttl`` seconds. Answer: whether it was yours."""
+    """Replace the claim by its outcome for ``ttl`` seconds. Answer: whether the key had the
+    caller's claim."""
 
     key: bytes
     token: str
@@ -63,7 +68,7 @@ class Complete(NamedTuple):
 
 
 class Release(NamedTuple):
-    """Give the key back without an outcome. Answer: whether it was yours."""
+    """Give the key back without an outcome. Answer: whether it had the caller's claim."""
 
     key: bytes
     token: str
@@ -93,11 +98,12 @@ Request = Claim | Renew | Complete | Release | GetClaim | PutOutcome | DeleteCla
 
 
 class StoredClaim(NamedTuple):
-    """What a key has.
+    """The claim or the outcome of a key.
 
-    :param fingerprint: of the request, as its claim named it; empty if it named none.
-    :param value: the outcome, None while somebody works on it.
-    :param expires_in: seconds until the lease ends, as far as whoever asks can know, or the outcome
+    :param fingerprint: the fingerprint of the request, which its claim named; empty if it named
+        none.
+    :param value: the outcome; None while the owner is working on it.
+    :param expires_in: seconds until the lease ends, as far as the caller can know, or the outcome
         is forgotten.
     """
 
@@ -110,22 +116,22 @@ Answer = StoredClaim | bool | None
 
 
 class ClaimStore(Protocol):
-    """Where claims are kept (one thread at a time). Nothing is opened before the first use."""
+    """A store of claims (one thread at a time). Nothing is opened before the first use."""
 
     @property
     def clock(self) -> Clock:
-        """The clock of leases."""
+        """The clock by which leases are measured."""
         ...
 
     @property
     def never_blocks(self) -> bool:
-        """Whether an event loop may call :meth:`execute`, as it never waits for anything."""
+        """Whether :meth:`execute` never waits, so that an event loop may call it."""
         ...
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        """Every request's answer in order, or the error instead of one.
+        """The answers to all requests, in order; an error takes the place of a failed one's.
 
-        :raises LogError: nothing of it was done.
+        :raises LogError: nothing of the call was done.
         """
         ...
 
@@ -138,17 +144,18 @@ class ClaimStore(Protocol):
 
 
 class ClaimState(msgspec.Struct, frozen=True, gc=False):
-    """What a key has. Without cycles, so a million of them cost the garbage collector nothing."""
+    """The state of a key. It has no reference cycles, so a million of them cost the garbage
+    collector nothing."""
 
     token: str
     fingerprint: str
     value: bytes | None
-    """The outcome, None while somebody works on it."""
+    """The outcome; None while the owner is working on it."""
     until: float
-    """When the lease ends, or the outcome is forgotten: seconds, on the clock of ``now``."""
+    """When the lease ends or the outcome is forgotten, in seconds on the clock of ``now``."""
 
     def as_stored_claim(self, now: float) -> StoredClaim | None:
-        """As others see it."""
+        """The state as a claim for callers."""
         if self.until <= now:
             return None
         return StoredClaim(self.fingerprint, self.value, self.until - now)
@@ -157,10 +164,10 @@ class ClaimState(msgspec.Struct, frozen=True, gc=False):
 def decide(
     request: Request, state: ClaimState | None, now: float
 ) -> tuple[Answer, ClaimState | None]:
-    """A request's answer, and what the key has then: ``state`` itself, if that is as it was.
+    """A request's answer, and the key's state after it: ``state`` itself, if it is unchanged.
 
-    :param state: what the key has; None if there is nothing, or it is forgotten.
-    :param now: in seconds, on the clock of ``state.until``.
+    :param state: the state of the key; None if it has none, or the state is forgotten.
+    :param now: the time in seconds, on the clock of ``state.until``.
     """
     match request:
         case Claim(_, token, lease, fingerprint):

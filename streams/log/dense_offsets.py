@@ -1,4 +1,4 @@
-"""What the logs have in common whose offsets are numbers that follow each other."""
+"""The common part of logs whose offsets are consecutive numbers."""
 
 from __future__ import annotations
 

@@ -1,21 +1,20 @@
-"""Documents: what a view keeps of each key, and how far it has come.
+"""Documents: the state that a view keeps by key, and the position that it has reached.
 
 The third protocol of a log, beside :class:`~streams.log.protocol.Log` and
 :class:`~streams.log.events.EventLog`. A *collection* has as many partitions as the topic that it is
-made of. Each partition holds documents by key, and one *checkpoint*: the position up to which they
-were made.
+    built from. Each partition holds documents by key, and one *checkpoint*: the position up to
+    which they were built.
 
 Rules every log keeps (``tests/conformance/test_document_log.py`` proves them):
 
-* **Documents and checkpoint change together.** Whoever reads, at whatever moment, sees the
-  documents of exactly that checkpoint; a writer that is killed leaves the ones before or the ones
-  after its write.
-* **A partition has one writer.** Claiming it refuses whoever had it before: from then on the
-  former writer's calls raise :class:`~streams.errors.Fenced` and write nothing. So whoever claims
-  knows the documents, and may keep them in memory.
+* **Documents and checkpoint change together.** A reader sees, at any moment, the documents of
+exactly that checkpoint; a writer that is killed leaves the state before or after its write.
+* **A partition has one writer.** Claiming it fences the previous writer: from then on that writer's
+calls raise :class:`~streams.errors.Fenced` and write nothing. So the writer that has claimed a
+partition knows its documents, and may cache them.
 * **Keys are bytes, in the order of their bytes.**
-* **A document may be stopped.** It then has a *failure* beside its value, which says why it is
-  behind the checkpoint; the log neither reads nor changes it.
+* **A document may be stopped.** It then has, besides its value, a *failure* that says why it is
+behind the checkpoint; the log neither reads nor changes the failure.
 """
 
 from __future__ import annotations
@@ -26,14 +25,15 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from streams.errors import Fenced, NotFound, TopicMismatch
 
 FAILURE_HEADER = "streams_failure"
-"""Holds a stopped document's failure, where a log keeps documents in a topic."""
+"""The header with a stopped document's failure, on a log that keeps documents in a topic."""
 
 
 class Checkpoint(NamedTuple):
-    """Up to where a partition's documents were made.
+    """The point up to which a partition's documents were built.
 
-    :param position: of the partition that they are made of; everything below is in them.
-    :param data: what else their writer has to know, opaque to the log.
+    :param position: the position in the source partition; all messages below it are in the
+        documents.
+    :param data: the writer's own data, opaque to the log.
     """
 
     position: int
@@ -41,10 +41,10 @@ class Checkpoint(NamedTuple):
 
 
 class StoredDocument(NamedTuple):
-    """A document as the log has it.
+    """A document in the log.
 
-    :param value: its bytes; None: there is none, only a failure to make one.
-    :param failure: why it is behind the checkpoint; empty: it is not.
+    :param value: its bytes; None: there is no value, only a failure to build one.
+    :param failure: why the document is behind the checkpoint; empty: it is not.
     """
 
     value: bytes | None
@@ -52,9 +52,9 @@ class StoredDocument(NamedTuple):
 
 
 class DocumentChange(NamedTuple):
-    """What becomes of a key.
+    """A change of a key's document.
 
-    :param document: its document from now on; None: it has none any more.
+    :param document: the key's new document; None: the key has none any more.
     """
 
     key: bytes
@@ -69,10 +69,11 @@ class KeyedDocument(NamedTuple):
 
 
 class FoundDocuments(NamedTuple):
-    """Documents as of one moment.
+    """Documents read at one moment.
 
-    :param documents: of the keys that were asked for, in that order; None where there is none.
-    :param checkpoint: of their partition; None: nothing was written to it yet.
+    :param documents: the documents of the requested keys, in that order; None for a key without
+        one.
+    :param checkpoint: the checkpoint of their partition; None: nothing was written to it yet.
     """
 
     documents: Sequence[StoredDocument | None]
@@ -80,7 +81,7 @@ class FoundDocuments(NamedTuple):
 
 
 class CollectionInfo(NamedTuple):
-    """A collection as the log holds it."""
+    """A collection in the log."""
 
     name: str
     partitions: int
@@ -89,7 +90,7 @@ class CollectionInfo(NamedTuple):
 class CollectionTotals(NamedTuple):
     """How much a collection holds.
 
-    :param documents: how many, stopped ones included.
+    :param documents: the number of documents, including stopped ones.
     :param stopped: how many of them have a failure.
     """
 
@@ -98,15 +99,15 @@ class CollectionTotals(NamedTuple):
 
 
 class DocumentWriter(Protocol):
-    """The one writer of a partition, until somebody else claims it. One thread at a time."""
+    """The one writer of a partition, until another writer claims it. One thread at a time."""
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """Of what was written last; None: nothing was."""
+        """The checkpoint that was written last; None: nothing was written."""
         ...
 
     def read(self, keys: Sequence[bytes]) -> Sequence[StoredDocument | None]:
-        """The documents of these keys, with all that this writer has written.
+        """The documents of these keys, including all writes of this writer.
 
         :raises Unavailable: the log cannot be reached now.
         """
@@ -115,17 +116,17 @@ class DocumentWriter(Protocol):
     def write(self, changes: Sequence[DocumentChange], checkpoint: Checkpoint) -> None:
         """Change documents, each key once, and the checkpoint with them.
 
-        After any error the writer is of no use: claim the partition again, which tells what stands
-        there.
+        After any error the writer cannot be used any more: claim the partition again, and read its
+        checkpoint.
 
-        :raises Fenced: somebody else has claimed the partition, or the collection was deleted;
+        :raises Fenced: another writer has claimed the partition, or the collection was deleted;
             nothing was written.
-        :raises LogError: it was written or not.
+        :raises LogError: it is unknown whether the write was done.
         """
         ...
 
     def close(self) -> None:
-        """Let go of what it takes to write. Nobody else is told."""
+        """Release the writer's resources. Other writers are not told."""
         ...
 
 
@@ -133,13 +134,12 @@ class DocumentStore(Protocol):
     """The collections of one log. Usable from any thread; every call blocks.
 
     Each call raises :class:`~streams.errors.Unavailable` while the log cannot be reached or is
-    closed, :class:`~streams.errors.NotFound` for a collection or partition that there is not, and
-    :class:`~streams.errors.TopicMismatch` where a checkpoint that it reads is none, as somebody has
-    changed it.
+    closed, :class:`~streams.errors.NotFound` for a collection or partition that does not exist, and
+    :class:`~streams.errors.TopicMismatch` if a checkpoint that it reads is damaged.
     """
 
     def create(self, collection: str, partitions: int) -> CollectionInfo:
-        """Create a collection. The same again is harmless.
+        """Create a collection. Repeating the call is harmless.
 
         :raises TopicMismatch: it exists with another number of partitions.
         """
@@ -154,7 +154,7 @@ class DocumentStore(Protocol):
         ...
 
     def delete(self, collection: str) -> None:
-        """Delete a collection and all that is in it. Its writers are fenced."""
+        """Delete a collection with its documents and checkpoints. Its writers are fenced."""
         ...
 
     def clear(self, collection: str, partition: int) -> None:
@@ -162,7 +162,7 @@ class DocumentStore(Protocol):
         ...
 
     def claim(self, collection: str, partition: int) -> DocumentWriter:
-        """Become the writer of a partition, in place of whoever is."""
+        """Become the writer of a partition, in place of the current one."""
         ...
 
     def read(self, collection: str, partition: int, keys: Sequence[bytes]) -> FoundDocuments:
@@ -170,20 +170,20 @@ class DocumentStore(Protocol):
         ...
 
     def checkpoint(self, collection: str, partition: int) -> Checkpoint | None:
-        """Up to where a partition's documents were made; None: nothing was written to it yet."""
+        """The checkpoint of a partition's documents; None: nothing was written to it yet."""
         ...
 
     def scan(
         self, collection: str, partition: int, start: bytes, end: bytes | None, limit: int
     ) -> Sequence[KeyedDocument]:
-        """The first documents of keys from ``start`` on, and before ``end``, in the order of their
-        keys; None: without an end."""
+        """The first documents with keys from ``start`` up to, not including, ``end`` (None: no
+        bound), in the order of their keys."""
         ...
 
     def stopped(
         self, collection: str, partition: int, after: bytes | None, limit: int
     ) -> Sequence[KeyedDocument]:
-        """The first documents with a failure, of keys behind ``after``, in the order of their
+        """The first documents with a failure whose keys are behind ``after``, in the order of their
         keys."""
         ...
 
@@ -198,7 +198,7 @@ class DocumentLog(Protocol):
 
     @property
     def documents(self) -> DocumentStore:
-        """Its collections."""
+        """The log's collections."""
         ...
 
 
@@ -209,12 +209,13 @@ def end_of_prefix(prefix: bytes) -> bytes | None:
 
 
 def collection_not_found(collection: str) -> NotFound:
-    """The error for a collection that there is not."""
+    """The error for a collection that does not exist."""
     return NotFound(f"there is no collection of documents {collection!r}")
 
 
 def partition_not_found(collection: str, partition: int, partitions: int) -> NotFound:
-    """The error for a partition that a collection does not have; of none: for no collection."""
+    """The error for a partition that a collection does not have; without partitions: for a missing
+    collection."""
     if not partitions:
         return collection_not_found(collection)
     return NotFound(
@@ -223,7 +224,7 @@ def partition_not_found(collection: str, partition: int, partitions: int) -> Not
 
 
 def check_partitions(collection: str, found: int, declared: int) -> None:
-    """See that a collection that exists is the one that was declared.
+    """Check that an existing collection has the declared number of partitions.
 
     :raises TopicMismatch: it has another number of partitions.
     """

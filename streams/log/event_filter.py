@@ -1,16 +1,16 @@
 """Event topics as their readers see them: the events that count, and nothing else.
 
-Whoever reads an event topic, in a group or outside of one, is given its events and no other record:
+A reader of an event topic, in a group or outside of one, gets its events and no other record:
 
 * a *refusal* (:attr:`~streams.log.events.EventAppend.is_refusal`) is no event;
 * a record that no append wrote is *foreign*: it is left out, and reported once;
 * on Kafka, which cannot check a condition when it writes, so are the records of appends that do not
   count (:mod:`streams.log.kafka.event_readers`).
 
-What is left out leaves a gap in the offsets, which are compared and never counted. A batch of which
-something is left out says up to where it was looked at (:attr:`~streams.message.Batch.skipped_to`),
-so that a group's position moves over what stands at its end. Only who asks for it
-(:meth:`~streams.log.events.EventLog.raw_reader`) is given the records as they stand.
+Records that are left out leave gaps in the offsets, which are compared and never counted. A batch
+from which records were left out has the offset up to which it was filtered
+(:attr:`~streams.message.Batch.skipped_to`), so that a group's position moves past those at its end.
+Only :meth:`~streams.log.events.EventLog.raw_reader` returns all records.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from streams.text import get_logger
 logger = get_logger("streams")
 
 MAX_REPORTED = 10_000
-"""Foreign records that are reported, at most: what is remembered so that none is reported twice."""
+"""The most foreign records that are reported: each is remembered, so that none is reported
+twice."""
 
 _REFUSAL = b"0/0/"
-"""What the header of a refusal begins with."""
+"""The prefix of a refusal's header."""
 
 
 class SelectedBatch(Batch):
@@ -42,7 +43,7 @@ class SelectedBatch(Batch):
     __slots__ = ("_rows", "_whole", "skipped_to")
 
     def __init__(self, whole: Batch, rows: Sequence[int]) -> None:
-        """:param rows: the indexes of those that are kept, ascending."""
+        """:param rows: the indexes of the messages that are kept, ascending."""
         offsets, keys, values, ids = whole.offsets, whole.keys, whole.values, whole.ids
         unreadable = whole.unreadable  # complete, now that the IDs were read
         super().__init__(
@@ -86,21 +87,21 @@ class SelectedBatch(Batch):
 
 
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    """These messages of a batch; the batch itself where they are all."""
+    """These messages of a batch; the batch itself if these are all of its messages."""
     return batch if len(rows) == len(batch) else SelectedBatch(batch, rows)
 
 
 class ForeignRecords:
-    """Reports what stands in event topics and was written by no append, each record once (any
-    thread); the first :data:`MAX_REPORTED` of them."""
+    """Reports the records in event topics that no append wrote, each once (any thread); only the
+    first :data:`MAX_REPORTED` of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reported: set[tuple[str, int, int]] = set()
-        """Topic, partition and offset of each."""
+        """The topic, partition and offset of each reported record."""
 
     def report(self, batch: Batch, rows: Sequence[int]) -> None:
-        """These records of a batch are foreign."""
+        """Report these foreign records of a batch."""
         place = batch.topic, batch.partition
         with self._lock:
             if len(self._reported) >= MAX_REPORTED:
@@ -121,7 +122,7 @@ class ForeignRecords:
 
 
 class EventFilter:
-    """What counts where the log has checked each append's condition: all but refusals."""
+    """The filter of a log that checks each append's condition: all events except refusals count."""
 
     def __init__(self, foreign: ForeignRecords) -> None:
         self._foreign = foreign
@@ -129,7 +130,7 @@ class EventFilter:
     def events_of(self, batch: Batch) -> Batch:
         """The events of a batch, which may be none."""
         if not batch.may_have_header(_REFUSAL):
-            return batch  # of a log to which nobody writes otherwise
+            return batch  # of a log that has no other writers
         rows: list[int] = []
         foreign: list[int] = []
         for row in range(len(batch)):
@@ -144,7 +145,7 @@ class EventFilter:
 
 
 class HoldsEvents(Protocol):
-    """What leaves out of a batch what is no event."""
+    """A filter that leaves out the records of a batch that are not events."""
 
     def events_of(self, batch: Batch) -> Batch:
         """The events of a batch, which may be none."""
@@ -154,7 +155,7 @@ class HoldsEvents(Protocol):
 class EventReader(Reader):
     """Reads the events of a range.
 
-    :param reader: of its records.
+    :param reader: the reader of all records of the range.
     """
 
     def __init__(self, reader: Reader, filter: HoldsEvents) -> None:
@@ -177,8 +178,8 @@ class EventReader(Reader):
 class EventSubscription(WrappedSubscription):
     """A member of a group that reads event topics, and perhaps others.
 
-    :param subscription: which has their records.
-    :param event_topics: those of its topics that are event topics.
+    :param subscription: the subscription that reads all records.
+    :param event_topics: the subscription's topics that are event topics.
     """
 
     def __init__(
@@ -189,7 +190,7 @@ class EventSubscription(WrappedSubscription):
         self._filter = filter
 
     def __getattr__(self, name: str) -> Any:
-        """What a log's own subscription has beside the protocol."""
+        """The attributes that a log's own subscription has besides the protocol."""
         return getattr(self._subscription, name)
 
     @override

@@ -1,15 +1,15 @@
-"""What the headers of a record in an event topic say.
+"""The headers of a record in an event topic.
 
-Every record that an append writes says which append it belongs to, where in it it stands, and upon
-which history the append was decided. On a log that checks the condition when it writes, that is for
-people and foreign readers. On Kafka, which cannot check, it is what every reader decides by
-(:mod:`streams.log.kafka.arbitration`), so the headers are the same on every log:
+Every record of an append names its append, its index in the append, and the history upon which the
+append was decided. On a log that checks the condition when it writes, that is for people and
+foreign readers. On Kafka, which cannot check, every reader decides by these headers
+(:mod:`streams.log.kafka.arbitration`), so they are the same on every log:
 
 =================  =====================================================================
 ``streams_event``  ``INDEX/COUNT/BASE_VERSION/BASE_ID`` of the first record (its ID is the
                    append's), ``INDEX/COUNT/BASE_VERSION/BASE_ID/APPEND_ID`` of the others.
                    ``0/0/...`` is a refusal, which is no event.
-``streams_cause``  what the events were appended for, in the first record
+``streams_cause``  the cause of the events, in the first record
 ``streams_final``  ``1`` in the last record of an append that ends its history for good
 ``streams_void``   alone, on Kafka: the append of this ID, begun above, does not count if it is not
                    whole by now
@@ -18,7 +18,8 @@ people and foreign readers. On Kafka, which cannot check, it is what every reade
 If the append counts, the event's version is ``BASE_VERSION + INDEX + 1``.
 
 A copy of an event in another topic (a dead letter, a message that is tried again later, what a
-replay has copied) is a message like any other: it has ``streams_event_version`` in place of these.
+replay has copied) is a message like any other: it has ``streams_event_version`` in place of these
+headers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ VOID = "streams_void"
 COPIED_VERSION = "streams_event_version"
 
 MAX_COUNT = 10_000
-"""Events in one append, at most: what a reader has to remember of an append that is not whole."""
+"""Events in one append, at most: a reader has to remember those of an incomplete append."""
 
 MAX_CAUSE = 1_000
 """Bytes of a cause, at most."""
@@ -48,11 +49,11 @@ MAX_ID = 200
 _MAX_HEADER = 500
 
 APPEND_HEADERS = frozenset((EVENT, CAUSE, FINAL, VOID, COPIED_VERSION))
-"""What the headers are called that say what a record is among the histories of its topic."""
+"""The names of the headers above, which describe a record's place in the histories."""
 
 
 class EventHeader(NamedTuple):
-    """What :data:`EVENT` says of one record."""
+    """The parsed header :data:`EVENT` of one record."""
 
     record_index: int
     record_count: int
@@ -61,12 +62,12 @@ class EventHeader(NamedTuple):
 
     @property
     def is_refusal(self) -> bool:
-        """It is no event, and has no version."""
+        """Whether the record is a refusal, which is no event and has no version."""
         return self.record_count == 0
 
     @property
     def is_last(self) -> bool:
-        """The append ends with this record."""
+        """Whether the record is the last one of its append."""
         return self.record_index + 1 >= self.record_count
 
 
@@ -79,9 +80,10 @@ def make_append(
     is_final: bool = False,
     is_refusal: bool = False,
 ) -> EventAppend:
-    """An append whose records say what they are; they are changed in place.
+    """An append whose records get the headers above; the records are changed in place.
 
-    :param records: values, IDs and other headers; at least one, and just one of a refusal.
+    :param records: values, IDs and other headers; at least one record, and exactly one for a
+        refusal.
     """
     append_id = records[0].id
     count = 0 if is_refusal else len(records)
@@ -102,7 +104,7 @@ def make_append(
 
 
 def parse_event(value: bytes | None, record_id: str) -> EventHeader | None:
-    """What the header says; None where it is not as :func:`make_append` writes it."""
+    """The parsed header; None if it is not in the form that :func:`make_append` writes."""
     if value is None or len(value) > _MAX_HEADER:
         return None
     parts = value.split(b"/")
@@ -124,7 +126,7 @@ def parse_event(value: bytes | None, record_id: str) -> EventHeader | None:
 
 
 def event_header(headers: Headers) -> bytes | None:
-    """The value of :data:`EVENT`; None where there is none."""
+    """The value of the header :data:`EVENT`; None if the record has none."""
     for name, value in headers:
         if name == EVENT and value is not None:
             return value
@@ -132,7 +134,7 @@ def event_header(headers: Headers) -> bytes | None:
 
 
 def cause_of(headers: Headers) -> str:
-    """What the record's append was made for; empty: nothing that can be found later."""
+    """The cause of the record's append; empty: it has none."""
     for name, value in headers:
         if name == CAUSE and value and len(value) <= MAX_CAUSE:
             return text(value)
@@ -140,7 +142,7 @@ def cause_of(headers: Headers) -> str:
 
 
 def is_final(headers: Headers) -> bool:
-    """Whether the history ends for good with this record."""
+    """Whether this record is the final one of its history."""
     return any(name == FINAL and value == b"1" for name, value in headers)
 
 
@@ -150,15 +152,15 @@ def is_event(headers: Headers) -> bool:
 
 
 def event_version(header: EventHeader) -> int | None:
-    """The version of an event whose append counts; None of a refusal, which has none."""
+    """The version of an event whose append counts; None for a refusal."""
     return None if header.is_refusal else header.base.version + header.record_index + 1
 
 
 def copied_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
-    """The headers of a copy that stands in another topic; of what is no event, the same.
+    """The headers of a record's copy in another topic; unchanged if the record is no event.
 
-    They say which version the event is of, and not that an append wrote them there: an event topic
-    is known by headers that say so.
+    They have the event's version, but not the headers of an append, by which an event topic is
+    recognized.
     """
     value = event_header(headers)
     if value is None:

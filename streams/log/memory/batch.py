@@ -6,7 +6,8 @@ from streams.message import ID, Batch, Headers, Record
 
 
 class MemoryBatch(Batch):
-    """A slice of a partition. The ID header of a message without others is made when read."""
+    """A slice of a partition. The ID header of a message without other headers is created when it
+    is read."""
 
     __slots__ = ("header_sources",)
 
@@ -28,5 +29,5 @@ class MemoryBatch(Batch):
 
 
 def headers_with_id(id: str, others: Headers) -> Headers:
-    """A message's headers, its ID as the first."""
+    """A message's headers, the ID first."""
     return ((ID, id.encode("utf-8", "surrogateescape")), *others) if id else others

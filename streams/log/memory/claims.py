@@ -1,7 +1,8 @@
 """Claims in this process's memory: ``memory://name`` is shared, ``memory://`` is private.
 
-All time is the opener's monotonic clock. The next call removes what has expired: a heap has an item
-for each entry, in order of expiry, and is rebuilt when most of its items are of replaced entries.
+All times are by the opener's monotonic clock. Each call first removes the expired entries: a heap
+has an item for each entry, in order of expiry, and is rebuilt when most of its items belong to
+replaced entries.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class ClaimTable:
         return len(self._states)
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        """Every request's answer."""
+        """The answers to all requests."""
         with self._lock:
             now = self.clock.monotonic()
             self._delete_expired(now)
@@ -68,7 +69,7 @@ class ClaimTable:
 
 
 def _expires(state: ClaimState) -> float:
-    """When it is forgotten."""
+    """The time at which the entry is forgotten."""
     return state.until if state.value is not None else state.until + CLAIM_GRACE
 
 
@@ -93,13 +94,13 @@ class MemoryClaimStore:
         return self.table.clock
 
     def execute(self, requests: Sequence[Request]) -> list[Answer | LogError]:
-        """Every request's answer in order."""
+        """The answers to all requests, in order."""
         if self._closed:
             raise Unavailable(f"memory://{self.table.name}: closed")
         return self.table.execute(requests)
 
     def close(self) -> None:
-        """Close; with the last handle of a name, its claims are gone."""
+        """Close the handle; closing the last handle of a name deletes its claims."""
         with self._close_lock:
             if self._closed:
                 return

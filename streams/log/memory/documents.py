@@ -105,13 +105,13 @@ class MemoryWriter(DocumentWriter):
 
     @override
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """There is nothing to close."""
 
 
 class MemoryDocuments(DocumentStore):
     """The collections of a store, as one opener of its log uses them.
 
-    :param locked: holds the store's lock, and refuses once the log is closed.
+    :param locked: a context that holds the store's lock; it raises once the log is closed.
     """
 
     def __init__(self, collections: dict[str, Collection], locked: Locked) -> None:

@@ -1,4 +1,4 @@
-"""Histories of the memory log: what an event topic knows beside its partitions.
+"""Histories of the memory log: the indexes that an event topic has besides its partitions.
 
 Plain data under the store's lock, as in :mod:`streams.log.memory.store`.
 """
@@ -33,7 +33,7 @@ from streams.message import Record
 
 
 class KeyHistory:
-    """One key's history. The events themselves stand in the partition."""
+    """One key's history. The events themselves are in the partition."""
 
     __slots__ = ("causes", "head", "offsets", "partition", "refusals")
 
@@ -41,29 +41,29 @@ class KeyHistory:
         self.partition = partition
         self.head = EMPTY
         self.offsets: list[int] = []
-        """Of the events, by version - 1."""
+        """The offsets of the events, by version - 1."""
         self.causes: dict[str, Caused] = {}
         self.refusals: dict[str, tuple[int, int]] = {}
-        """Version and offset of each refusal, by its record's ID."""
+        """The version and offset of each refusal, by its record's ID."""
 
     def id_at(self, version: int) -> str | None:
-        """The ID of the event of a version."""
+        """The ID of the event at a version."""
         if not 1 <= version <= len(self.offsets):
             return None
         return self.record_at(self.offsets[version - 1]).id
 
     def refusal_version(self, record_id: str) -> int | None:
-        """The version at which a refusal stands."""
+        """The version at which a refusal was recorded."""
         found = self.refusals.get(record_id)
         return None if found is None else found[0]
 
     def record_at(self, offset: int) -> Record:
-        """The record at an offset, which an append wrote."""
+        """The record at an offset, which an append must have written."""
         # Every record of an append has headers, so that the source is the record itself.
         return cast(Record, self.partition.header_sources[offset - self.partition.base])
 
     def add(self, append: EventAppend, offsets: Sequence[int]) -> None:
-        """Take note of an append that was written."""
+        """Note an append that was written."""
         first_version = append.base.version + 1
         if append.is_refusal:
             self.refusals[append.records[0].id] = append.base.version, offsets[0]
@@ -75,7 +75,7 @@ class KeyHistory:
         self.head = append.head
 
     def offsets_of(self, append: EventAppend) -> Sequence[int]:
-        """Where the records of an append that was written stand."""
+        """The offsets of the records of an append that was written."""
         if append.is_refusal:
             return (self.refusals[append.records[0].id][1],)
         start = append.base.version
@@ -89,12 +89,12 @@ class EventIndex:
         self._topic = topic
         self._histories: list[dict[bytes, KeyHistory]] = [{} for _ in topic.partitions]
         self._sorted_keys: list[list[bytes]] = [[] for _ in topic.partitions]
-        """The keys of each partition in order, as far as somebody listed them."""
+        """The keys of each partition in order, as of the last listing."""
         self._snapshots: dict[tuple[bytes, str], StoredSnapshot] = {}
-        """By key and fingerprint."""
+        """The snapshots by key and fingerprint."""
 
     def append(self, append: EventAppend, now: float) -> AppendOutcome:
-        """Write an append, if it counts."""
+        """Write an append, if its condition holds."""
         number = partition_for(append.key, "", len(self._histories))
         histories, partition = self._histories[number], self._topic.partitions[number]
         history = histories.get(append.key) or KeyHistory(partition)
@@ -109,7 +109,7 @@ class EventIndex:
         return Appended(number, tuple(history.offsets_of(append)))
 
     def read(self, request: HistoryRequest) -> History:
-        """What is there behind what the caller knows."""
+        """Read the part of a history behind the version that the caller knows."""
         if request.limit < 1:
             raise InvalidValue(f"limit={request.limit}: at least 1")
         number = partition_for(request.key, "", len(self._histories))
@@ -133,7 +133,7 @@ class EventIndex:
         return History(number, events, history.head, caused, snapshot=snapshot)
 
     def write_snapshots(self, snapshots: Sequence[StoredSnapshot]) -> None:
-        """Keep those that are newer than what is kept."""
+        """Store the snapshots that are newer than the stored ones."""
         for snapshot in snapshots:
             number = partition_for(snapshot.key, "", len(self._histories))
             history = self._histories[number].get(snapshot.key)
@@ -145,19 +145,19 @@ class EventIndex:
                 self._snapshots[name] = snapshot
 
     def delete_snapshots(self, fingerprint: str | None) -> int:
-        """Delete those of one fingerprint, or all."""
+        """Delete the snapshots of one fingerprint, or all."""
         names = [name for name in self._snapshots if fingerprint in (None, name[1])]
         for name in names:
             del self._snapshots[name]
         return len(names)
 
     def list_snapshots(self, key: bytes) -> list[StoredSnapshot]:
-        """Those of one key."""
+        """The snapshots of one key."""
         names = sorted(name for name in self._snapshots if name[0] == key)
         return [self._snapshots[name] for name in names]
 
     def list_keys(self, partition: int, after: bytes | None, limit: int) -> list[HistoryKey]:
-        """Keys in order, behind ``after``."""
+        """The keys behind ``after``, in order."""
         histories, keys = self._histories[partition], self._sorted_keys[partition]
         if len(keys) != len(histories):  # keys are only ever added
             keys[:] = sorted(histories)
@@ -165,7 +165,7 @@ class EventIndex:
         return [HistoryKey(key, histories[key].head) for key in keys[start : start + limit]]
 
     def totals(self) -> EventTotals:
-        """How much there is."""
+        """How much the topic holds."""
         found = [history for each in self._histories for history in each.values()]
         causes = [cause for history in found for cause in history.causes]
         return EventTotals(

@@ -1,4 +1,4 @@
-"""Injecting errors and delays into a memory log, for tests."""
+"""Injects errors and delays into a memory log, for tests."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ POINTS = (
     *("append", "append.done", "commit.before", "commit.after"),
     *("outputs.before", "outputs.after", "poll", "read"),
 )
-"""Where a fault can be injected: before and after the write of an append, a commit, or of outputs
-with a commit; and before a poll or a read. ``name`` is the topic's, for commits, outputs and polls
-the group's."""
+"""The points at which a fault can be injected: before and after an append, a commit, or a write of
+outputs with a commit; and before a poll or a read. ``name`` is the topic's name; for commits,
+outputs and polls it is the group's."""
 
 
 class FaultPoints:

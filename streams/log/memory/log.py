@@ -59,12 +59,12 @@ CAPABILITIES = Capabilities(
     documents=True,
     commits_outputs=True,
     fences_appends=True,
-    # A service for any log is tested on this one. Of these it applies seconds and messages.
+    # Services for any log are tested on this one. Of these bounds it applies seconds and messages.
     retention=frozenset(each.name for each in fields(Retention)),
 )
 
 Write = Callable[[], Sequence["Position | LogError"]]
-"""Writes records; how each of them ended."""
+"""Writes records; returns the position or the error of each."""
 
 _registry = NamedRegistry(
     Store, private_description="a log of one's own", shared_description="one that is shared"
@@ -73,7 +73,7 @@ _registry = NamedRegistry(
 
 def open(request: OpenRequest) -> MemoryLog:
     """Open ``memory://`` or ``memory://name``. Driver settings are ignored: they are for the log
-    that the app uses elsewhere.
+    that the app uses outside of tests.
 
     :raises ConfigError: the URL has settings, or the shared log uses another clock.
     """
@@ -104,15 +104,15 @@ class MemoryLog(DenseOffsets, EventLog):
         """Call ``hook(point, name)`` at each of :data:`POINTS` from now on; None ends it.
 
         :class:`~streams.errors.Unavailable` at ``append``, ``commit.before`` or ``outputs.before``
-        means nothing was written; :class:`~streams.errors.OutcomeUnknown` at ``append.done`` or
-        ``outputs.after``, or an error at ``commit.after``, means it was written and the answer got
-        lost.
+        means that nothing was written; :class:`~streams.errors.OutcomeUnknown` at ``append.done``
+        or ``outputs.after``, or an error at ``commit.after``, means that it was written and the
+        answer was lost.
         """
         self._faults.hook = hook
 
     def crash(self) -> None:
-        """As if the process that opened this log were killed: every call raises, and its leases
-        expire by the clock. Other openers of the same name are not affected."""
+        """Simulate that the process that opened this log is killed: every call raises, and its
+        leases expire by the clock. Other openers of the same name are not affected."""
         self._shut_down("crashed by a test", MemorySubscription.end_killed)
 
     # -- topics
@@ -124,7 +124,7 @@ class MemoryLog(DenseOffsets, EventLog):
         retention: Retention = KEEP_FOREVER,
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Create a topic; where it exists, a retention that is given replaces its own."""
+        """Create a topic; if it exists, a given retention replaces its own."""
         check_retention(topic, retention, CAPABILITIES)
         with self._locked():
             return self.store.create_topic(topic, partitions, retention)
@@ -167,7 +167,7 @@ class MemoryLog(DenseOffsets, EventLog):
         )
 
     def _append_by(self, write: Write, topic: str, count: int, on_appended: OnAppended) -> None:
-        """Append so many records with ``write``, which is called with the lock."""
+        """Append this many records with ``write``, which is called with the lock held."""
         with self._lock:
             self._appending += 1
         try:
@@ -198,7 +198,8 @@ class MemoryLog(DenseOffsets, EventLog):
     ) -> None:
         """See :data:`streams.log.protocol.AppendAsOwners`.
 
-        :param require_owned: called with the lock; raises for what is not owned any more.
+        :param require_owned: called with the lock held; raises for an assignment that is no longer
+            owned.
         """
 
         def write() -> list[Position | LogError]:
@@ -220,7 +221,8 @@ class MemoryLog(DenseOffsets, EventLog):
 
     @property
     def never_blocks(self) -> bool:
-        """Whether an event loop may append and read by itself: unless a test injects delays."""
+        """Whether an event loop may call append and read directly: True unless a test injects
+        faults."""
         return self._faults.hook is None
 
     @property
@@ -413,7 +415,7 @@ class MemoryLog(DenseOffsets, EventLog):
             self._close_reason = reason
             for subscription in list(self._subscriptions):
                 end_subscription(subscription, reason)
-            for topic in self.store.topics.values():  # readers and polls notice
+            for topic in self.store.topics.values():  # wakes readers and polls
                 topic.wake()
         if _registry.release(self.store):
             self.store.close()

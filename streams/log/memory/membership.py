@@ -14,12 +14,12 @@ class HeldLease(NamedTuple):
     """The holder of a partition's lease, or the last one."""
 
     owner: str
-    """Empty when it was released."""
+    """Empty when the lease was released."""
     epoch: int
 
 
 class GroupMember(Protocol):
-    """What a group knows of a subscription."""
+    """A subscription, as its group sees it."""
 
     id: str
     topics: tuple[str, ...]
@@ -29,7 +29,7 @@ class GroupMember(Protocol):
     group_changed: Condition
 
     def invalidate_lost(self) -> None:
-        """Stop trusting assignments whose leases are not its own any more (lock held)."""
+        """Invalidate the assignments whose leases the member has lost (lock held)."""
         ...
 
     def fence(self) -> None:
@@ -38,7 +38,7 @@ class GroupMember(Protocol):
 
 
 class Group:
-    """A group: its positions, its members, and who holds which lease.
+    """A group: its positions, its members, and the holder of each lease.
 
     A member renews all its leases together, so the expiry is the member's. A member that is
     *inside* a wait or a callback of its own poll is alive by definition, and its lease does not
@@ -54,13 +54,14 @@ class Group:
         self.generation = 0
 
     def bump_generation(self) -> None:
-        """Make every member plan anew, as members or leases have changed (other than by time)."""
+        """Make every member plan again, as members or leases have changed (other than by time)."""
         self.generation += 1
         for member in self.members.values():
             member.group_changed.notify_all()
 
     def renew_polling(self, now: float) -> None:
-        """Renew the members that are inside poll; forget the killed whose leases have expired."""
+        """Renew the members that are inside poll; forget the killed ones whose leases have
+        expired."""
         for member in list(self.members.values()):
             if member.is_polling:
                 member.expires = DEFAULT_TERMS.expiry(now)
@@ -68,7 +69,7 @@ class Group:
                 del self.members[member.id]
 
     def join(self, member: GroupMember) -> None:
-        """Add a member; it takes over what the previous one of its name had."""
+        """Add a member; a static one takes over the leases of the previous member of its name."""
         predecessor = self.members.pop(member.id, None)
         self.members[member.id] = member
         if predecessor is not None:
@@ -89,7 +90,7 @@ class Group:
         partitions: Mapping[str, int],
         held: Collection[TopicPartition],
     ) -> Plan:
-        """What the member should do; it has taken the leases ``held`` itself."""
+        """The member's plan; ``held`` are the leases that it has taken itself."""
         self.renew_polling(now)
         rows = [Member(m.id, m.topics, m.expires) for m in self.members.values()]
         leases = {

@@ -1,4 +1,4 @@
-"""Reading one partition of the memory log, outside any group."""
+"""Reads one partition of the memory log, outside any group."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ class MemoryReader(Reader):
 
     @override
     def close(self) -> None:
-        """Nothing is held; a reader that is closed has reached its end."""
+        """Nothing has to be released; a closed reader is at its end."""
         self._end = self._position

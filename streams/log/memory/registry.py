@@ -1,5 +1,5 @@
-"""What is shared by name in this process: all openers of ``memory://name`` get the same, each
-opener of ``memory://`` gets its own. It lives as long as somebody has it open.
+"""Resources that are shared by name in this process: all openers of ``memory://name`` get the same
+one, each opener of ``memory://`` gets its own. A resource lives until its last opener closes it.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from streams.log.url import parse
 
 
 class NamedResource(Protocol):
-    """What can be shared."""
+    """A resource that can be shared."""
 
     name: str
-    """Empty: it is private."""
+    """Empty: the resource is private."""
     clock: Clock
     users: int
-    """How many have it open; kept by :class:`NamedRegistry`."""
+    """How many openers have it open; maintained by :class:`NamedRegistry`."""
 
 
 T = TypeVar("T", bound=NamedResource)
 
 
 class NamedRegistry(Generic[T]):
-    """Things of one kind by name (any thread).
+    """Resources of one kind by name (any thread).
 
-    :param make: makes one of a name.
-    :param private_description: what an error calls a private one.
-    :param shared_description: what an error calls a shared one.
+    :param make: creates a resource with a name.
+    :param private_description: the description of a private resource in errors.
+    :param shared_description: the description of a shared resource in errors.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class NamedRegistry(Generic[T]):
         self._by_name: dict[str, T] = {}
 
     def acquire(self, request: OpenRequest) -> T:
-        """The one of the URL's name, made if there is none.
+        """The resource of the URL's name, created if there is none.
 
         :raises ConfigError: the URL has settings, or it is open on another clock.
         """
@@ -73,7 +73,7 @@ class NamedRegistry(Generic[T]):
             return found
 
     def release(self, resource: T) -> bool:
-        """Note that one opener has closed it; whether that was the last."""
+        """Note that one opener has closed the resource; returns whether that was the last one."""
         with self._lock:
             resource.users -= 1
             if resource.users:

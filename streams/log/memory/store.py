@@ -1,4 +1,4 @@
-"""What one memory log holds: its topics and its groups.
+"""The data of one memory log: its topics and its groups.
 
 Plain data under one lock, :attr:`Store.lock`. Callers of this module, :mod:`topics
 <streams.log.memory.topics>` and :mod:`membership <streams.log.memory.membership>` hold it. Nothing
@@ -42,7 +42,7 @@ def _list_names(names: Iterable[str]) -> str:
 
 
 class Store:
-    """Everything of one memory log, for as long as somebody has it open."""
+    """The data of one memory log, which lives until its last opener closes it."""
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
@@ -57,20 +57,20 @@ class Store:
         self._unwatch: Callable[[], None] = clock.on_jump(self._clock_advanced)
 
     def _clock_advanced(self) -> None:
-        """A test has advanced its clock: members that wait look at it again."""
+        """Wake waiting members, as a test has advanced its clock."""
         with self.lock:
             for group in self._groups.values():
                 for member in group.members.values():
                     member.group_changed.notify_all()
 
     def close(self) -> None:
-        """The last opener has closed it."""
+        """Close the store, as its last opener has closed it."""
         self._unwatch()
 
     # -- topics
 
     def create_topic(self, name: str, partitions: int, retention: Retention) -> TopicInfo:
-        """Create a topic; where it exists, a retention that is given replaces its own."""
+        """Create a topic; if it exists, a given retention replaces its own."""
         check_topic(name)
         if partitions < 1:
             raise ConfigError(f"topic {name!r}: partitions={partitions!r}, at least 1")
@@ -87,7 +87,7 @@ class Store:
         return topic.info
 
     def create_event_topic(self, name: str, partitions: int) -> TopicInfo:
-        """Create an event topic, or find it as it should be."""
+        """Create an event topic, or check that the existing one is as declared."""
         if name not in self.topics:
             self.create_topic(name, partitions, KEEP_FOREVER)
             topic = self.topics[name]
@@ -110,14 +110,14 @@ class Store:
         return found
 
     def append_events(self, name: str, appends: Sequence[EventAppend]) -> list[AppendOutcome]:
-        """Append to histories and wake who waits for messages."""
+        """Append to histories, and wake the callers that wait for messages."""
         index, now = self.event_index(name), self.clock.time()
         outcomes = [index.append(append, now) for append in appends]
         self.topics[name].wake()
         return outcomes
 
     def set_retention(self, name: str, retention: Retention) -> TopicInfo:
-        """Give a topic another retention."""
+        """Change a topic's retention."""
         topic = self.topic(name)
         _check_may_trim(topic)
         topic.retention = retention
@@ -132,7 +132,7 @@ class Store:
         return topic
 
     def existing_topics(self, names: Iterable[str]) -> list[Topic]:
-        """Those of these topics that there are."""
+        """The topics among these that exist."""
         return [self.topics[name] for name in names if name in self.topics]
 
     def partition_counts(self) -> dict[str, int]:
@@ -174,7 +174,7 @@ class Store:
             partition.trim(first)
 
     def append(self, name: str, records: Sequence[Record]) -> list[Position | LogError]:
-        """Write records in order and wake those that wait for them."""
+        """Write records in order, and wake the callers that wait for messages."""
         topic = self.topic(name)
         if topic.is_event_topic:
             return [events_only(name, "published to")] * len(records)
@@ -184,7 +184,7 @@ class Store:
         return outcomes
 
     def refusals(self, name: str, records: Sequence[Record]) -> dict[int, LogError]:
-        """Which of these records could not be written, and why, by index.
+        """The errors of the records that could not be written, by index.
 
         :raises NotFound: there is no such topic.
         """
@@ -196,7 +196,7 @@ class Store:
     # -- groups
 
     def group(self, name: str) -> Group:
-        """A group that exists: one with positions, or with members."""
+        """An existing group: one with positions or members."""
         group = self._groups.get(name)
         if group is None or not self._group_exists(group):
             raise group_not_found(name, f" (memory://{self.name}: {_list_names(self.groups())})")
@@ -207,12 +207,12 @@ class Store:
         return sorted(name for name, group in self._groups.items() if self._group_exists(group))
 
     def ensure_group(self, name: str) -> Group:
-        """A group, made if need be."""
+        """A group, created if it does not exist."""
         return self._groups.setdefault(check_group(name), Group(name))
 
     def delete_group(self, name: str) -> None:
-        """Delete a group and its positions. Its epochs stay, so that a member that was frozen
-        cannot commit under one that is used again."""
+        """Delete a group and its positions. Its epochs stay, so that none is used twice and a
+        member that was frozen cannot commit."""
         group = self.group(name)
         group.positions.clear()
         group.trim_margins.clear()

@@ -2,16 +2,16 @@
 
 Theory of operation
 -------------------
-``poll`` repeats three steps until it has something to return: *heartbeat* (renew, find out what
-was lost, make a plan and follow it) when the group has changed or a heartbeat is due; *read* what
-is available; else *wait*. Everything that touches shared data holds the store's lock, but the
-listener is always called without it, so a drain may commit, and may take any time while the other
-members continue.
+``poll`` repeats three steps until it has messages to return: *heartbeat* (renew, find lost
+partitions, make a plan and follow it) when the group has changed or a heartbeat is due; *read* the
+available messages; else *wait*. All access to shared data holds the store's lock, but the listener
+is always called without it, so a drain may commit, and may take any time while the other members
+continue.
 
-A partition that has to leave is released only after ``listener.revoked`` has returned; until then
-its lease is held, so commits are accepted and nobody else gets it. While a member waits or is
-inside its listener it counts as alive and its assignments do not expire: it needs no heartbeats,
-even if a test advances the clock. Its lease runs by the clock only outside of poll.
+A revoked partition is released only after ``listener.revoked`` has returned; until then its lease
+is held, so commits are accepted and no other member gets it. While a member waits or is inside its
+listener it counts as alive and its assignments do not expire: it needs no heartbeats, even if a
+test advances the clock. Its lease runs by the clock only outside of poll.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _OwnedPartition:
     position: int = 0
     is_paused: bool = False
     committed_version: float = -INFINITY
-    """Of the last commit."""
+    """The version of the last commit."""
 
     @property
     def topic_partition(self) -> TopicPartition:
@@ -65,20 +65,21 @@ class _OwnedPartition:
 
 
 class OwnershipChanges(NamedTuple):
-    """What a heartbeat has found out."""
+    """The changes that a heartbeat found."""
 
     lost: list[_OwnedPartition]
     revoked: list[_OwnedPartition]
-    """To be drained and released."""
+    """Partitions to be drained and released."""
     assigned: list[_OwnedPartition]
 
 
 class MemorySubscription(Subscription):
     """A member of a group.
 
-    :param append_as_owners: what assignments append with. It takes one argument before the others:
-        what raises for an assignment that is not owned any more, and is called with the lock.
-    :param on_end: called once this has ended, while the store's lock is held.
+    :param append_as_owners: the function that assignments append with. Its first argument, before
+        the usual ones, raises for an assignment that is no longer owned, and is called with the
+        lock held.
+    :param on_end: called once the subscription has ended, while the store's lock is held.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class MemorySubscription(Subscription):
                 self._assign(assigned)
 
     def _read_available(self, limit: int) -> list[Batch]:
-        """What is available, one partition after the other; the last one comes first next time."""
+        """The available messages by partition; the last partition comes first next time."""
         batches: list[Batch] = []
         owned_partitions = list(self._owned.values())
         rotation = self._rotation % len(owned_partitions) if owned_partitions else 0
@@ -174,14 +175,14 @@ class MemorySubscription(Subscription):
         return batches
 
     def _wait_for_news(self, timeout: float) -> None:
-        """Block until something may have changed (the lock is held, and given up meanwhile)."""
+        """Block until something may have changed (the lock is held, and released while waiting)."""
         with self._kept_alive():
             wait_for_messages(self._store.existing_topics(self.topics), self.group_changed, timeout)
 
     @contextmanager
     def _kept_alive(self) -> Generator[None, None, None]:
-        """Inside a wait or a callback: alive by definition, so what is owned does not expire. (The
-        lock is held on entry and exit.)"""
+        """A context for waits and callbacks, in which the member is alive by definition, so its
+        leases do not expire. (The lock is held on entry and exit.)"""
         self.is_polling = True
         for owned in self._still_held():
             owned.assignment.valid_until = INFINITY
@@ -197,7 +198,7 @@ class MemorySubscription(Subscription):
     # -- ownership
 
     def _heartbeat(self, now: float) -> OwnershipChanges:
-        """Renew and plan."""
+        """Renew the leases, and plan."""
         group = self._group
         self.invalidate_lost()
         lost = [
@@ -210,7 +211,7 @@ class MemorySubscription(Subscription):
         self._planned_generation = group.generation
         self._idle_plan_due = plan.replan_at
         self._plan_due = min(plan.replan_at, now + DEFAULT_TERMS.heartbeat_interval)
-        if plan.release:  # what can be acquired is still there after that
+        if plan.release:  # acquiring can wait until after that
             inherited = [partition for partition in plan.release if partition not in self._owned]
             if inherited:
                 group.release_leases(inherited)
@@ -233,27 +234,27 @@ class MemorySubscription(Subscription):
         return owned
 
     def _renew(self, now: float) -> None:
-        """Extend all leases: the row's expiry is theirs."""
+        """Extend all leases, which expire with the member's row."""
         was_expired = self.expires <= now
         self.expires = DEFAULT_TERMS.expiry(now)
-        if was_expired:  # the others had given it up
+        if was_expired:  # the others had taken it for dead
             self._group.bump_generation()
         until = DEFAULT_TERMS.valid_until(now)
         for owned in self._still_held():
             owned.assignment.valid_until = until
 
     def _still_held(self) -> Iterator[_OwnedPartition]:
-        """What is owned and was not taken away."""
+        """The owned partitions whose leases were not taken away."""
         return filter(self._holds_lease, self._owned.values())
 
     def invalidate_lost(self) -> None:
-        """Stop trusting assignments that were taken away (the lock is held)."""
+        """Invalidate the assignments whose leases were taken away (the lock is held)."""
         for owned in self._owned.values():
             if not self._holds_lease(owned):
                 owned.assignment.valid_until = -INFINITY
 
     def _assign(self, assigned: Sequence[_OwnedPartition]) -> None:
-        """Tell the listener what is new; if it raises, release it again."""
+        """Tell the listener of the new assignments; if it raises, release them again."""
         try:
             with self._without_lock():
                 self._listener.assigned([owned.assignment for owned in assigned])
@@ -264,7 +265,7 @@ class MemorySubscription(Subscription):
             owned.position = owned.assignment.position
 
     def _revoke(self, revoked: Sequence[_OwnedPartition]) -> None:
-        """Let the listener drain, then release, even if it raises."""
+        """Let the listener drain, then release the partitions, even if it raises."""
         try:
             with self._without_lock():
                 self._listener.revoked([owned.assignment for owned in revoked])
@@ -273,7 +274,7 @@ class MemorySubscription(Subscription):
 
     @contextmanager
     def _without_lock(self) -> Generator[None, None, None]:
-        """In the listener: alive, and without the lock."""
+        """A context for calls of the listener: the member is alive, and the lock is released."""
         lock = self._store.lock
         with lock, self._kept_alive():
             lock.release()
@@ -288,7 +289,7 @@ class MemorySubscription(Subscription):
                 self._disown(owned_partitions)
 
     def _disown(self, owned_partitions: Iterable[_OwnedPartition]) -> None:
-        """Stop owning these, and release the leases that are still ours (the lock is held)."""
+        """Give up these partitions, and release the leases still held (the lock is held)."""
         leaving = list(owned_partitions)
         held = [owned.topic_partition for owned in leaving if self._holds_lease(owned)]
         for owned in leaving:
@@ -351,7 +352,7 @@ class MemorySubscription(Subscription):
         self._faults.strike("outputs.after", name)
 
     def _require_owned(self, assignment: Assignment) -> None:
-        """Refuse to write for a partition that is not owned any more (the lock is held)."""
+        """Refuse to write for a partition that is no longer owned (the lock is held)."""
         owned = self._find_owned(assignment)
         if owned is None or not self._holds_lease(owned):
             raise Fenced(
@@ -389,7 +390,7 @@ class MemorySubscription(Subscription):
         self._release(found)
 
     def keep_alive(self) -> None:
-        """Stay a member while handlers are waited for outside of poll."""
+        """Stay a member while the caller waits for handlers outside of poll."""
         with self._store.lock:
             if not self._end_reason and not self.is_polling:
                 self._renew(self._store.clock.monotonic())
@@ -416,7 +417,7 @@ class MemorySubscription(Subscription):
                 self.leave_group("this subscription is closed")
 
     def leave_group(self, reason: str) -> None:
-        """Leave without telling the listener (the lock is held)."""
+        """Leave the group without telling the listener (the lock is held)."""
         if self._end_reason:
             return
         self._end_reason = reason
@@ -427,21 +428,22 @@ class MemorySubscription(Subscription):
         self._on_end(self)
 
     def crash(self) -> None:
-        """As if this member were killed with ``kill -9``: it drains, commits and releases nothing;
-        the others wait until its lease expires. Its poll raises Fatal."""
+        """Simulate that this member is killed with ``kill -9``: it drains, commits and releases
+        nothing; the others wait until its lease expires. Its poll raises Fatal."""
         with self._store.lock:
             self.end_killed("this member was crashed by a test")
 
     def freeze(self) -> None:
-        """As if this member's process were stopped (SIGSTOP), even in a wait: its lease runs by the
-        clock until it polls again or its listener returns. The caller keeps it from doing so."""
+        """Simulate that this member's process is stopped (SIGSTOP), even in a wait: its lease runs
+        by the clock until it polls again or its listener returns. The caller must keep it from
+        doing so."""
         with self._store.lock:
             if not self._end_reason:
                 self._renew(self._store.clock.monotonic())
                 self.is_polling = False
 
     def end_killed(self, reason: str) -> None:
-        """What :meth:`crash` does (the lock is held)."""
+        """Do the work of :meth:`crash` (the lock is held)."""
         if self._end_reason:
             return
         self._end_reason = reason
@@ -456,7 +458,7 @@ class MemorySubscription(Subscription):
         self._on_end(self)
 
     def fence(self) -> None:
-        """Another member has joined under this one's name (the lock is held)."""
+        """Fence this member: another has joined under its static name (the lock is held)."""
         self._fenced = True
         self.invalidate_lost()
         self.group_changed.notify_all()

@@ -38,13 +38,13 @@ class Partition:
         self.keys: list[bytes | None] = []
         self.values: list[bytes | None] = []
         self.ids: list[str | None] = []  # identities
-        # What headers are made from when they are read: the record, or the ID if there are no
+        # The sources of headers, which are created when read: the record, or the ID if there are no
         # others. (A tuple for each message would be work for the garbage collector.)
         self.header_sources: list[Record | str] = []
         self.times = array("d")
 
     def append(self, records: Sequence[Record], now: float) -> range:
-        """Write records; the offsets they got. Log times never go back within a partition."""
+        """Write records, and return their offsets. Log times never go back within a partition."""
         count = len(records)
         if self.times and self.times[-1] > now:
             now = self.times[-1]
@@ -59,7 +59,7 @@ class Partition:
         return range(self.end - count, self.end)
 
     def batch(self, topic: str, partition: int, start: int, count: int, assignment: Any) -> Batch:
-        """``count`` messages from ``start`` on, which must be there."""
+        """``count`` messages from ``start`` on, which must exist."""
         part = slice(start - self.base, start - self.base + count)
         batch = MemoryBatch(
             topic,
@@ -75,11 +75,12 @@ class Partition:
         return batch
 
     def offset_for_time(self, time: float) -> int:
-        """Position of the first message taken at or after ``time``; the end if none."""
+        """The position of the first message appended at or after ``time``; the end if there is
+        none."""
         return self.base + bisect_left(self.times, time, self.first - self.base)
 
     def trim(self, first: int) -> None:
-        """Drop what is before position ``first``."""
+        """Drop the messages before position ``first``."""
         if first <= self.first:
             return
         self.first = first
@@ -101,7 +102,7 @@ _IDENTITY_HEADERS = frozenset((ID, *IDENTITY_HEADERS))
 
 
 class Topic:
-    """A topic: its partitions, its retention, and who waits for its next message."""
+    """A topic: its partitions, its retention, and the condition to wait for its next message."""
 
     def __init__(self, name: str, partitions: int, retention: Retention) -> None:
         self.name = name
@@ -110,17 +111,17 @@ class Topic:
         self.incarnation = secrets.token_hex(8)
         self.waiters: set[Condition] = set()
         self.is_event_topic = False
-        """It holds histories: only appends of events write to it."""
+        """Whether it holds histories, to which only appends of events may write."""
 
     @property
     def info(self) -> TopicInfo:
-        """This topic as the protocol shows it."""
+        """The topic's facts, as in the protocol."""
         return TopicInfo(
             self.name, len(self.partitions), self.retention, is_event_topic=self.is_event_topic
         )
 
     def append(self, records: Sequence[Record], now: float) -> list[Position | LogError]:
-        """Write records in order; the position of each, or why it has none."""
+        """Write records in order; returns the position or the error of each."""
         if len(self.partitions) == 1 and not any(record.partition for record in records):
             offsets = self.partitions[0].append(records, now)
             return list(map(Position, repeat(self.name), repeat(0), offsets))
@@ -141,7 +142,7 @@ class Topic:
         return outcomes
 
     def refusals(self, records: Sequence[Record]) -> dict[int, LogError]:
-        """Which of these records have no partition, by index."""
+        """The errors of the records whose partition does not exist, by index."""
         count = len(self.partitions)
         return {
             index: no_partition(self.name, partition, count)
@@ -150,7 +151,7 @@ class Topic:
         }
 
     def wake(self) -> None:
-        """Make everyone who waits for a message look again."""
+        """Wake all callers that wait for a message."""
         for waiting in self.waiters:
             waiting.notify_all()
 
@@ -167,7 +168,7 @@ def wait_for_messages(topics: Sequence[Topic], condition: Condition, timeout: fl
 
 
 def bounded_timeout(timeout: float) -> float:
-    """A timeout as a condition takes it: not negative, not for ever."""
+    """A timeout that a condition accepts: not negative, and bounded."""
     return min(max(0.0, timeout), TIMEOUT_MAX)
 
 
