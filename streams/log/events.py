@@ -7,22 +7,22 @@ topic.
 
 Rules every log keeps (``tests/conformance/test_event_log.py`` proves them):
 
-* **The base is compared, not the version alone.** An append names the history that its writer
-  decided upon, by its length and the ID of its last record. It counts only if the history ends
-  exactly there at the moment it is written. (A number can match on another history after a
-  failover, and a unique index accepts one that is too high: Rails Event Store 1760.)
-* **An append counts wholly or not at all.** Its events follow each other in their history.
+* **The base is compared, not the version alone.** An append names the history that its writer's
+  decision is based on, by its length and the ID of its last record. It counts only if the history
+  ends exactly there when it is written. (A number can match on another history after a failover,
+  and a unique index accepts one that is too high: Rails Event Store 1760.)
+* **An append counts wholly or not at all.** Its events are consecutive in their history.
 * **The same append again is the same append.** Records have fresh IDs, and the first one's is the
-  append's. Where that very append stands in the history already, it is a success, for ever
-  (KurrentDB's rule): so an append whose answer was lost may be sent again.
-* **A base that the history does not have is not a conflict.** It means that the log has lost, or
-  exchanged, what it had acknowledged, and is told as *truncated*.
+  append's. If that very append is in the history already, it is a success, for ever (KurrentDB's
+  rule): so an append whose answer was lost may be sent again.
+* **A base that the history does not have is not a conflict.** It means that the log has lost or
+replaced events that it had acknowledged, and is reported as *truncated*.
 * **Causes are found on the history that the base comes from.** One answer of
-  :meth:`EventLog.read_histories` has the events, where the history ends, and what was appended for
-  a cause, all at the same moment.
+:meth:`EventLog.read_histories` has the events, the end of the history, and the events appended for
+a cause, all as of the same moment.
 * **Nothing is skipped**: offsets of a partition are given in the order in which appends count.
-* **Snapshots are only a cache.** A log keeps what it is given and hands it out again if the history
-  has the base that the snapshot was made of. Nothing else depends on one.
+* **Snapshots are only a cache.** A log stores a snapshot and returns it if the history has the base
+that the snapshot was made of. Nothing else depends on snapshots.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from streams.message import Record
 
 
 class Base(NamedTuple):
-    """The history that a writer decided upon.
+    """The history that a writer's decision is based on.
 
-    :param version: how many events it has.
-    :param last_id: the ID of its last record; empty where it has none.
+    :param version: the number of its events.
+    :param last_id: the ID of its last record; empty if it has none.
     """
 
     version: int = 0
@@ -55,10 +55,10 @@ NO_HISTORY = Base()
 
 
 class Head(NamedTuple):
-    """Where a history ends.
+    """The end of a history.
 
-    :param base: what the next append has to name.
-    :param is_final: its last event was appended as the last one: nothing may follow.
+    :param base: the base that the next append has to name.
+    :param is_final: its last event was appended as the final one: nothing may follow.
     """
 
     base: Base = NO_HISTORY
@@ -71,13 +71,13 @@ EMPTY = Head()
 class EventAppend(NamedTuple):
     """Events to be appended to one key's history, if it ends at ``base``.
 
-    :param records: with their IDs and all headers (:mod:`streams.log.event_headers`); the IDs were
-        never used before. Their keys are ``key``.
-    :param head: where the history ends once they are appended.
-    :param cause: what they are appended for; empty: nothing is to be found by it later.
+    :param records: the records, with all headers (:mod:`streams.log.event_headers`) and with IDs
+        that were never used before. Their keys are ``key``.
+    :param head: the end of the history after the append.
+    :param cause: the cause of the events; empty: they need not be found by a cause later.
     :param is_refusal: there is no event. The one record says that the cause was refused: it has no
-        version, and ends the history as its last record, so that nothing that was decided upon what
-        was before it can be appended any more.
+        version, but is the history's last record from then on, so that appends with an earlier base
+        are refused.
     """
 
     key: bytes
@@ -89,14 +89,14 @@ class EventAppend(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Nothing may be appended after these."""
+        """Whether nothing may be appended after these events."""
         return self.head.is_final
 
 
 class Appended(NamedTuple):
-    """The append stands in the history, now or since an earlier call.
+    """The append is in the history, now or since an earlier call.
 
-    :param offsets: of its records.
+    :param offsets: the offsets of its records.
     """
 
     partition: int
@@ -104,8 +104,8 @@ class Appended(NamedTuple):
 
 
 Refusal = Literal["conflict", "final", "truncated"]
-"""Why an append is refused: the history ends elsewhere; it ended for good; or it does not contain
-the base."""
+"""Why an append is refused: the history ends elsewhere; it has ended for good; or it does not
+contain the base."""
 
 
 class Refused(NamedTuple):
@@ -113,7 +113,7 @@ class Refused(NamedTuple):
 
     reason: Refusal
     head: Head
-    """Where the history ended when it was refused."""
+    """The end of the history when the append was refused."""
 
 
 AppendOutcome = Appended | Refused | LogError
@@ -122,12 +122,13 @@ OnEventsAppended = Callable[[Sequence[AppendOutcome]], None]
 
 
 class HistoryRequest(NamedTuple):
-    """What to read of a history.
+    """A request to read a part of a history.
 
-    :param after: what is known already: the events behind it are read, if the history has it.
-    :param limit: how many events at most.
-    :param cause: also find what was appended for this.
-    :param fingerprint: begin behind the snapshot of this kind, where there is one that is ahead of
+    :param after: the base that the caller knows: the events behind it are read, if the history has
+        it.
+    :param limit: the most events to read.
+    :param cause: also find the events appended for this cause.
+    :param fingerprint: begin behind the snapshot with this fingerprint, if there is one ahead of
         ``after``.
     """
 
@@ -139,12 +140,12 @@ class HistoryRequest(NamedTuple):
 
 
 class StoredSnapshot(NamedTuple):
-    """What a key's events add up to, at one of its versions.
+    """The state that a key's events add up to, at one version.
 
-    :param fingerprint: of the code that made it: snapshots of several kinds stand beside each
-        other.
+    :param fingerprint: identifies the code that made it; a key may have snapshots with several
+        fingerprints.
     :param base: the history that it was made of.
-    :param offset: of that history's last record.
+    :param offset: the offset of that history's last record.
     """
 
     key: bytes
@@ -155,10 +156,9 @@ class StoredSnapshot(NamedTuple):
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
-    """An event as the log has it. (There are many of these: the garbage collector need not look at
-    them.)
+    """An event in the log. (There are many of these, so the garbage collector does not track them.)
 
-    :param time: when the log took it, in seconds since the epoch.
+    :param time: when the log appended it, in seconds since the epoch.
     """
 
     version: int
@@ -168,13 +168,13 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoredEvents(Sequence[StoredEvent]):
-    """Events of one history, each of which is made when it is looked at: who folds a long history
-    needs their values alone."""
+    """Events of one history, each created when it is accessed: folding a long history needs only
+    their values."""
 
     @property
     @abstractmethod
     def values(self) -> Sequence[bytes | None]:
-        """The value of each."""
+        """The value of each event."""
 
 
 def values_of(events: Sequence[StoredEvent]) -> Sequence[bytes | None]:
@@ -185,10 +185,10 @@ def values_of(events: Sequence[StoredEvent]) -> Sequence[bytes | None]:
 
 
 class Caused(NamedTuple):
-    """What was appended for a cause.
+    """The events appended for a cause.
 
     :param first_version: of its events.
-    :param event_count: how many; 0: the cause was refused.
+    :param event_count: the number of its events; 0: the cause was refused.
     """
 
     first_version: int
@@ -198,11 +198,12 @@ class Caused(NamedTuple):
 class History(NamedTuple):
     """A part of one key's history, as of one moment.
 
-    :param events: the first ones behind what was known, in order.
-    :param head: where the whole history ends; ``events`` reach it unless the limit cut them off.
-    :param caused: what was appended for the cause that was asked for; None: nothing.
-    :param is_truncated: the history does not contain what was known. There are no events then.
-    :param snapshot: where the events begin, if that is not where they were asked for.
+    :param events: the first events behind the base that the caller knows, in order.
+    :param head: the end of the whole history; ``events`` reach it unless the limit cut them off.
+    :param caused: the events appended for the requested cause; None: there are none.
+    :param is_truncated: the history does not contain the base that the caller knows. There are no
+        events then.
+    :param snapshot: the snapshot behind which the events begin, if not behind the requested base.
     """
 
     partition: int
@@ -214,7 +215,7 @@ class History(NamedTuple):
 
 
 class HistoryKey(NamedTuple):
-    """One key of an event topic, and where its history ends."""
+    """One key of an event topic, with the end of its history."""
 
     key: bytes
     head: Head
@@ -223,8 +224,8 @@ class HistoryKey(NamedTuple):
 class EventTotals(NamedTuple):
     """How much an event topic holds.
 
-    :param cause_bytes: what remembering causes takes, in bytes, about.
-    :param snapshots: how many there are of each fingerprint.
+    :param cause_bytes: about how many bytes the remembered causes take.
+    :param snapshots: the number of snapshots by fingerprint.
     """
 
     keys: int
@@ -240,18 +241,18 @@ class EventLog(Protocol):
 
     @property
     def never_blocks(self) -> bool:
-        """Whether appending and reading never wait for anything, so that an event loop may do it
-        itself."""
+        """Whether appending and reading never wait, so that an event loop may call them
+        directly."""
         ...
 
     @property
     def fails_by_partition(self) -> bool:
-        """Whether some partitions can be out of reach while others are not: each has a server of
-        its own."""
+        """Whether some partitions can be unavailable while others are not, as each has its own
+        server."""
         ...
 
     def create_event_topic(self, topic: str, partitions: int) -> TopicInfo:
-        """Create an event topic, which keeps its messages for ever. The same again is harmless.
+        """Create an event topic, which keeps its messages for ever. Repeating the call is harmless.
 
         :raises PartitionCountMismatch: it exists with another number of partitions.
         :raises TopicMismatch: it exists and is not an event topic.
@@ -261,34 +262,37 @@ class EventLog(Protocol):
     def append_events(
         self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
     ) -> None:
-        """Append, each under its own condition, in order; what counts is durable when
-        ``on_appended`` says so. It is called exactly once, from any thread.
+        """Append in order, each append under its own condition; those that count are durable when
+        ``on_appended`` is called. It is called exactly once, from any thread.
 
-        An :class:`~streams.errors.OutcomeUnknown` may count or not: the same append again tells.
+        An :class:`~streams.errors.OutcomeUnknown` may count or not: repeating the same append finds
+        out.
         """
         ...
 
     def read_histories(self, topic: str, requests: Sequence[HistoryRequest]) -> list[History]:
-        """Parts of histories, each read to the log's end as it was after the call began.
+        """Read parts of histories, each up to an end of the log that was current after the call
+        began.
 
         :raises Unavailable: the log cannot be reached now.
         """
         ...
 
     def write_snapshots(self, topic: str, snapshots: Sequence[StoredSnapshot]) -> None:
-        """Keep snapshots, each in place of the one of its key and fingerprint. One that is older
-        than what is kept of this history, or whose base the history does not have, is dropped.
+        """Store snapshots, each in place of the one of its key and fingerprint. A snapshot that is
+        older than the stored one of this history, or whose base the history does not have, is
+        dropped.
 
-        :raises LogError: they may be kept or not.
+        :raises LogError: they may be stored or not.
         """
         ...
 
     def delete_snapshots(self, topic: str, fingerprint: str | None = None) -> int:
-        """Delete all snapshots of one fingerprint, or all there are; how many."""
+        """Delete all snapshots of one fingerprint, or all (None); returns how many were deleted."""
         ...
 
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
-        """All snapshots of one key, of whatever fingerprint, by fingerprint."""
+        """All snapshots of one key, in the order of their fingerprints."""
         ...
 
     def list_keys(
@@ -302,41 +306,41 @@ class EventLog(Protocol):
         ...
 
     def raw_reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
-        """Read the records of a range as they stand, those too that are no events. A topic's own
-        :meth:`~streams.log.protocol.Log.reader` has its events alone."""
+        """Read all records of a range, including those that are not events. The topic's
+        :meth:`~streams.log.protocol.Log.reader` returns only its events."""
         ...
 
     def index_progress(self, topic: str) -> tuple[int, int]:
-        """How many of an event topic's records were looked at to know which of them count, and how
-        many there are. Readers wait until they are the same; asking begins with it. (0, 0) where
-        nothing has to be looked at before."""
+        """How many of an event topic's records were indexed to know which of them count, and how
+        many there are. Readers wait until both are equal; the first call starts the indexing. (0,
+        0) on a log without such an index."""
         ...
 
 
 @runtime_checkable
 class ArbitratingLog(Protocol):
-    """A log that takes in every record, and whose readers decide which of them count."""
+    """A log that accepts every record, and whose readers decide which of them count."""
 
     def uncounted_records(self, topic: str) -> int:
-        """Records that count for no history, of what was read here so far. Asks nobody."""
+        """The number of records read here so far that count for no history. Sends no request."""
         ...
 
     def stop_following(self, topic: str) -> None:
-        """Give back what it takes to know which records of a topic count, until somebody uses the
-        topic again."""
+        """Release the resources for deciding which records of a topic count, until the topic is
+        used again."""
         ...
 
 
 @runtime_checkable
 class RetryingLog(Protocol):
-    """A log whose :meth:`EventLog.append_events` returns when all is answered, and until then sends
-    again, for seconds, what has no answer."""
+    """A log whose :meth:`EventLog.append_events` returns when all appends are answered, and until
+    then repeats, for seconds, those without an answer."""
 
     def append_events_once(
         self, topic: str, appends: Sequence[EventAppend], on_appended: OnEventsAppended
     ) -> None:
-        """The same, but nothing is sent again: what cannot be reached is
-        :class:`~streams.errors.Unavailable`, what has no answer
+        """As :meth:`EventLog.append_events`, but nothing is sent again: an append that cannot be
+        sent is :class:`~streams.errors.Unavailable`, one without an answer
         :class:`~streams.errors.OutcomeUnknown`."""
         ...
 
@@ -344,8 +348,8 @@ class RetryingLog(Protocol):
 def read_each(
     log: EventLog, topic: str, requests: Sequence[HistoryRequest]
 ) -> Sequence[History | LogError]:
-    """The same as :meth:`EventLog.read_histories`, but that a history that cannot be read (somebody
-    has damaged it) hides no other: it has its error in its place.
+    """As :meth:`EventLog.read_histories`, but a history that cannot be read, as it is damaged, does
+    not fail the others: its error takes its place.
 
     :raises Unavailable: the log cannot be reached now.
     """
@@ -365,19 +369,20 @@ def read_each(
 
 
 class StoredHistory(Protocol):
-    """What a decision may have to know of one key's history."""
+    """The facts about one key's history that a decision may need."""
 
     @property
     def head(self) -> Head:
-        """Where it ends."""
+        """The end of the history."""
         ...
 
     def id_at(self, version: int) -> str | None:
-        """The ID of the event of a version; None where there is no such version."""
+        """The ID of the event at a version; None if there is no such version."""
         ...
 
     def refusal_version(self, record_id: str) -> int | None:
-        """The version at which a refusal with this record ID stands; None where none does."""
+        """The version at which a refusal with this record ID was recorded; None if there is
+        none."""
         ...
 
 
@@ -391,8 +396,7 @@ def has_base(history: StoredHistory, base: Base) -> bool:
 
 
 def judge(append: EventAppend, history: StoredHistory) -> Refused | Literal["append", "appended"]:
-    """What becomes of an append: it is to be appended, stands in the history already, or is
-    refused."""
+    """Decide about an append: it is to be written, is in the history already, or is refused."""
     head, base = history.head, append.base
     if head.base == base:
         return Refused("final", head) if head.is_final else "append"
@@ -418,9 +422,9 @@ def not_an_event_topic(topic: str) -> EventTopicError:
 
 
 def events_only(topic: str, what: str) -> EventTopicError:
-    """The error for whoever wants to change an event topic otherwise than by an append.
+    """The error for a change of an event topic other than by an append.
 
-    :param what: what was to be done, as "published to".
+    :param what: the refused operation, as "published to".
     """
     reason = "only the aggregate's decide() and append() write to it"
     if what == "trimmed":

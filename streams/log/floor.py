@@ -1,7 +1,6 @@
-"""Topics that are read from a *floor* on, below which nothing is needed any more.
+"""Topics with a *floor*, below which messages are no longer needed.
 
-The floor is the position of a group that no member ever runs in: what it has not reached is not
-trimmed.
+The floor is the position of a group without members: messages from it on are not trimmed.
 """
 
 from __future__ import annotations
@@ -10,19 +9,19 @@ from streams.log.protocol import Log, Retention, TopicInfo, ensure_topic
 
 
 def floor_group(topic: str) -> str:
-    """The group, without members, whose positions are the floor of a delay topic, or of the topic
-    of a view by key."""
+    """The name of the group without members whose positions are the floor of a delay topic, or of
+    the topic of a view by key."""
     return f"{topic}.floor"
 
 
 def ensure_topic_with_floor(
     log: Log, name: str, partitions: int, group: str, retention: Retention, *, compacted: bool
 ) -> TopicInfo:
-    """Create a topic, or find it; blocks. The floor stands before anything may be trimmed.
+    """Create a topic if it does not exist; blocks. The floor is set before anything may be trimmed.
 
-    :param group: whose position is the floor.
-    :param retention: how it is kept on a log that trims.
-    :param compacted: only the last record of a key is needed, where the log can do that.
+    :param group: the group whose position is the floor.
+    :param retention: the topic's retention on a log that trims.
+    :param compacted: keep only the last record of each key, if the log can.
     """
     capabilities = log.capabilities
     compaction = capabilities.compacted_config

@@ -1,63 +1,65 @@
-"""Who owns which partition: even assignment and lease rules, for the logs that have no group
+"""Assigns partitions to members: even assignment and lease rules, for the logs that have no group
 coordinator of their own (memory, sqlite, redis). Pure: no I/O, no clock, no randomness.
 
 Promises
 --------
-* **even**: where members subscribe to the same topics, what they own differs by at most one
-  partition, over all topics together *and* within each topic (a topic without traffic must not
-  be balanced against a busy one). Where subscriptions differ, no move can bring two members'
-  loads closer together.
+* **even**: where members subscribe to the same topics, their numbers of partitions differ by at
+  most one, over all topics together *and* within each topic (a topic without traffic must not be
+  balanced against a busy one). Where subscriptions differ, no move can bring two members' loads
+  closer together.
 * **sticky**: an owner keeps its partitions as far as that evenness allows.
-* **deterministic**: the same input gives the same answer in every member, on every machine, so
-  nobody has to be elected leader.
+* **deterministic**: the same input gives the same answer in every member, on every machine, so no
+leader has to be elected.
 * **one owner**: under clocks that run at the same rate, no two members hold a partition at once;
   what any clock *shows* does not matter.
 
 Theory of operation
 -------------------
-The log keeps two small tables a group: *members* (ID, topics, expiry) and *leases* (partition,
-owner, epoch, expiry). Every member, at every heartbeat, in one atomic step of its log: extends its
-own member row and its own leases, reads both tables, calls :func:`plan`, and does what the plan
+The log keeps two small tables for each group: *members* (ID, topics, expiry) and *leases*
+(partition, owner, epoch, expiry). At every heartbeat, in one atomic step of its log, every member
+extends its own member row and leases, reads both tables, calls :func:`plan`, and does what the plan
 says about *itself*:
 
-* ``release``: a live member should have it instead. Drain, commit, then set the lease free; the
-  other one waits. Leases are renewed while their partition drains.
-* ``acquire``: it should be mine and is free, or its lease has expired. Write the lease with the
-  given epoch, on condition that the stored epoch is still the one before; the loser of this race
-  simply plans again.
-* ``renew``: mine, and stays mine.
+* ``release``: another live member should have the partition. Drain, commit, then release the lease;
+the other member waits. Leases are renewed while their partitions drain.
+* ``acquire``: this member should have the partition, which is free or whose lease has expired.
+Write the lease with the given epoch, on condition that the stored epoch is still one less; the
+loser of this race simply plans again.
+* ``renew``: this member has the partition and keeps it.
 
 Expiry of a lease or a member's row is never decided by a clock that can be set: a stored time would
 be compared with a clock that may have been stepped since, so leases would be held for ever or taken
-too early. Either the time line cannot be set (the monotonic clock that the processes of one machine
-share), or the observer measures it (:class:`StalenessTracker`): a row that was unchanged for its
-whole length, on the observer's own monotonic clock, has expired, as its owner would have changed it
-by confirming it. Then it is taken by compare-and-set.
+too early. Either the clock cannot be set (the monotonic clock that the processes of one machine
+share), or the observer measures (:class:`StalenessTracker`): a row that was unchanged for its
+lease's length, on the observer's own monotonic clock, has expired, as its owner would have changed
+it by confirming it. Then it is taken by compare-and-set.
 
-Nothing is ever taken from a living owner, so a rebalance is cooperative: what does not move is
-never interrupted (KIP-429 does the same for Kafka's classic protocol). As every step brings
-ownership nearer to the same target, members that act in any order and on old snapshots converge.
+No partition is ever taken from a live owner, so a rebalance is cooperative: a partition that does
+not move is never interrupted (KIP-429 does the same for Kafka's classic protocol). As every step
+brings ownership nearer to the same target, members that act in any order and on old snapshots
+converge.
 
 A lease ends by release or by expiry only: a member whose row is gone but whose lease has not
 expired may still be running a handler. The *owner* is stricter than the table: it trusts its lease
 only until ``time before the request was sent + lease - margin`` (:meth:`LeaseTerms.valid_until`),
-on its own monotonic clock, so it stops before anybody else may start however long the answer took
-(Gray and Cheriton, "Leases", SOSP 1989). And as a frozen process can wake up at any later time,
-taking a lease raises its *epoch* by one, and a commit names owner and epoch: an older one is
+on its own monotonic clock, so it stops before another member may start, however long the answer
+took (Gray and Cheriton, "Leases", SOSP 1989). And as a frozen process can wake up at any later
+time, taking a lease raises its *epoch* by one, and a commit names owner and epoch: an older one is
 refused. An owner that comes back to find its expired lease untouched is still the owner, under the
 same epoch.
 
 A *static* member has a name that outlives its process. A member that joins under that name is its
-successor and inherits at once what the predecessor had: the leases count as its own, and it takes
-each of them anew, under the next epoch (``held`` of :func:`plan` says which it has taken).
+successor and inherits the predecessor's partitions at once: the leases count as its own, and it
+acquires each of them again, under the next epoch (``held`` of :func:`plan` names those it has
+acquired).
 
 The assignment itself is a semi-matching of partitions to members, worked out in *numbers* of
-partitions by member and topic: from what is owned now, count the unowned to the least loaded, then
-move one after the other along a shortest path from a member to one that has at least two fewer;
-when no such path is left, no assignment is more even (Harvey, Ladner, Lovász, Tamir,
-"Semi-matchings for bipartite graphs and load balancing", 2006). Exchanges between two members then
-even out each topic without touching the totals. Last, the numbers become partitions: each member
-keeps its own up to its number, and the surplus goes to the others.
+partitions by member and topic: starting with the current owners, add the unowned partitions to the
+least loaded members, then move one after the other along a shortest path from a member to one that
+has at least two fewer; when no such path is left, no assignment is more even (Harvey, Ladner,
+Lovász, Tamir, "Semi-matchings for bipartite graphs and load balancing", 2006). Exchanges between
+two members then even out each topic without touching the totals. Last, the numbers become
+partitions: each member keeps its own up to its number, and the surplus goes to the others.
 """
 
 from __future__ import annotations
@@ -87,13 +89,13 @@ class Lease(NamedTuple):
 
 
 MAX_LEASE = 3600.0
-"""Seconds that a lease may last at most. A stored length beyond it is damage: such a row is not
-waited for longer than the observer's own lease lasts."""
+"""The longest lease, in seconds. A greater stored length is damage: for such a row the observer
+waits only as long as its own lease lasts."""
 
 INFINITY = float("inf")
 
 UNOWNED = Lease("", 0, -INFINITY)
-"""The lease of a partition that nobody has owned yet."""
+"""The lease of a partition that was never owned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +106,13 @@ class LeaseTerms:
 
     @property
     def heartbeat_interval(self) -> float:
-        """Renew this often: two of three heartbeats may fail before anything is lost."""
+        """Seconds between heartbeats: two of three may fail before a lease is lost."""
         return self.lease / 3
 
     @property
     def safety_margin(self) -> float:
-        """How much earlier than the table the owner itself gives up its lease: a margin for clocks
-        of different rates, and for the time between a check and its effect."""
+        """How many seconds before its expiry in the table the owner itself gives up a lease: a
+        margin for clocks of different rates, and for the time between a check and its effect."""
         return self.lease / 10
 
     def expiry(self, now: float) -> float:
@@ -127,7 +129,7 @@ DEFAULT_TERMS = LeaseTerms()
 
 
 class _Seen(NamedTuple):
-    """A row as it was first seen so."""
+    """A version of a row, and the time at which it was first seen."""
 
     version: Hashable
     since: float
@@ -138,15 +140,16 @@ class StalenessTracker:
     """How long the rows of a log have been unchanged, on one observer's own monotonic clock.
 
     Call ``observe`` whenever the rows have been read, then ask for each row how much of its length
-    is ``remaining``. Where ``max_gap`` is given, only time in which the log answered is counted: at
-    most so many seconds between two observations. While the log does not answer, no owner can
+    is ``remaining``. If ``max_gap`` is given, only time in which the log answered is counted: at
+    most this many seconds between two observations. While the log does not answer, no owner can
     confirm its lease either, so an outage, or a pause of the observer, must not make all others
     seem dead. The counted time never runs ahead of the clock, so nothing expires too early.
 
-    :param max_gap: less than a lease by more than the time between two heartbeats, so that an owner
-        can confirm before anybody else takes over when the log answers again. Not given: all time
-        counts, for rows whose owners stop by themselves when they cannot confirm.
-    :param max_rows: of more, the one that was asked for longest ago is forgotten, and so seen anew.
+    :param max_gap: shorter than a lease by more than the time between two heartbeats, so that an
+        owner can confirm its lease before another member takes over when the log answers again.
+        None: all time counts, for rows whose owners stop by themselves when they cannot confirm.
+    :param max_rows: the most rows that are remembered; the least recently requested one is
+        forgotten, and counts as new when it is seen again.
     """
 
     def __init__(self, max_gap: float = INFINITY, max_rows: float = INFINITY) -> None:
@@ -154,9 +157,9 @@ class StalenessTracker:
         self._max_rows = max_rows
         self._last_observed: float | None = None
         self._uncounted = 0.0
-        """Of the time up to then, what does not count."""
+        """The part of the time up to the last observation that does not count."""
         self._seen: dict[Hashable, _Seen] = {}
-        """By row; that asked for last at the end."""
+        """The versions seen by row, the most recently requested last."""
 
     def observe(self, now: float) -> None:
         """Note that the rows have been read; ``now`` is the time *after* the answer."""
@@ -168,8 +171,8 @@ class StalenessTracker:
         """Seconds until this row counts as expired; 0: it does.
 
         :param row: the row's key.
-        :param version: something that changes whenever its owner confirms it.
-        :param lease: seconds for which the owner relies on it after a confirmation.
+        :param version: a value that changes whenever the owner confirms the row.
+        :param lease: seconds for which the owner relies on the row after a confirmation.
         """
         seen = self._seen.pop(row, None)
         if seen is None or seen.version != version:
@@ -180,7 +183,7 @@ class StalenessTracker:
         return self._remaining(seen)
 
     def expired(self, row: Hashable) -> Any:
-        """The version of a row that counts as expired as it was last seen; None: it does not."""
+        """The last seen version of a row, if it counts as expired; None: it does not."""
         seen = self._seen.get(row)
         return seen.version if seen is not None and not self._remaining(seen) else None
 
@@ -192,7 +195,7 @@ class StalenessTracker:
         return (self._last_observed or 0.0) - self._uncounted
 
     def forget(self, row: Hashable) -> None:
-        """There is no such row any more."""
+        """Forget a row that no longer exists."""
         self._seen.pop(row, None)
 
     def keep_only(self, rows: Collection[Hashable]) -> None:
@@ -211,18 +214,18 @@ def lease_length(seconds: float | None, own_lease: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one member should do now about each partition it has or should have."""
+    """One member's next step for each partition that it has or should have."""
 
     release: tuple[TopicPartition, ...] = ()
-    """Mine, to go elsewhere: drain, commit, then release, and renew until then. (An inherited one
-    needs no draining.)"""
+    """Own partitions that move to others: drain, commit, then release, and renew until then. (An
+    inherited one needs no draining.)"""
     acquire: Mapping[TopicPartition, int] = field(default_factory=dict)
-    """To take now, with the epoch to write, if the stored one is still one less."""
+    """Partitions to acquire now, with the epoch to write, if the stored one is still one less."""
     renew: tuple[TopicPartition, ...] = ()
-    """Mine, to stay."""
+    """Own partitions that stay."""
     replan_at: float = INFINITY
-    """When another plan may be needed though nobody has written to the tables: a foreign lease or
-    member row expires then. On the log's time line."""
+    """When a new plan may be needed without any write to the tables, as a foreign lease or member
+    row expires. On the log's time line."""
 
 
 def plan(
@@ -233,15 +236,15 @@ def plan(
     leases: Mapping[TopicPartition, Lease],
     held: Collection[TopicPartition] | None = None,
 ) -> Plan:
-    """What member ``member_id`` should do, from one consistent snapshot taken at ``now``.
+    """The plan of member ``member_id``, from one consistent snapshot taken at ``now``.
 
     :param members: all rows of the group, ``member_id`` among them (which counts as alive whatever
         its expiry, as it is the caller).
     :param partitions: how many partitions each topic has; at least the topics of ``members``.
     :param leases: the leases of the group; a partition that is absent was never owned.
-    :param held: of the leases that name ``member_id``, those that this member has taken itself;
-        None: all. The others were taken by a predecessor of the same name, or by a request whose
-        answer was lost. They count as mine and are taken again, under the next epoch.
+    :param held: the leases in the name of ``member_id`` that this member has acquired itself; None:
+        all. The others were acquired by a predecessor of the same name, or by a request whose
+        answer was lost. They count as its own and are acquired again, under the next epoch.
     """
     all_members = list(members)
     alive = {row.id: row.topics for row in all_members if row.expires > now or row.id == member_id}
@@ -286,7 +289,7 @@ def target_owners(
 
     :param members: the living members' IDs, and the topics each one subscribes to.
     :param partitions: how many partitions each topic has.
-    :param owners: who owns what now; what is absent has no owner.
+    :param owners: the current owners; a partition that is absent has none.
     :returns: an owner for every partition that some member subscribes to.
     """
     balancer = _Balancer(members, partitions, owners)
@@ -301,9 +304,9 @@ def target_owners(
 
 
 class _Balancer:
-    """How many partitions of each topic each member has, being evened out.
+    """Evens out the numbers of partitions by member and topic.
 
-    Everything is gone through in sorted order, which is what makes it deterministic.
+    All iteration is in sorted order, which makes the result deterministic.
     """
 
     def __init__(
@@ -372,12 +375,12 @@ class _Balancer:
                 yield count - self.counts[taker][topic], topic
 
     def most_uneven_topic(self, giver: str, taker: str) -> str:
-        """The topic in which they differ most."""
+        """The topic in which two members differ most."""
         return max(self.transferable(giver, taker))[1]
 
     def shortest_path(self) -> list[tuple[str, str]]:
-        """A shortest chain of moves from a member to one with at least two fewer, last move
-        first, so that each member gives of what it has now; empty if there is none."""
+        """A shortest chain of moves from a member to one with at least two fewer, last move first,
+        so that each member gives a partition that it has now; empty if there is none."""
         by_load = sorted(self.load, key=lambda m: (self.load[m], m))
         for source in reversed(by_load):
             goal_load = self.load[source] - 2

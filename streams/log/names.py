@@ -19,7 +19,7 @@ _VALID_MEMBER_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
 
 
 def check_topic(name: str) -> str:
-    """The name, if a topic may have it.
+    """Return the name if it is a valid topic name.
 
     :raises ConfigError: otherwise.
     """
@@ -31,7 +31,7 @@ def check_topic(name: str) -> str:
 
 
 def check_group(name: str) -> str:
-    """The name, if a group may have it.
+    """Return the name if it is a valid group name.
 
     :raises ConfigError: otherwise.
     """
@@ -41,8 +41,8 @@ def check_group(name: str) -> str:
 
 
 def check_member(name: str) -> str:
-    """The name, if a static member may have it (Kafka's rule for ``group.instance.id``, and short
-    enough that a processor's or a worker's number fits behind it).
+    """Return the name if it is valid for a static member (Kafka's rule for ``group.instance.id``,
+    and short enough that a processor's or a worker's number can be appended).
 
     :raises ConfigError: otherwise.
     """
@@ -52,7 +52,8 @@ def check_member(name: str) -> str:
 
 
 def to_valid_name(text: str, replacement: str = ".") -> str:
-    """The text with everything replaced that no name can hold, here or on a file system."""
+    """The text with all characters replaced that are not valid in a name, here or on a file
+    system."""
     return re.sub(r"[^A-Za-z0-9._-]", replacement, text)
 
 
@@ -91,7 +92,7 @@ def topic_mismatch(topic: str, partitions: int, declared: int) -> TopicMismatch:
 def group_not_empty(group: str, members: int | None, suffix: str = "") -> GroupNotEmpty:
     """The error for a group that cannot be changed because it has running members.
 
-    :param members: how many, if that is known.
+    :param members: their number, if it is known.
     :param suffix: what only this log can say of it.
     """
     count = "" if members is None else f"{members} "
@@ -109,9 +110,9 @@ def not_found(kind: Literal["topic", "group"], name: str, text: str) -> NotFound
 
 
 def partition_for(key: bytes | None, id: str, partitions: int) -> int:
-    """The partition of a key on our own logs (Kafka has murmur2).
+    """The partition of a key on the logs other than Kafka (which uses murmur2).
 
-    A keyless message goes by its ID, so that publishing it again lands beside its twin.
+    A keyless message goes by its ID, so that its duplicate goes to the same partition.
     """
     if partitions == 1:
         return 0
@@ -119,7 +120,7 @@ def partition_for(key: bytes | None, id: str, partitions: int) -> int:
 
 
 def partitions_for(records: Iterable[Record], partitions: int) -> list[int]:
-    """The partition of each record: the one that it names, else that of its key."""
+    """The partition of each record: the one that the record names, else that of its key."""
     return [
         explicit
         if (explicit := record.partition) is not None
@@ -131,7 +132,7 @@ def partitions_for(records: Iterable[Record], partitions: int) -> list[int]:
 
 
 def member_fenced_error(group: str, name: str) -> MemberFenced:
-    """The error of a static member whose name another process has taken."""
+    """The error for a static member whose name another process has taken."""
     return MemberFenced(
         f"group {group!r}: another process has joined as member {name!r}; give each process a name "
         "of its own, and start this one again only then"

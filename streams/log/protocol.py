@@ -1,16 +1,19 @@
-"""What a log is: two small protocols, :class:`Log` and :class:`Subscription`, and their terms.
+"""The protocol of a log: two small protocols, :class:`Log` and :class:`Subscription`, and their
+terms.
 
 Rules every log keeps (``tests/conformance/`` proves them, one suite over all logs):
 
-* **Offsets are ints with a total order.** Kafka's and SQLite's own numbers; on Redis the entry ID
-  ``ms-seq`` as ``ms << 64 | seq``. Gaps are normal, so offsets are compared, never counted.
-* **A position is where reading continues**: every message of the partition with a smaller offset
-  is settled. After the message at ``offset`` it is ``offset + 1`` (on Redis that is the next
-  possible entry ID). Kafka's committed offset means the same.
+* **Offsets are ints with a total order.** On Kafka and SQLite they are the log's own numbers; on
+Redis the entry ID ``ms-seq`` as ``ms << 64 | seq``. Gaps are normal, so offsets are compared, never
+counted.
+* **A position is the offset at which reading continues**: every message of the partition with a
+  smaller offset is settled. After the message at ``offset`` it is ``offset + 1`` (on Redis that is
+  the next possible entry ID). Kafka's committed offset means the same.
 * **Progress** is a position and an opaque ASCII string of at most :data:`PROGRESS_LIMIT`
   characters; a log stores and returns it without knowing what it means.
-* **Every call is synchronous and raises only** :class:`~streams.errors.LogError` and below; a
-  driver's exceptions are translated here. A :class:`Log` may be used from any thread; a
+* **Every call is synchronous and raises only** :class:`~streams.errors.LogError` and its
+  subclasses; the log translates its driver's exceptions. A :class:`Log` may be used from any
+  thread; a
   :class:`Subscription` belongs to the one thread that polls it, except where a method says so.
   On a closed log every call raises.
 * **Ownership has an epoch.** A commit under an older epoch is refused, and
@@ -30,7 +33,8 @@ from streams.message import Batch, Position, Record
 from streams.wire import PROGRESS_LIMIT as PROGRESS_LIMIT
 
 TRIM_MARGIN = 10_000
-"""Messages kept below what every group has settled, so that dedup windows can be rebuilt."""
+"""Messages kept below the position that every group has settled, so that dedup windows can be
+rebuilt."""
 
 
 TopicPartition = tuple[str, int]
@@ -39,7 +43,8 @@ TopicPartition = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a log can do. The app refuses the rest, and tests of it are not run on this log."""
+    """The features of a log. The app refuses the others, and their tests are not run on this
+    log."""
 
     name: str
     durable: bool = True
@@ -51,27 +56,28 @@ class Capabilities:
     commits_outputs: bool = False
     """Records and positions can be stored in one step (:meth:`Subscription.commit_outputs`)."""
     outputs_at_once: int = 20_000
-    """Records of one such step, at most (but for those of a single message)."""
+    """Records of one such step, at most (except for those of a single message)."""
     why_no_outputs: str = ""
     """Why outputs cannot be committed with positions, and what to do instead."""
     fences_appends: bool = False
     """Records can be appended as a partition's owner, and only as that
     (:attr:`Assignment.append_as_owners`)."""
     append_once: bool = False
-    """Writing one message ID twice leaves one entry in the log."""
+    """Writing a message ID twice leaves one entry in the log."""
     events: bool = False
-    """It keeps histories: it is an :class:`~streams.log.events.EventLog`."""
+    """The log keeps histories: it is an :class:`~streams.log.events.EventLog`."""
     documents: bool = False
-    """It keeps documents: it is a :class:`~streams.log.documents.DocumentLog`."""
+    """The log keeps documents: it is a :class:`~streams.log.documents.DocumentLog`."""
     creates_topics: bool = True
-    """A missing topic of the user's is created when declared, with one partition unless it says
+    """A missing topic of the user's is created when declared, with one partition unless declared
     otherwise. The toolkit's own topics are created on every log."""
     retention: frozenset[str] = frozenset({"seconds", "messages"})
-    """The bounds of :class:`~streams.config.Retention` that it can apply."""
+    """The bounds of :class:`~streams.config.Retention` that the log can apply."""
     forgets_positions: bool = False
-    """Positions of a group in which nobody runs are deleted some time after they were committed."""
+    """Positions of a group without running members are deleted some time after they were
+    committed."""
     uses_app_clock: bool = False
-    """All its time is the app's clock, so that a test can advance it."""
+    """All its times are by the app's clock, so that a test can advance them."""
     commit_interval: float = 0.025
     """Seconds between two asynchronous commits of a member, at least."""
     dead_letter_config: Mapping[str, str] = field(default_factory=dict)
@@ -81,7 +87,7 @@ class Capabilities:
 
 
 def check_retention(topic: str, retention: Retention, capabilities: Capabilities) -> None:
-    """See that a log can apply a retention.
+    """Check that a log can apply a retention.
 
     :raises ConfigError: it cannot.
     """
@@ -96,9 +102,9 @@ def check_retention(topic: str, retention: Retention, capabilities: Capabilities
 
 
 def check_outputs(what: str, capabilities: Capabilities) -> None:
-    """See that a log can store records and positions in one step.
+    """Check that a log can store records and positions in one step.
 
-    :param what: wants it, as the error says.
+    :param what: the feature that needs it, for the error.
     :raises ConfigError: it cannot.
     """
     if not capabilities.commits_outputs:
@@ -115,7 +121,7 @@ def ensure_topic(
     retention: Retention = Retention(),
     config: Mapping[str, str] | None = None,
 ) -> TopicInfo:
-    """A topic that exists, or is created now; blocks.
+    """The facts of a topic, which is created if it does not exist; blocks.
 
     If several processes find it missing at once, one creates it, and the others use that topic,
     however many partitions it has.
@@ -131,15 +137,16 @@ def ensure_topic(
 
 
 class TopicInfo(NamedTuple):
-    """A topic as the log holds it."""
+    """A topic's facts in the log."""
 
     name: str
     partitions: int
     retention: Retention = Retention()
     retention_known: bool = True
-    """False where this user may not ask for it (Kafka: DescribeConfigs on the topic)."""
+    """False if this user may not ask for it (Kafka: DescribeConfigs on the topic)."""
     is_event_topic: bool = False
-    """It holds histories (:mod:`streams.log.events`), and nothing else may be written to it."""
+    """The topic holds histories (:mod:`streams.log.events`), and nothing else may be written to
+    it."""
 
 
 class DurabilityFact(NamedTuple):
@@ -158,16 +165,16 @@ class DurabilityFact(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """What a group has committed in one partition: the position, and the engine's progress."""
+    """A group's commit in one partition: the position, and the engine's progress."""
 
     position: int
     progress: str = ""
 
 
 class Commit(NamedTuple):
-    """What to store of one partition. ``version`` ascends within an assignment: an older one is
-    stale and is dropped (the same again is accepted), so that two threads that commit cannot move
-    a group backwards."""
+    """A commit for one partition. ``version`` ascends within an assignment: a commit with an older
+    version is stale and is dropped (one with the same version is accepted), so that two threads
+    that commit cannot move a group backwards."""
 
     assignment: Assignment
     position: int
@@ -176,7 +183,7 @@ class Commit(NamedTuple):
 
 
 def by_topic_of(outputs: Sequence[tuple[str, Record]]) -> dict[str, list[int]]:
-    """The indexes of records by the topics that they go to."""
+    """The indexes of records by their target topics."""
     found: dict[str, list[int]] = {}
     for index, (topic, _) in enumerate(outputs):
         found.setdefault(topic, []).append(index)
@@ -186,14 +193,14 @@ def by_topic_of(outputs: Sequence[tuple[str, Record]]) -> dict[str, list[int]]:
 class StaticMember(NamedTuple):
     """A member with a name by which its group recognizes it after a restart.
 
-    A member that joins under the name takes over at once what the previous one had, which is
-    fenced: its commits are refused, and its next poll raises
+    A member that joins under the name takes over the previous member's partitions at once, which
+    fences that member: its commits are refused, and its next poll raises
     :class:`~streams.errors.MemberFenced`.
     """
 
     name: str
     incarnation: str
-    """A word that is unique to the process which uses the name."""
+    """A text that is unique to the process which uses the name."""
 
     def __str__(self) -> str:
         return f"{self.name}:{self.incarnation}"
@@ -204,11 +211,11 @@ class MemberInfo(NamedTuple):
 
     id: str
     partitions: tuple[TopicPartition, ...]
-    """What it owns."""
+    """The partitions that the member owns."""
 
 
 class GroupInfo(NamedTuple):
-    """A group as the log holds it."""
+    """A group's facts in the log."""
 
     name: str
     members: tuple[MemberInfo, ...]
@@ -216,14 +223,14 @@ class GroupInfo(NamedTuple):
     """A partition without a position is absent."""
 
     def within(self, topics: Collection[str] | None) -> GroupInfo:
-        """The same without the positions in other topics; None: with all."""
+        """The group without its positions in other topics; None: with all positions."""
         if topics is None:
             return self
         positions = {at: each for at, each in self.positions.items() if at[0] in topics}
         return self._replace(positions=positions)
 
     def committed_in(self, topic: str) -> dict[int, Committed]:
-        """Those of one topic, by partition."""
+        """The positions in one topic, by partition."""
         return {
             partition: committed
             for (name, partition), committed in self.positions.items()
@@ -235,34 +242,34 @@ class GroupInfo(NamedTuple):
 class Assignment:
     """One partition, owned by one subscription under one epoch, until revoked or lost.
 
-    Compared by identity: the same partition coming back is another assignment.
+    Compared by identity: if the partition is assigned again, that is another assignment.
     """
 
     topic: str
     partition: int
     epoch: int
     committed: Committed | None
-    """What the group had stored when this assignment began."""
+    """The group's commit when this assignment began."""
     valid_until: float = float("inf")
     """Monotonic time until which ownership is certain; the subscription moves it on each
     confirmation, and to minus infinity when the partition is revoked or lost."""
     lease: float | None = None
-    """Seconds after which the partition of an owner that is silent goes to another member; None:
-    it never does, or the log does not say."""
+    """Seconds after which the partition of a silent owner goes to another member; None: it never
+    does, or the log does not say."""
     stored_beyond_end: int | None = field(default=None, init=False)
-    """What was stored until then, where that lies beyond the log's end and the log itself put
-    ``committed`` in its place."""
+    """The position that was stored before, if it is beyond the log's end and the log itself
+    replaced it by ``committed``."""
     append_as_owners: AppendAsOwners | None = field(default=None, init=False)
-    """Appends for this assignment, and for others of its subscription, what only their owner may
-    write; None: the log cannot check that (:attr:`Capabilities.fences_appends`)."""
+    """Appends records that only the owner of this assignment, or of another one of its
+    subscription, may write; None: the log cannot check that
+    (:attr:`Capabilities.fences_appends`)."""
     incarnation: str = field(default="", init=False)
-    """What the log calls the topic (:meth:`Log.incarnation`), once somebody has asked."""
+    """The topic's incarnation (:meth:`Log.incarnation`), once it was looked up."""
     position: int = field(init=False)
-    """Where reading starts; the listener sets it before ``assigned`` returns."""
+    """The position at which reading starts; the listener sets it before ``assigned`` returns."""
     log_end: int | None = field(default=None, init=False)
-    """Where the log ended when this assignment began, readable or not
-    (:meth:`Log.log_end_offset`); the listener sets it, for whoever holds what a database knows of
-    the partition against the log. None: nobody does."""
+    """The log's end when this assignment began, readable or not (:meth:`Log.log_end_offset`); the
+    listener sets it, for an inbox that compares its database with the log. None: no inbox does."""
 
     def __post_init__(self) -> None:
         self.position = self.committed.position if self.committed else 0
@@ -277,35 +284,36 @@ class Assignment:
 
 
 class RebalanceListener(Protocol):
-    """What a subscription tells its user, always inside ``poll`` or ``close``."""
+    """The callbacks of a subscription, always called inside ``poll`` or ``close``."""
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """These partitions are ours: set each one's ``position`` before returning.
+        """These partitions are assigned: set each one's ``position`` before returning.
 
-        :raises Unavailable: none of them can be started now; this is called again for them.
+        :raises Unavailable: none of them can be started now; the callback is repeated for them.
         """
         ...
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
-        """These go elsewhere once this returns: drain and commit now, which is still accepted."""
+        """These partitions go to others once this returns: drain and commit now, which is still
+        accepted."""
         ...
 
     def lost(self, assignments: Sequence[Assignment]) -> None:
-        """These are somebody else's already: discard them, and commit nothing."""
+        """Another member owns these partitions already: discard them, and commit nothing."""
         ...
 
 
 class OutputsRefused(LogError):
-    """Some records can never be written; nothing of what was to be stored with them was."""
+    """Some records can never be written, so nothing that was to be stored with them was stored."""
 
     def __init__(self, errors: Mapping[int, LogError]) -> None:
-        """``errors`` says why, by index into the records."""
+        """``errors`` are the reasons, by index into the records."""
         super().__init__("; ".join(dict.fromkeys(map(str, errors.values()))))
         self.errors = errors
 
 
 Submitted = Callable[[bool], None]
-"""Called once with whether an asynchronous commit was stored."""
+"""Called once; the argument is whether an asynchronous commit was stored."""
 
 
 class Subscription(Protocol):
@@ -318,13 +326,13 @@ class Subscription(Protocol):
         alive, so call it more often than the session or lease lasts.
 
         :raises Unavailable: the log cannot be reached now; poll again after a pause.
-        :raises LogError: anything worse.
+        :raises LogError: any other failure.
         """
         ...
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Store these durably. Stale ones, and those of assignments that are no longer owned, are
-        dropped without an error (the listener is told of the loss).
+        """Store these commits durably. Stale ones, and those of assignments that are no longer
+        owned, are dropped without an error (the listener is told of the loss).
 
         :raises Unavailable: nothing is known to be stored; commit again later.
         """
@@ -332,73 +340,73 @@ class Subscription(Protocol):
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         """Store these as :meth:`commit` does, but cheaply: they survive the end of this process,
-        not of the machine, and nothing is waited for where the log can report the result later.
+        not of the machine, and the call does not wait if the log can report the result later.
 
         ``on_submitted`` is called once, inside this call or a later one of ``poll`` or ``commit``,
-        and this is not called again before. False: they were not accepted.
+        and ``commit_async`` must not be called again before. False: they were not accepted.
 
         :raises Unavailable: nothing is known to be stored; ``on_submitted`` was not called.
         """
         ...
 
     def prepare_outputs(self) -> None:
-        """Be ready for :meth:`commit_outputs`: called before the first poll where outputs will
-        come.
+        """Prepare for :meth:`commit_outputs`: called before the first poll of a subscription with
+        outputs.
 
-        :raises Unavailable: the log cannot be reached now; to be called again.
+        :raises Unavailable: the log cannot be reached now; call again later.
         """
         return
 
     @property
     def resume_delay(self) -> float:
-        """Seconds that may pass after :meth:`resume` until messages come again, at most; a pause
-        that is shorter costs more than it saves. 0: they come at once."""
+        """The most seconds from :meth:`resume` until messages come again; a shorter pause costs
+        more than it saves. 0: they come at once."""
         return 0.0
 
     @property
     def outputs_limit(self) -> int | None:
-        """How many records the next :meth:`commit_outputs` should have at most (but for those of a
-        single message), where these are fewer than :attr:`Capabilities.outputs_at_once`."""
+        """The most records that the next :meth:`commit_outputs` should have (except for those of a
+        single message), if fewer than :attr:`Capabilities.outputs_at_once`."""
         return None
 
     def commit_outputs(
         self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
     ) -> None:
-        """Append records, each to the topic beside it, and store positions, in one step: all of it
-        is in the log afterwards, or nothing. Records of one key keep their order.
+        """Append records, each to the topic in its pair, and store positions, in one step: all of
+        it is in the log afterwards, or nothing. Records of one key keep their order.
 
-        The log that has this says so in its :class:`Capabilities`. Only the thread that polls calls
-        it, also from inside the listener while partitions are revoked.
+        A log that supports it says so in its :class:`Capabilities`. Only the thread that polls
+        calls it, also from inside the listener while partitions are revoked.
 
         :raises Unavailable: nothing was stored; call again later.
-        :raises Fenced: nothing was stored, as a partition is not owned any more, or may be about to
-            go: poll, and call again for what is still owned.
+        :raises Fenced: nothing was stored, as a partition is no longer owned, or may be about to be
+            revoked: poll, and call again for the partitions that are still owned.
         :raises OutputsRefused: nothing was stored, and some of the records never can be.
         :raises OutcomeUnknown: all of it was stored, or nothing, and this cannot be found out now:
-            give the partitions up (:meth:`reassign`), and go on from what the log has.
+            give the partitions up (:meth:`reassign`), and continue from the log's positions.
         :raises ConfigError: the log cannot do this.
         """
         raise ConfigError("this log cannot store records and positions in one step")
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver nothing of these until resumed; they stay owned."""
+        """Deliver no messages of these assignments until they are resumed; they stay owned."""
         ...
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
-        """Deliver these again, after the last message delivered."""
+        """Resume delivering these assignments, after the last message delivered."""
         ...
 
     def reassign(self, assignments: Iterable[Assignment]) -> None:
-        """Give these up, committed or not, and have a later poll assign the partitions anew, to
-        this member or another, at the group's committed offsets. The listener is not told, as it
-        has given them up itself; those that are no longer owned are passed over.
+        """Give these assignments up, committed or not, and have a later poll assign the partitions
+        again, to this member or another, at the group's committed offsets. The listener is not
+        told, as it has given them up itself; assignments that are no longer owned are ignored.
 
         :raises Unavailable: the log cannot be reached; those that were not given up stay owned.
         """
         ...
 
     def keep_alive(self) -> None:
-        """Stay a member without polling: renew what expires, deliver and rebalance nothing.
+        """Stay a member without polling: renew the leases, but deliver and rebalance nothing.
 
         The polling thread calls it about once a second while it waits for handlers, also from
         inside the listener.
@@ -412,17 +420,18 @@ class Subscription(Protocol):
     def begin_transaction(self) -> Transaction:
         """A transaction for a handler (any thread).
 
-        :raises ConfigError: the log has none.
+        :raises ConfigError: the log has no such transactions.
         """
         ...
 
     def close(self) -> None:
-        """Leave the group. ``listener.revoked`` is called for what is still owned."""
+        """Leave the group. ``listener.revoked`` is called for the partitions still owned."""
         ...
 
 
 class Transaction(Protocol):
-    """A handler's own SQL together with the position of what it handled (one thread at a time)."""
+    """A handler's own SQL together with the position of the messages it handled (one thread at a
+    time)."""
 
     def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         """Run one statement; the rows it returns."""
@@ -441,38 +450,38 @@ class Transaction(Protocol):
 
 
 class FileTransaction(Protocol):
-    """SQL of the user's own and messages, written to a log's file together. It has begun, and
-    everybody else who writes to the file waits for its end. One thread at a time."""
+    """The user's own SQL and messages, written to a log's file together. The transaction has begun,
+    and all other writers of the file wait for its end. One thread at a time."""
 
     def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         """Run one statement; the rows it returns."""
         ...
 
     def append(self, topic: str, records: Sequence[Record]) -> list[Position]:
-        """Write records in order; where they will stand once this is committed.
+        """Write records in order; returns their positions after the commit.
 
         :raises LogError: none of them was written; the transaction goes on.
         """
         ...
 
     def commit(self) -> None:
-        """Commit all of it, and wake up who waits for messages.
+        """Commit all of it, and wake the callers that wait for messages.
 
-        :raises OutcomeUnknown: the disk failed in the middle of it.
+        :raises OutcomeUnknown: the disk failed in the middle of the commit.
         """
         ...
 
     def rollback(self) -> None:
-        """Undo everything; harmless when it has ended."""
+        """Undo everything; harmless if the transaction has ended."""
         ...
 
     def interrupt(self) -> None:
-        """Have a statement that runs in another thread fail soon (any thread)."""
+        """Make a statement that runs in another thread fail soon (any thread)."""
         ...
 
     def claim_context(self) -> None:
-        """What writes to the file from this context while it is open, other than through it, fails
-        at once, as it would wait for itself."""
+        """Bind the transaction to this context: any other write to the file from the context fails
+        at once while the transaction is open, as it would wait for itself."""
         ...
 
 
@@ -497,13 +506,13 @@ class Reader(Protocol):
 
 
 OnAppended = Callable[[Sequence["Position | LogError"]], None]
-"""Called once with the result of an append: for each record its position, or why it has none."""
+"""Called once with the result of an append: the position or the error of each record."""
 
 AppendAsOwners = Callable[[str, Sequence[Record], Sequence[Assignment], OnAppended], None]
-"""Does what :meth:`Log.append` does, each record in one step with a check that the assignment at
-its index is still owned (any thread). Where it is not, the record gets
+"""Appends as :meth:`Log.append` does, each record in one step with a check that the assignment at
+its index is still owned (any thread). If it is not, the record gets
 :class:`~streams.errors.Fenced`, is not in the log and never will be; the others are written. The
-assignments, present or past, are of the subscription whose assignment this was found at."""
+assignments, present or past, must be of the subscription whose assignment has this function."""
 
 
 class Log(Protocol):
@@ -511,7 +520,7 @@ class Log(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this log can do."""
+        """The features of this log."""
         ...
 
     # -- topics
@@ -523,7 +532,7 @@ class Log(Protocol):
         retention: Retention = Retention(),
         config: Mapping[str, str] | None = None,
     ) -> TopicInfo:
-        """Create a topic. The same again is harmless; ``config`` is the server's own settings.
+        """Create a topic. Repeating the call is harmless; ``config`` has the server's own settings.
 
         :raises TopicMismatch: it exists with another number of partitions.
         :raises ConfigError: this log has no such retention.
@@ -531,7 +540,7 @@ class Log(Protocol):
         ...
 
     def set_retention(self, topic: str, retention: Retention) -> TopicInfo:
-        """Give a topic that exists another retention; ``Retention()`` keeps messages for ever.
+        """Change a topic's retention; ``Retention()`` keeps messages for ever.
 
         :raises NotFound: there is none of that name.
         :raises ConfigError: this log has no such retention.
@@ -539,7 +548,7 @@ class Log(Protocol):
         ...
 
     def topic(self, topic: str) -> TopicInfo:
-        """A topic as it is now.
+        """A topic's current facts.
 
         :raises NotFound: there is none of that name.
         """
@@ -555,7 +564,7 @@ class Log(Protocol):
         from them, outside the log stores this ID with them.
 
         :raises NotFound: there is none of that name.
-        :raises Unavailable: it cannot be known now.
+        :raises Unavailable: it cannot be found out now.
         """
         ...
 
@@ -565,9 +574,10 @@ class Log(Protocol):
         ...
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
-        """What decides now whether an acknowledged message of this topic can be lost.
+        """The current settings that decide whether an acknowledged message of this topic can be
+        lost.
 
-        :raises NotFound: there is none of that name, and its settings are its own.
+        :raises NotFound: there is no topic of that name, and the settings are per topic.
         :raises Unavailable: the servers do not answer.
         """
         ...
@@ -580,8 +590,8 @@ class Log(Protocol):
 
     def append(self, topic: str, records: Sequence[Record], on_appended: OnAppended) -> None:
         """Write records in order. May block; calls ``on_appended`` exactly once, from any thread,
-        when they are durable. Errors of records, and :class:`NotFound` for a missing topic, go
-        there and are never raised.
+        when they are durable. Errors of records, and :class:`NotFound` for a missing topic, are
+        passed to it and never raised.
 
         A key always goes to one partition; a keyless record goes by its ID.
         """
@@ -590,23 +600,26 @@ class Log(Protocol):
     # -- reading
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
-        """The first position that can be read, and the one the next message will get or exceed."""
+        """The first position that can be read, and the smallest one that the next message can
+        get."""
         ...
 
     def log_end_offset(self, topic: str, partition: int) -> int:
-        """Where the log ends, readable now or not: no position of this log is beyond it."""
+        """The log's end, readable now or not: no position of this log is beyond it."""
         ...
 
     def offset_for_time(self, topic: str, partition: int, time: float) -> int:
-        """Position of the first message the log took at or after ``time``; the end if none."""
+        """The position of the first message appended at or after ``time``; the end if there is
+        none."""
         ...
 
     def offset_before(self, topic: str, partition: int, position: int, count: int) -> int:
-        """Position of the message ``count`` before ``position``, or the first there is."""
+        """The position of the message ``count`` messages before ``position``, or of the first
+        one."""
         ...
 
     def lag(self, topic: str, partition: int, position: int) -> int | None:
-        """How many messages there are from ``position`` on; None where it cannot be known."""
+        """The number of messages from ``position`` on; None if it cannot be known."""
         ...
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
@@ -616,20 +629,21 @@ class Log(Protocol):
     # -- groups
 
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
-        """Give a *new* group its positions, all at once: True where it had none in this topic."""
+        """Give a *new* group its positions, all at once; returns True if it had none in this
+        topic."""
         ...
 
     def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
         """A group's members and positions.
 
-        :param topics: where its positions are wanted, which may be much less work on a log with
-            thousands of topics; None: in all topics.
+        :param topics: read positions only in these topics, which may be much less work on a log
+            with thousands of topics; None: in all topics.
         :raises NotFound: there is none of that name.
         """
         ...
 
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
-        """What a group has committed in one topic, by partition; empty if nothing."""
+        """A group's commits in one topic, by partition; empty if there are none."""
         try:
             return self.group(group, [topic]).committed_in(topic)
         except NotFound:
@@ -642,7 +656,7 @@ class Log(Protocol):
     def reset_offsets(
         self, group: str, topic: str, offsets: Mapping[int, Committed], *, force: bool = False
     ) -> None:
-        """Set a group's offsets in a topic; the group is created if there is none.
+        """Set a group's offsets in a topic; the group is created if it does not exist.
 
         :raises GroupNotEmpty: it has running members, and ``force`` is not set. When forced, its
             members lose the partitions and start over from the new offsets.
@@ -671,14 +685,14 @@ class Log(Protocol):
         messages below the group's position must not be trimmed; ``member`` makes it a static
         member.
 
-        :raises ConfigError: there are no static members here, as the log is configured.
+        :raises ConfigError: the log, as it is configured, has no static members.
         """
         ...
 
     def remove_member(self, group: str, member: StaticMember) -> None:
         """Remove the member of a process that has certainly ended, so that the others get its
         partitions at once. Does nothing if it is no longer a member or another process has its
-        name by now, and where the log does not allow it (Kafka: there a static member gets its
+        name by now, or if the log does not allow it (Kafka: there a static member gets its
         partitions back when it restarts).
         """
         ...
@@ -686,7 +700,7 @@ class Log(Protocol):
     # -- the rest
 
     def format_offset(self, offset: int) -> str:
-        """An offset as people write it on this log."""
+        """An offset in this log's notation for people."""
         ...
 
     def parse_offset(self, text: str) -> int:
@@ -699,7 +713,7 @@ class Log(Protocol):
     def flush(self, timeout: float) -> None:
         """Wait until the result of every append so far has been reported.
 
-        :raises Unavailable: some have not, after ``timeout`` seconds.
+        :raises Unavailable: some results are missing after ``timeout`` seconds.
         """
         ...
 
@@ -713,7 +727,7 @@ class Queryable(Protocol):
     """A log whose file can be read with SQL."""
 
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        """The rows of one SQL statement that only reads; blocks, from any thread.
+        """The rows of one read-only SQL statement; blocks, from any thread.
 
         :raises ConfigError: it also writes, or is more than one statement.
         :raises LogError: it is refused.
@@ -726,7 +740,7 @@ class TransactionalLog(Protocol):
     """A log whose file takes the user's SQL and messages in one transaction."""
 
     def begin_file_transaction(self) -> FileTransaction:
-        """Begin one, once nobody else writes; blocks, from any thread.
+        """Begin a transaction, once no one else writes; blocks, from any thread.
 
         :raises Unavailable: others have been writing for too long.
         """
@@ -735,24 +749,24 @@ class TransactionalLog(Protocol):
 
 @runtime_checkable
 class RecordDeleter(Protocol):
-    """A log whose retention looks at no group: what nobody needs any more is deleted by whoever
-    knows that."""
+    """A log whose retention ignores groups: messages that are no longer needed are deleted by a
+    caller that knows this."""
 
     def delete_before(self, topic: str, partition: int, position: int) -> None:
         """Delete the messages below a position, for good; blocks.
 
-        :raises LogError: they were deleted or not; this login may not do it.
+        :raises LogError: they were deleted or not; or this user may not delete them.
         """
         ...
 
 
 @runtime_checkable
 class SizedLog(Protocol):
-    """A log that can say about how much room a topic takes, without reading it."""
+    """A log that can estimate the size of a topic without reading it."""
 
     def topic_bytes(self, topic: str) -> int | None:
-        """About how many bytes a topic's messages take where this log keeps them: in its file, or
-        in its server's memory. A bounded part of each partition is looked at; blocks.
+        """About how many bytes a topic's messages take in the log's file or its server's memory,
+        estimated from a bounded part of each partition; blocks.
 
         :returns: None: the server does not say.
         :raises NotFound: there is no topic of that name.
@@ -770,7 +784,7 @@ OpenMode = Literal["ro", "rw", "rwc"]
 class OpenRequest:
     """What a log's module is asked to open: the URL in parts, driver settings, the app's clock."""
 
-    # None of these is shown: each may hold a password.
+    # None of these fields is shown: each may hold a password.
     url: str = field(repr=False)
     path: str = field(repr=False)
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -781,4 +795,4 @@ class OpenRequest:
     member: str = ""
     """The name under which the app's processors join their groups; empty: they are not static."""
     mode: OpenMode = "rwc"
-    """For logs that are files."""
+    """How the file is opened, for logs that are files."""

@@ -1,4 +1,4 @@
-"""Reading ranges of a topic's partitions, outside any group; blocks."""
+"""Reads ranges of a topic's partitions, outside any group; blocks."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ READ_LIMIT = 1_000
 """Messages read at once from a partition."""
 
 CHUNK_BYTES = 4 << 20
-"""Bytes of one chunk, about."""
+"""About how many bytes one chunk has."""
 
 KEEP_ALIVE_EVERY = 1.0
-"""Real seconds between two signs of life of a member that does something else than poll."""
+"""Real seconds between two calls of ``keep_alive`` for a member that does other work than
+polling."""
 
 SCAN_SECONDS = 0.1
-"""Real seconds that messages are passed over in one go by whoever may be stopped, or tells how far
-it has come."""
+"""Real seconds after which a reading that skips messages returns, to be stopped or to report its
+progress."""
 
 SKIP_LIMIT = 16
-"""Ranges of a partition that are passed over instead of read, at most: a reader is opened behind
+"""Ranges of a partition that are skipped instead of read, at most: a reader is opened behind
 each."""
 
 
 class OffsetRange(NamedTuple):
-    """Offsets of a partition, from ``start`` to before ``end``."""
+    """Offsets of a partition, from ``start`` up to, not including, ``end``."""
 
     start: int
     end: int
 
 
 OffsetRanges = Mapping[int, OffsetRange]
-"""By partition, what is to be read of it."""
+"""The range to read of each partition."""
 
 
 def is_message_free(log: Log, topic: str, partition: int, start: int, end: int) -> bool:
-    """Whether there is no message from one position to before another, and none will come: what
-    stood there was deleted, or is the end of a transaction, for example."""
+    """Whether there is no message from one position up to, not including, another, and none will
+    come: for example, the offsets are those of deleted messages or of a transaction's markers."""
     first, log_end = log.watermarks(topic, partition)
     if end > log_end:
         return False  # it may come yet, or the log has lost what was there
@@ -68,8 +69,8 @@ def read_batches(
 
 
 def at_intervals(keep_alive: Callable[[], None]) -> Callable[[], None]:
-    """What calls ``keep_alive`` every :data:`KEEP_ALIVE_EVERY` seconds, however often it is called
-    itself."""
+    """A function that calls ``keep_alive`` every :data:`KEEP_ALIVE_EVERY` seconds, however often it
+    is called itself."""
     alive_at = time.monotonic()
 
     def call() -> None:
@@ -86,7 +87,8 @@ def read_batches_alive(
 ) -> Iterator[Batch]:
     """The batches of a range, for a member of a group that may take long over them.
 
-    :param keep_alive: of its subscription; called every :data:`KEEP_ALIVE_EVERY` seconds.
+    :param keep_alive: the method of the member's subscription; called every
+        :data:`KEEP_ALIVE_EVERY` seconds.
     """
     stay_alive = at_intervals(keep_alive)
     for batch in read_batches(log, topic, partition, start, end):
@@ -97,8 +99,8 @@ def read_batches_alive(
 class NewestRange(NamedTuple):
     """The newest messages of a range.
 
-    :param start: where they begin.
-    :param is_complete: nothing of the range stands before them.
+    :param start: the position of the first of them.
+    :param is_complete: the range has no messages before them.
     """
 
     start: int
@@ -108,19 +110,19 @@ class NewestRange(NamedTuple):
 def newest_of(
     log: Log, topic: str, partition: int, start: int, end: int, count: int | None
 ) -> NewestRange:
-    """Where the newest ``count`` messages of a range begin; None: all of them are meant."""
+    """The newest ``count`` messages of a range; None: all of them."""
     if count is None:
         return NewestRange(start, is_complete=True)
     begin = log.offset_before(topic, partition, end, count)
     if begin <= start:
         return NewestRange(start, is_complete=True)
     previous = log.offset_before(topic, partition, begin, 1)
-    # At the first message there is, there is none before it.
+    # The first existing message has none before it.
     return NewestRange(begin, is_complete=previous >= begin or previous < start)
 
 
 def read_first(log: Log, topic: str, partition: int, start: int, end: int) -> Batch | None:
-    """The first message from an offset on, in a batch of its own; None: there is none before
+    """The first message from an offset on, as a batch of one; None: there is none before
     ``end``."""
     if start >= end:
         return None
@@ -129,9 +131,9 @@ def read_first(log: Log, topic: str, partition: int, start: int, end: int) -> Ba
 
 
 class PartitionCursor:
-    """One partition of a reading: the batch at hand, and the next message in it.
+    """One partition of a reading: the current batch, and the next message in it.
 
-    :param convert: what becomes of each batch that is read; it may leave messages out.
+    :param convert: converts each batch that is read; it may leave messages out.
     :param read_limit: messages read at once.
     """
 
@@ -145,14 +147,14 @@ class PartitionCursor:
         self._convert = convert
         self._read_limit = read_limit
         self.is_open = True
-        """The end was not reached, and nobody closed it."""
+        """Whether the end was not reached, and the cursor not closed."""
         self.batch: Batch | None = None
         self.index = 0
 
     def load(self, until: float = math.inf) -> bool:
-        """Have a next message at hand; False at the end.
+        """Load the next message; False at the end.
 
-        :param until: False as well where none was found by then (``time.monotonic()``).
+        :param until: also return False if no message was found by then (``time.monotonic()``).
         """
         while self.batch is None and self.is_open:
             batch = self._reader.read(self._read_limit)
@@ -172,14 +174,14 @@ class PartitionCursor:
         return self.load()
 
     def close(self) -> None:
-        """Give the reader back."""
+        """Close the reader."""
         if self.is_open:
             self.is_open = False
             self._reader.close()
 
 
 def merge_by_time(cursors: Sequence[PartitionCursor]) -> Iterator[tuple[Batch, int]]:
-    """All messages of these partitions, the earliest (log time) next."""
+    """All messages of these partitions, in the order of their log times."""
     if len(cursors) == 1:
         cursor = cursors[0]
         while cursor.advance() and cursor.batch is not None:
@@ -211,45 +213,46 @@ class LogRow:
 
     @property
     def position(self) -> Position:
-        """Where it stands."""
+        """The message's position."""
         return Position(self.batch.topic, self.batch.partition, self.batch.offset(self.index))
 
     @property
     def offset(self) -> int:
-        """Its offset, as a plain number."""
+        """The message's offset, as a plain number."""
         return self.batch.offsets[self.index]
 
     @property
     def id(self) -> str:
-        """Its message ID; one without an ID is named by its position."""
+        """The message ID; a message without one is named by its position."""
         return self.batch.id(self.index)
 
     @property
     def value(self) -> bytes | None:
-        """Its value."""
+        """The message's value."""
         return self.batch.values[self.index]
 
     @property
     def headers(self) -> Headers:
-        """Its headers, the ID included."""
+        """The message's headers, including the ID."""
         return self.batch.headers(self.index)
 
     def record(self) -> Record:
-        """The same message, to be written elsewhere, under the ID that it goes by here."""
+        """The message as a record to be written elsewhere, with the ID that :attr:`id` gives."""
         key = self.batch.keys[self.index]
         headers = copied_headers(headers_without(self.headers, (ID,)))
         return Record(self.value, key, self.id, headers)
 
 
 class RangeReader:
-    """The messages of a range as they stand, partitions merged by the log's time.
+    """The messages of a range, with the partitions merged by log time.
 
-    It opens no reader before it is iterated: once, in one thread at a time. Then close it.
+    It opens no reader before it is iterated, which may be done once, in one thread at a time. Then
+    close it.
 
-    :param key: messages of this key only.
-    :param raw: of an event topic, have its records as they stand, those too that are no events.
-    :param skip: by partition, ranges of offsets that need not be read, ascending. They are
-        passed over where that saves more than it costs, so some of them may come all the same.
+    :param key: only messages with this key.
+    :param raw: on an event topic, read all records, including those that are not events.
+    :param skip: by partition, ranges of offsets that need not be read, ascending. They are skipped
+        where that saves more than it costs, so some of their messages may be returned all the same.
     :param read_limit: messages read at once from a partition.
     """
 
@@ -274,9 +277,9 @@ class RangeReader:
                 self._cursors.append(PartitionCursor(reader, read_limit=read_limit))
         self._merged = merge_by_time(self._cursors)
         self.scanned = 0
-        """Messages looked at."""
+        """The number of messages read."""
         self.is_at_end = False
-        """:meth:`read_chunk` has come to the end."""
+        """Whether :meth:`read_chunk` has reached the end."""
 
     def __iter__(self) -> Iterator[LogRow]:
         for batch, index in self._merged:
@@ -285,9 +288,8 @@ class RangeReader:
                 yield LogRow(batch, index)
 
     def read_chunk(self, messages: int, size: int = CHUNK_BYTES) -> list[LogRow]:
-        """The next messages: so many at most, no more once they have so many bytes, and those that
-        were found within :data:`SCAN_SECONDS`. There may be none, and more behind:
-        :attr:`is_at_end` says when there are not."""
+        """The next messages, bounded by number, by bytes, and by :data:`SCAN_SECONDS` of reading. A
+        chunk may be empty although more messages follow: :attr:`is_at_end` says when none do."""
         found: list[LogRow] = []
         until = time.monotonic() + SCAN_SECONDS
         for batch, index in self._merged:
@@ -304,7 +306,7 @@ class RangeReader:
         return found
 
     def close(self) -> None:
-        """Close its readers."""
+        """Close the readers."""
         for cursor in self._cursors:
             cursor.close()
 
@@ -327,7 +329,7 @@ class RangesReader:
         self._reader: Reader | None = None
 
     def read(self, limit: int, timeout: float = READ_TIMEOUT) -> Batch | None:
-        """The next messages of the range at hand, or of the next one."""
+        """The next messages of the current range, or of the next one."""
         while self._ranges_left:
             if self._reader is None:
                 range = self._ranges_left[-1]
@@ -340,7 +342,7 @@ class RangesReader:
         return None
 
     def close(self) -> None:
-        """Close the reader at hand."""
+        """Close the current reader."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -349,7 +351,7 @@ class RangesReader:
 def _remaining_ranges(
     whole: tuple[int, int], skipped: Sequence[tuple[int, int]]
 ) -> list[OffsetRange]:
-    """What is left of a range without the widest of these others."""
+    """The parts of a range that remain without the widest of the skipped ranges."""
     low, high = whole
     widest = sorted(sorted(skipped, key=lambda each: each[0] - each[1])[:SKIP_LIMIT])
     remaining: list[OffsetRange] = []

@@ -1,7 +1,7 @@
 """Looks up records of one partition by their positions; blocks, so it belongs in a thread.
 
 Records fall due in another order than that of the log, so lookups are scattered. Opening a reader
-has a cost (high on Kafka, low on the embedded logs), and so has reading on, for each message;
+has a cost (high on Kafka, low on the embedded logs), and so has each message that is read on;
 :class:`RecordFetcher` measures both and reads on as long as that is cheaper.
 """
 
@@ -17,13 +17,13 @@ from streams.log.range_reader import READ_LIMIT
 from streams.message import Batch, Headers
 
 FIRST_READ = 16
-"""Messages read at once after one that was wanted; doubled as long as that helps."""
+"""Messages read at once after a wanted one; doubled as long as that helps."""
 
 
 class FetchedRow(NamedTuple):
     """A record that was looked up.
 
-    :param time: when the log took it, in seconds since the epoch.
+    :param time: when the log appended it, in seconds since the epoch.
     """
 
     key: bytes | None
@@ -33,7 +33,7 @@ class FetchedRow(NamedTuple):
 
 
 class OpensReaders(Protocol):
-    """A log, or what reads it in another way."""
+    """A log, or another object that opens readers of it."""
 
     def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
         """See :meth:`streams.log.protocol.Log.reader`."""
@@ -48,9 +48,9 @@ class RecordFetcher:
         self._topic = topic
         self._partition = partition
         self._open_seconds = 1e-4
-        """Seconds to open a reader and have its first message, about."""
+        """About how many seconds it takes to open a reader and get its first message."""
         self._read_seconds = 1e-6
-        """Seconds to read on by one message, about."""
+        """About how many seconds it takes to read one more message."""
 
     def fetch(
         self, positions: Sequence[int], max_bytes: int
@@ -58,7 +58,7 @@ class RecordFetcher:
         """The records at ``positions`` (ascending), None for those that no longer exist.
 
         :param max_bytes: stop when this many bytes are reached.
-        :returns: the records, and whether these are all.
+        :returns: the records, and whether these are all of them.
         :raises LogError: the log refuses, or cannot be reached.
         """
         found: dict[int, FetchedRow | None] = {}
@@ -111,7 +111,7 @@ def _moving_mean(before: float, now: float) -> float:
 def _pick_wanted(
     batch: Batch, positions: Sequence[int], next_index: int, found: dict[int, FetchedRow | None]
 ) -> tuple[int, int]:
-    """Take what is wanted from a batch; the next that is wanted, and the bytes taken."""
+    """Take the wanted records from a batch; returns the next wanted one, and the bytes taken."""
     offsets, size = batch.offsets, 0
     last = offsets[-1]
     while next_index < len(positions) and (position := positions[next_index]) <= last:

@@ -40,7 +40,7 @@ from streams.secrets import (
 )
 
 URL_VARIABLE = "STREAMS_URL"
-"""The variable of the environment that gives the log's URL where nothing else does."""
+"""The environment variable with the log's URL, used where nothing else gives one."""
 
 URL_FORMS = (
     "sqlite:///relative.db",
@@ -49,7 +49,7 @@ URL_FORMS = (
     "redis://host:6379/0",
     "kafka://host:9092,host2:9092",
 )
-"""How URLs are written, one example a form."""
+"""The forms of URLs, with one example each."""
 
 _MODULES = {
     "memory": "streams.log.memory",
@@ -74,10 +74,10 @@ WHY_CLUSTERS_HAVE_NO_OUTPUTS = (
 _DISTRIBUTIONS = {"confluent_kafka": "confluent-kafka", "redis": "redis[hiredis]"}
 
 LocationKind = Literal["file", "hosts", "name"]
-"""What a URL has between the scheme and the settings."""
+"""The part of a URL between the scheme and the settings."""
 
 _LOCATION_KINDS: Mapping[str, LocationKind] = {"memory": "name", "sqlite": "file"}
-"""The other schemes have hosts."""
+"""The kinds of locations by scheme; the other schemes have hosts."""
 
 _EXAMPLES: Mapping[str, str] = {
     "redis": "redis://localhost:6379/0",
@@ -117,10 +117,10 @@ _HARMLESS_SETTINGS = frozenset(
 class Url:
     """A URL in its parts, decoded. As text it shows no secret.
 
-    :param hosts: with the port where one is given; an IPv6 address is in brackets.
-    :param path: what follows the hosts, as it is written; a file's name or a memory log's, decoded.
+    :param hosts: the hosts, with the port if one is given; an IPv6 address is in brackets.
+    :param path: the text behind the hosts, unchanged; a file's or a memory log's name, decoded.
     :param settings: names and values in the order of the query.
-    :param login: how the login is shown, empty if there is none.
+    :param login: the shown form of the login, empty if there is none.
     """
 
     scheme: str
@@ -138,7 +138,7 @@ class Url:
 
     @property
     def location(self) -> str:
-        """Scheme, hosts and path: what names the log in errors, without login and settings."""
+        """Scheme, hosts and path, without login and settings: the log's name in errors."""
         hosts = ",".join(host if port is None else f"{host}:{port}" for host, port in self.hosts)
         return f"{self.scheme}://{hosts}{self._encoded_path()}"
 
@@ -168,7 +168,7 @@ class Url:
     def display_name(self, name: str) -> str:
         """A setting's name for an error.
 
-        After a secret it may be part of that secret, in which a ``&`` was not encoded.
+        A name behind a secret may be a part of that secret, in which a ``&`` was not encoded.
         """
         secret_before = self._secret_before(name)
         if secret_before is None:
@@ -178,7 +178,7 @@ class Url:
         )
 
     def possible_secret_names(self) -> Iterator[str]:
-        """The names that follow a secret."""
+        """The setting names behind a secret."""
         return (name for name, _ in self.settings if self._secret_before(name) is not None)
 
     def _secret_before(self, name: str) -> str | None:
@@ -187,11 +187,12 @@ class Url:
         return next(filter(is_secret_name, before), None)
 
     def secrets(self, config: Mapping[str, Any] | None = None) -> Secrets:
-        """What a driver's text must not show of this URL and of the settings given in code."""
+        """The parts of this URL and of the settings given in code that a driver's text must not
+        show."""
         return Secrets(self.secret_values(config or {}))
 
     def secret_values(self, config: Mapping[str, Any]) -> Iterator[str]:
-        """What must not be printed: of the URL, and of the driver's own settings."""
+        """The values of the URL and of the driver's own settings that must not be printed."""
         if self.password:
             yield self.password
         elif self.user:  # a token, perhaps
@@ -228,12 +229,12 @@ def open_log(
 
     :param config: driver settings, passed through.
     :param clock: the app's clock; the machine's own if None.
-    :param member: the name under which static members will join groups, if they will.
-    :param mode: of a log that is a file: ``ro`` only looks, ``rw`` makes none, ``rwc`` makes the
-        file if there is none.
-    :raises ConfigError: the URL is not one of :data:`URL_FORMS`, a setting cannot be, or the log's
-        driver is not installed.
-    :raises NotFound: there is no such file, and ``mode`` says not to make it.
+    :param member: the name under which static members join groups, if the app has any.
+    :param mode: for a log that is a file: ``ro`` only reads, ``rw`` uses an existing file, ``rwc``
+        creates the file if it does not exist.
+    :raises ConfigError: the URL has none of the :data:`URL_FORMS`, a setting is invalid, or the
+        log's driver is not installed.
+    :raises NotFound: there is no such file, and ``mode`` forbids creating it.
     :raises LogError: the log itself could not be opened.
     """
     scheme, request = read_url(url, config, clock, member, mode)
@@ -244,10 +245,10 @@ def open_log(
 def open_claims(
     url: str, config: Mapping[str, Any] | None = None, clock: Clock | None = None
 ) -> ClaimStore:
-    """Claims kept where a log's URL leads to.
+    """The store of claims at a log's URL.
 
     :param config: driver settings, passed through.
-    :param clock: for what is kept in this process or on this machine; the machine's own if None.
+    :param clock: for claims in this process or on this machine; the machine's own clock if None.
     :raises ConfigError: it is no log's URL, or that log keeps no claims.
     """
     scheme, request = read_url(url, config, clock)
@@ -261,12 +262,12 @@ def open_claims(
 
 
 def why_no_outputs(url: str) -> str:
-    """Why the log that a URL leads to cannot store records and positions in one step, as far as the
-    URL says so; empty where it does not."""
+    """Why the log at a URL cannot store records and positions in one step, as far as the URL shows
+    it; empty if it does not."""
     try:
         scheme = parse(url).scheme
     except ConfigError:
-        return ""  # it is refused where it is opened
+        return ""  # it is refused when it is opened
     return WHY_CLUSTERS_HAVE_NO_OUTPUTS if scheme.endswith("+cluster") else ""
 
 
@@ -277,7 +278,7 @@ def read_url(
     member: str = "",
     mode: OpenMode = "rwc",
 ) -> tuple[str, OpenRequest]:
-    """The scheme of a URL, and all of it that is the same for every log.
+    """Parse the scheme of a URL, and the parts that are the same for every log.
 
     :raises ConfigError: it is not one of :data:`URL_FORMS`.
     """
@@ -304,7 +305,7 @@ def read_url(
 
 
 def parse(url: str) -> Url:
-    """A log's URL in its parts.
+    """Parse a log's URL.
 
     :raises ConfigError: it is not one of :data:`URL_FORMS`; nothing of it is quoted but its scheme.
     """
@@ -321,7 +322,7 @@ def parse(url: str) -> Url:
 
 
 def parse_http(url: str) -> Url:
-    """An ``http://`` or ``https://`` URL in its parts, by the same grammar.
+    """Parse an ``http://`` or ``https://`` URL by the same grammar.
 
     :raises ConfigError: it cannot be read; nothing of it is quoted but its scheme.
     """
@@ -395,7 +396,7 @@ def _parse_hosts(label: str, text: str, example: str) -> Iterator[tuple[str, int
         match = _HOST.fullmatch(host)
         port = None if match is None or match["port"] is None else int(match["port"])
         if match is None or (port is not None and not 0 < port < 65_536):
-            # It is not quoted: if the @ of a login is missing, this is the login.
+            # The host is not quoted: if the @ of a login is missing, this is the login.
             which = "its host" if len(hosts) == 1 else f"host {number} of {len(hosts)}"
             raise ConfigError(
                 f"{label}: {which} is no host:port ({ENCODING_HINT}); write {example}"
@@ -432,9 +433,9 @@ def _percent_decode(label: str, text: str) -> str:
 
 
 def import_log(scheme: str, submodule: str = "") -> Any:
-    """The package of a scheme, or a module in it, imported only now.
+    """Import the package of a scheme, or a module in it.
 
-    :raises ConfigError: what it needs is not installed.
+    :raises ConfigError: a package that it needs is not installed.
     """
     name = _MODULES[scheme]
     try:
@@ -454,7 +455,7 @@ def import_log(scheme: str, submodule: str = "") -> Any:
 
 
 class ChosenUrl(NamedTuple):
-    """A log's URL, and what gave it. As text it shows no secret."""
+    """A log's URL, and its source. As text it shows no secret."""
 
     url: str
     source: str
@@ -467,8 +468,8 @@ class ChosenUrl(NamedTuple):
 
     @property
     def log_level(self) -> int:
-        """With which it is logged: a warning where the code goes before the environment, which is
-        easily overlooked; ``--url`` is not."""
+        """The level at which the choice is logged: a warning if the code's URL overrides the
+        environment's, which is easily overlooked; not if ``--url`` does."""
         ignored = self.source == "the code" and self._ignores_variable
         return logging.WARNING if ignored else logging.INFO
 
@@ -504,7 +505,7 @@ def redact(url: str) -> str:
 
 
 def secrets_in(texts: Iterable[str]) -> Secrets:
-    """The secrets in texts that a user gave, such as arguments and variables; some are URLs."""
+    """The secrets in a user's texts, such as arguments and variables, some of which are URLs."""
     return Secrets(secret for text in texts for secret in _secrets_in_text(text))
 
 

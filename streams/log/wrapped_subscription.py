@@ -1,7 +1,7 @@
-"""Subscriptions that stand in front of others, and logs whose members get them.
+"""Subscriptions that wrap others, and logs whose members get them.
 
-A :class:`WrappedSubscription` passes everything on to the subscription that it wraps; a subclass
-overrides what it changes, and so keeps the promises of the protocol in all else.
+A :class:`WrappedSubscription` delegates every call to the subscription that it wraps; a subclass
+overrides only the methods that it changes, and so keeps the protocol's promises in all else.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from streams.message import Batch, Record
 
 
 class WrappedSubscription(Subscription):
-    """See the module.
+    """A subscription that delegates every call; see the module.
 
-    :param subscription: that it wraps.
+    :param subscription: the subscription that it wraps.
     """
 
     def __init__(self, subscription: Subscription) -> None:
@@ -86,8 +86,8 @@ class WrappedSubscription(Subscription):
 
 
 def log_with_subscribe(log: Log, subscribe: Callable[..., Subscription]) -> Log:
-    """A log of which only :meth:`~streams.log.protocol.Log.subscribe` is another, so that a poller
-    which is given it polls another subscription than the log's."""
+    """The log with another :meth:`~streams.log.protocol.Log.subscribe`, so that a poller which is
+    given it polls another subscription than the log's."""
     return cast(Log, _LogWithSubscribe(log, subscribe))
 
 
