@@ -1,11 +1,11 @@
 """The inbox: a message's effect in the user's database happens once, on any log.
 
 A processor with ``transaction=`` runs each handler in a transaction of that database, which also
-records the message's identity and commits when the handler returns. A message that comes again,
-to whomever, finds the row and is settled without running.
+records the message's identity and commits when the handler returns. A redelivered message, in
+whatever process, finds the row and is settled without running the handler.
 
 ===============  ================================================================
-``identity``     what a message is called in the database, and in which partition
+``identity``     a message's identity in the database, and its partition
 ``tables``       the tables, and every statement
 ``handling``     handlers inside transactions: plain and async, single and batches
 ``inbox``        :class:`Inbox`: of one processor; opens the database, begins transactions

@@ -1,16 +1,16 @@
 """Handlers inside transactions.
 
 Each call of a handler is a transaction: the message is *taken* (recorded as handled, unless it
-was), the handler runs, and both are committed. What fails is rolled back with the record of it. A
-transaction that met another one, or whose connection was lost, also in its COMMIT, is run again:
-what was committed after all is found then.
+was), the handler runs, and both are committed. On a failure the record is rolled back, too. A
+transaction that conflicted with another one, or lost its connection, even in its COMMIT, is run
+again: if it was committed after all, the record is found then.
 
-What a handler with ``to=`` returned is written into an outbox, in the same transaction
-(:mod:`streams.inbox.results`); nothing is left for the executor then.
+The results of a handler with ``to=`` are written into an outbox, in the same transaction
+(:mod:`streams.inbox.results`); the executor publishes nothing then.
 
-A batch is one transaction. Of what was handled before, its handler gets nothing. If it fails, all
-of it is rolled back and its messages are handled one by one, also where it raised
-:class:`~streams.errors.BatchError`: nothing of the others was kept.
+A batch is one transaction. Its handler does not get the messages that were handled before. If it
+fails, all of it is rolled back and its messages are handled one by one, even if it raised
+:class:`~streams.errors.BatchError`: the effects of the other messages were rolled back, too.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from streams.processing.outcomes import OwnershipLost, TransactionPostponed
 from streams.text import describe_error
 
 PATIENCE_WITH_TIMEOUT = 1.0
-"""Seconds that a handler with a timeout waits in place for the database, at most; without one it
-waits as long as need be."""
+"""The most seconds that a handler with a timeout waits in place for the database; without a timeout
+the wait is unbounded."""
 
 SHORTEST_PATIENCE = 0.1
-"""Seconds of that which are left to whoever tries once more: a new connection may be needed."""
+"""The least of those seconds that remain for another run: it may need a new connection."""
 
 
 class BatchRolledBack(StreamsError):
@@ -53,14 +53,14 @@ class BatchRolledBack(StreamsError):
 
 
 class _Batch(NamedTuple):
-    """What of a batch is to be handled."""
+    """The messages of a batch that are to be handled."""
 
     values: list[Any]
     messages: list[Message[Any]]
 
 
 def in_transactions(inbox: Inbox, job: Job) -> Job:
-    """The same job, with each call of its handler in a transaction of an inbox's database."""
+    """The job with each call of its handler in a transaction of an inbox's database."""
     return replace(
         job,
         function=_wrapped_function(inbox, job),
@@ -73,8 +73,8 @@ def in_transactions(inbox: Inbox, job: Job) -> Job:
 
 
 def _wrapped_function(inbox: Inbox, job: Job) -> Callable[..., Any]:
-    """What the executor calls instead of a job's handler: it takes a value and a message, or lists
-    of both."""
+    """The function that the executor calls instead of a job's handler: it takes a value and a
+    message, or lists of both."""
     patience = float("inf")
     if job.asynchronous and job.timeout is not None:
         patience = min(PATIENCE_WITH_TIMEOUT, job.timeout / 2)
@@ -85,7 +85,7 @@ def _wrapped_function(inbox: Inbox, job: Job) -> Callable[..., Any]:
 
 
 class _Returned(NamedTuple):
-    """What a handler returned, and what of that is written in its transaction."""
+    """A handler's return value, and the results that are written in its transaction."""
 
     result: Any
     outgoing: Sequence[DerivedResult] | None = None
@@ -183,8 +183,8 @@ class _Handling:
             raise _for_the_batch(error, len(messages)) from error
 
     def _given(self, value: Any, message: Message[Any], handed: int) -> tuple[Any, Message[Any]]:
-        """What the handler is given. Where it ran before, in a transaction that was rolled back, it
-        may have changed its value: that is decoded anew."""
+        """The handler's arguments. If it ran before, in a transaction that was rolled back, it may
+        have changed its value, which is decoded again then."""
         return (value, message) if handed == 1 else self._inbox.decode_again(value, message)
 
     def _rows_given(
@@ -288,7 +288,7 @@ class _Handling:
                 ours = True
                 if isinstance(returned.result, CoroutineType):
                     session.rollback()
-                    return returned.result  # the executor says what is wrong with that
+                    return returned.result  # the executor reports what is wrong with that
                 if self._results is not None and returned.outgoing is not None:
                     self._results.write(inbox.outbox, session.connection, returned.outgoing)
                 session.commit()
@@ -334,16 +334,16 @@ class _Handling:
             raise
 
     def _run_again_after(self, error: Exception) -> None:
-        """:raises RunAgain: what a companion waited for was in its way."""
+        """:raises RunAgain: a conflict with the transaction that a companion waited for."""
         if self._inbox.is_conflict(error, ours=True):
             raise RunAgain(
                 f"another transaction was in the way: {describe_error(error)}"
             ) from error
 
     def _is_wanted(self, verdicts: Sequence[Verdict], message: Message[Any]) -> bool:
-        """Whether any of these is to be handled.
+        """Whether any of these messages is to be handled.
 
-        :raises Reject: one was given up; of several, that is found out one by one.
+        :raises Reject: a single message was given up; in a batch, that is found out one by one.
         """
         if Verdict.DEAD in verdicts:
             if len(verdicts) > 1:
@@ -373,7 +373,8 @@ async def _has_failed_async(session: AsyncSession[Any]) -> bool:
 
 
 def _firsts(entries: Sequence[Entry]) -> list[int]:
-    """The first of each message in a batch, by index: what was published twice is handled once."""
+    """The indexes of each message's first copy in a batch: a message that was published twice is
+    handled once."""
     seen: dict[bytes, int] = {}
     for index, entry in enumerate(entries):
         seen.setdefault(entry.id, index)
@@ -394,8 +395,8 @@ def _chosen(
 
 
 def _for_the_batch(error: Exception, size: int) -> Exception:
-    """What a failed batch raises, so that its messages are handled one by one; of a single one,
-    its own error."""
+    """The error of a failed batch, which has its messages handled one by one; for a batch of one,
+    the error itself."""
     if isinstance(error, (ConfigError, OwnershipLost, TransactionPostponed)):
         return error
     if size > 1:

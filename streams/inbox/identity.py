@@ -1,20 +1,20 @@
-"""What a message is called in the database.
+"""The identity of a message in the database.
 
 **Its identity** is its log's and topic's incarnation, the group, the group's reset generation, its
-source and its ID, and not how often it was put back: so a redelivered message and one that was
-published twice have the same, also one that has come back from the dead letters, and a message that
-is handled after a reset, or of a topic that was made anew, has another. The source is CloudEvents'
-where the message names one, else the topic and partition; a message without an ID is known by
-its place.
+source and its ID, but not its redrive count: so redelivered, duplicate and redriven messages keep
+their identity, and a message that is handled after a reset, or is of a topic that was created
+again, has another one. The source is CloudEvents' if the message names one, else the topic and
+partition; a message without an ID is identified by its position.
 
-**Its partition** (:class:`Scope`) is where its position counts: one partition in one incarnation,
-of one group in one generation. What was purged is known by a position there. A message that came
-back by a retry topic has two positions: there, and where it stood first. Whoever had it from either
-may still have it, so its row stays until it can be known by both.
+**Its partition** (:class:`Scope`) is the one in which its position counts: a partition in one
+incarnation, of one group in one generation. A message whose row was purged is recognized by its
+position there. A message that came back by a retry topic has two positions: there, and its first
+one. A process that read it at either may still hold it, so its row stays until both positions
+identify it.
 
 An identity is stored as the ID behind eight bytes of a digest (BLAKE2b) of all the rest, so that
-IDs which ascend, as UUIDv7 do, are written at the end of the table's index; a partition is eight
-bytes of a digest, and the texts it is made of stand beside its mark.
+ascending IDs, such as UUIDv7, are written at the end of the table's index; a partition is eight
+bytes of a digest, and the texts it is made of are stored with its mark.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from streams.message import (
 from streams.processing.job import reset_generation
 
 POSITION_DIGITS = 39
-"""A position as text has so many digits, so that it sorts as the number does (on Redis it has 128
-bits)."""
+"""Digits of a position as text: with a fixed number of digits it sorts as the number does (on Redis
+a position has 128 bits)."""
 
 MAX_REDRIVES = 2**31 - 1
 
@@ -59,21 +59,21 @@ class Scope(NamedTuple):
 
     @property
     def number(self) -> int:
-        """What it is called in the database: 63 bits of its digest."""
+        """The partition's number in the database: 63 bits of its digest."""
         return int.from_bytes(digest(*self)[:8], "big") >> 1
 
 
 class FirstStood(NamedTuple):
-    """Where a message stood that has come back."""
+    """The first position of a message that has come back."""
 
     scope: int
     position: int
 
 
 class Entry(NamedTuple):
-    """A message as the inbox knows it.
+    """A message's identity and position in the inbox.
 
-    :param first: where it stood first, if that is another partition.
+    :param first: the message's first position, if that is in another partition.
     """
 
     id: bytes
@@ -84,7 +84,7 @@ class Entry(NamedTuple):
 
 
 class Owned(NamedTuple):
-    """A partition while it is owned, as far as identities depend on it."""
+    """An owned partition's facts on which identities depend."""
 
     assignment: Assignment
     scope: Scope
@@ -93,13 +93,13 @@ class Owned(NamedTuple):
     """The topic itself, or the one that its retry topic belongs to."""
     source_incarnation: str
     source: bytes
-    """What the identity of a message begins with that names no source and has not come back."""
+    """The start of the identity of a message that names no source and has not come back."""
     is_retry_topic: bool
-    """Its messages have come back, and stood in the source topic first."""
+    """Whether the topic's messages have come back, and were in the source topic first."""
 
 
 def digest(*parts: object) -> bytes:
-    """16 bytes for some texts and numbers, none of which can run into the next."""
+    """A digest of 16 bytes of some texts and numbers, which are delimited unambiguously."""
     found = blake2b(digest_size=16)
     for part in parts:
         data = str(part).encode("utf-8", "surrogateescape")
@@ -108,11 +108,11 @@ def digest(*parts: object) -> bytes:
 
 
 MAX_ID = 240
-"""Bytes of an ID that are stored as they are; an index of PostgreSQL takes 2,700."""
+"""Bytes of an ID that are stored unchanged, at most; an index of PostgreSQL takes 2,700."""
 
 
 def entry_id(source: bytes, id: str) -> bytes:
-    """What a message is called, of its source's bytes and its ID."""
+    """The identity of a message, from its source's bytes and its ID."""
     data = id.encode("utf-8", "surrogateescape")
     if len(data) > MAX_ID:
         data = data[: MAX_ID - 40] + digest(id)
@@ -120,15 +120,15 @@ def entry_id(source: bytes, id: str) -> bytes:
 
 
 def position_text(position: int) -> str:
-    """A position as it is stored in SQLite."""
-    return f"{int(position):0{POSITION_DIGITS}d}"  # an offset of Redis shows itself otherwise
+    """A position's text in SQLite."""
+    return f"{int(position):0{POSITION_DIGITS}d}"  # str() of a Redis offset is its entry ID
 
 
 class Identities:
     """Makes the entries of one processor's messages.
 
     :param sources: retry topics, with the topics that they belong to.
-    :param incarnation: the incarnation of a topic; asks the log.
+    :param incarnation: returns the incarnation of a topic; asks the log.
     """
 
     def __init__(
@@ -140,12 +140,13 @@ class Identities:
         self._owned: dict[tuple[str, int], Owned] = {}
 
     def known_entry(self, message: Message[Any], value_id: str | None = None) -> Entry | None:
-        """As :meth:`entry`; None: its partition was not learned under this ownership yet."""
+        """As :meth:`entry`; None: the partition was not learned under this ownership yet."""
         owned = self._owned_of(row_of(message)[0])
         return None if owned is None else self.entry(message, owned, value_id)
 
     def known_entries(self, messages: Sequence[Message[Any]]) -> list[Entry] | None:
-        """As :meth:`known_entry` of each; None: one of their partitions was not learned yet."""
+        """As :meth:`known_entry` for each message; None: one of their partitions was not learned
+        yet."""
         found: list[Entry] = []
         last: Batch | None = None
         owned: Owned | None = None
@@ -164,11 +165,11 @@ class Identities:
         return owned if owned is not None and owned.assignment is batch.assignment else None
 
     def learn(self, owned: Owned) -> None:
-        """The messages of this partition are handled from now on."""
+        """Note a partition whose messages are handled from now on."""
         self._owned[owned.assignment.topic_partition] = owned
 
     def look_up(self, assignment: Assignment) -> Owned:
-        """What a partition is called; asks the log, and blocks.
+        """Look up a partition's facts; asks the log, and blocks.
 
         :raises LogError: it does not answer.
         """
@@ -189,15 +190,16 @@ class Identities:
         )
 
     def entry(self, message: Message[Any], owned: Owned, value_id: str | None = None) -> Entry:
-        """What the inbox calls a message.
+        """The inbox's entry of a message.
 
-        :param value_id: the ID in its value, where its topic has one there; as in deduplication, it
-            goes before its headers' (a copy of a message without one has its place there).
+        :param value_id: the ID in the message's value, if its topic has one there; as in
+            deduplication, it takes precedence over the headers' ID (the copy of a message without
+            an ID has its position there).
         """
         identity, offset = identity_and_offset(message)
         came_back = owned.is_retry_topic
         if identity is not None and not came_back and "\0" not in identity:
-            # The usual one, which costs least.
+            # The usual case, which costs least.
             id = entry_id(owned.source, identity if value_id is None else value_id)
             return Entry(id, owned.number, int(offset), 0)
         name = message.id if value_id is None else value_id
@@ -207,7 +209,7 @@ class Identities:
         )
         place = first_place(message, has_come_back=came_back)
         source = header_text(headers, SOURCE) or f"{owned.source_topic}/{place.partition}"
-        # The topic may have been made anew since the message failed.
+        # The topic may have been created again since the message failed.
         stated = header_text(headers, INCARNATION) if came_back else None
         incarnation = stated or owned.source_incarnation
         first: FirstStood | None = None
@@ -217,7 +219,7 @@ class Identities:
         return Entry(
             entry_id(digest(incarnation, self._group, generation, source)[:8], name),
             owned.number,
-            int(offset),  # one of Redis shows itself otherwise
+            int(offset),  # str() of a Redis offset is its entry ID
             min(redrives_of(headers), MAX_REDRIVES),
             first,
         )

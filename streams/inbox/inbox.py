@@ -1,13 +1,13 @@
-"""The inbox of one processor: its database is opened and made ready, its job's handler wrapped.
+"""The inbox of one processor: opens and prepares its database, and wraps its job's handler.
 
-The database is opened with the app, its tables are looked for when the first message is handled.
-While it cannot be reached, handlers wait where they are, so the processor stands still and no
-message uses up an attempt; that ends when it answers, when nothing may be started any more, or when
-the message's partition is another member's.
+The database is opened with the app; its tables are checked when the first message is handled. While
+the database cannot be reached, handlers wait in place, so the processor stops and no message uses
+up an attempt; the wait ends when the database answers, when nothing may be started any more, or
+when the message's partition is another member's.
 
-A database that answers and cannot work (its disk is full, it has become a replica) is found out
-within a transaction. From then on one transaction after the other, each after a longer pause, tries
-whether it can again; the first that is committed says so.
+A database that answers but cannot work (its disk is full, it has become a replica) is noticed
+within a transaction. From then on single transactions, each after a longer pause, try whether it
+works again; the first one that is committed ends the outage.
 """
 
 from __future__ import annotations
@@ -80,37 +80,39 @@ if TYPE_CHECKING:
 logger = get_logger("streams.inbox")
 
 RUNS_IN_PLACE = 5
-"""How often a transaction that met another one is run in all, before that is a failed attempt."""
+"""Runs of a transaction that conflicts with others, in all, before that counts as a failed
+attempt."""
 
 RUN_AGAIN_PAUSE = 0.02
-"""Seconds before a transaction is run again that was told to be."""
+"""Seconds before a transaction is run again because of :class:`RunAgain`."""
 
 RETRY_PAUSE = 0.25
 """Seconds between two attempts to reach the database."""
 
 LONGEST_TRIAL_PAUSE = 2.0
-"""Seconds between two transactions that try whether a database that answers can work again."""
+"""The most seconds between two transactions that try whether a database that answers works
+again."""
 
 DEFAULT_LEASE = 10.0
-"""Seconds, where no partition goes to others, as in a replay."""
+"""Seconds of a lease where no partition moves to other members, as in a replay."""
 
 BEGIN_LOCK = 5.0
-"""Seconds that what begins a partition waits for a lock, at most."""
+"""The most seconds that the transaction which begins a partition waits for a lock."""
 
 
 R = TypeVar("R")
 
 
 class BegunAsync(NamedTuple, Generic[R]):
-    """A transaction that has begun, with the first of these statements."""
+    """Begins a transaction with the first of these statements."""
 
     session: AsyncSession[Any]
     steps: Steps[R]
 
 
 class RunAgain(StreamsError):
-    """What a :class:`Companion` raises where the transaction is to be run again in a moment; that
-    is no failure of the message's."""
+    """Raised by a :class:`Companion` to have the transaction run again in a moment; that is no
+    failure of the message."""
 
 
 class FailedRun(NamedTuple):
@@ -129,47 +131,48 @@ class FailedRun(NamedTuple):
     unable: bool
     """Whether the database answers but cannot work."""
     seconds: float
-    """How long it took."""
+    """How long the run took."""
     waits: bool
-    """It may wait for what is in its way."""
+    """Whether the run may wait for the transactions in its way."""
     committed_before: int
     """How many transactions the inbox had committed before the first run."""
 
 
 class Companion(Protocol):
-    """What takes part in each transaction of a handler."""
+    """Takes part in each transaction of a handler."""
 
     def check(self, message: Message[Any]) -> None:
-        """See that a message may be handled, before its transaction begins.
+        """Check that a message may be handled, before its transaction begins.
 
-        :raises ConfigError: it must not be.
+        :raises ConfigError: the message must not be handled.
         """
         ...
 
     def handle(self, dialect: DialectName, patience: float) -> Steps[None]:
-        """What is run before the handler, once it is known that it will be called. A lock that is
-        not had is no failure of the message's, either.
+        """Statements that are run before the handler, once it is certain that it will be called. A
+        lock timeout in them is no failure of the message, either.
 
         :param patience: seconds that a statement may wait for a lock; infinite: as long as any
             statement of the transaction.
-        :raises RunAgain: it cannot be called now.
+        :raises RunAgain: the handler cannot be called now.
         """
         ...
 
 
 class _Outage:
-    """A database answers and cannot work; who may try whether it can again. For any thread."""
+    """The outage of a database that answers but cannot work; decides which transactions may try it.
+    For any thread."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
         self.since = time.monotonic()
-        """What began earlier, and is committed, does not end it."""
+        """When the outage began: the commit of a transaction that began earlier does not end it."""
         self._pause = RETRY_PAUSE
         self._next = self.since + self._pause
         self._turn = threading.Lock()
 
     def may_try(self) -> bool:
-        """Whether a transaction may begin; then the next one has to wait."""
+        """Whether a transaction may begin; if so, the next one has to wait."""
         with self._turn:
             now = time.monotonic()
             if now < self._next:
@@ -179,7 +182,8 @@ class _Outage:
             return True
 
     def try_at_once(self) -> None:
-        """The last one was answered, and did not tell whether the database can write."""
+        """Let the next transaction begin at once: the last one was answered, but did not show
+        whether the database can write."""
         with self._turn:
             self._pause = RETRY_PAUSE
             self._next = time.monotonic()
@@ -192,10 +196,11 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     ends with one: opening, beginning and what an error means share that state.
 
     :param connection: the app.
-    :param processor: it reads these topics in this group.
-    :param database: where it records what was handled.
-    :param outboxes: those of the app; what a processor with ``to=`` returns goes through one.
-    :param in_transactions: :func:`streams.inbox.handling.in_transactions`, which stands above.
+    :param processor: the processor, which has the topics and the group.
+    :param database: the database in which handled messages are recorded.
+    :param outboxes: the app's outboxes; the results of a processor with ``to=`` go through one.
+    :param in_transactions: :func:`streams.inbox.handling.in_transactions`, which is in a higher
+        layer.
     """
 
     def __init__(
@@ -220,7 +225,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._outboxes = outboxes
         self._outbox: ResultOutbox | None = None
         self.companion: Companion | None = None
-        """Has statements of its own in each transaction of a handler."""
+        """Adds statements to each transaction of a handler."""
         self._decodings: Mapping[str, Decoding] = {}
         self._lease = DEFAULT_LEASE
         self._timeout = processor.options.timeout or 0.0
@@ -237,10 +242,10 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._assigned: list[Assignment] = []
         self.begun: set[Assignment] = set()
-        """The partitions of which messages may be handled: what the database knows of them was held
+        """The partitions whose messages may be handled, as their marks and rows were checked
         against the log."""
         self._to_begin: dict[Assignment, Owned] = {}
-        """Those that are learned and not yet begun."""
+        """The partitions that are learned and not yet begun."""
         self._stop_purging: Callable[[], None] = lambda: None
 
     # -- its life
@@ -271,7 +276,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if helper is not None:
             await asyncio.to_thread(helper.shutdown, cancel_futures=True)
         self._outage = None
-        self._opening_async = None  # it is bound to a loop, and the next life may have another
+        self._opening_async = None  # it is bound to a loop, and the next run may have another
         if opened:
             if self.database.asynchronous:
                 await self.database.leave_async()
@@ -307,12 +312,13 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         task.add_done_callback(self._tasks.discard)
 
     def _check_not_left(self) -> None:
-        """:raises TransactionPostponed: its app was left: nobody would close what is opened now."""
+        """:raises TransactionPostponed: the app was left, so nothing would close the database if it
+        were opened now."""
         if self._left:
             raise TransactionPostponed("its app was left")
 
     def _check(self) -> None:
-        """:raises ConfigError: its database is the log's own file, or results have no outbox."""
+        """:raises ConfigError: the database is the log's own file, or results have no outbox."""
         file = getattr(self.database, "path", None)
         if file is not None and is_file_of(self._connection.log, file):
             raise ConfigError(
@@ -331,7 +337,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     @property
     def outbox(self) -> ResultOutbox:
-        """Where results go; known once the database was ready for a transaction."""
+        """The outbox for results; known once the database was ready for a transaction."""
         if self._outbox is None:
             raise RuntimeError("there is no outbox before the inbox is open")
         return self._outbox
@@ -339,12 +345,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     # -- the job
 
     def wrap(self, job: Job) -> Job:
-        """The same job, with its handler in a transaction."""
+        """The job with its handler in a transaction."""
         self._decodings = {**self._decodings, **job.decodings}
         return self._in_transactions(self, job)
 
     def results_of(self, job: Job) -> Results | None:
-        """What is written of a job's results; None: they are dropped, as in a replay."""
+        """The writer of a job's results; None: they are dropped, as in a replay."""
         target = self._processor.options.to
         if target is None or job.encode_results is None:
             return None
@@ -356,7 +362,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return Timeouts(lock=self._lease, idle=max(self._lease, self._timeout))
 
     def learn(self, message: Message[Any]) -> Owned:
-        """The partition of a message (it asks the log, and blocks).
+        """Learn the partition of a message (asks the log, and blocks).
 
         :raises TransactionPostponed: the log does not answer now.
         """
@@ -378,9 +384,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return found
 
     def entry(self, value: Any, message: Message[Any]) -> Entry:
-        """What the inbox calls a message; may ask the log, and block.
+        """The inbox's entry of a message; may ask the log, and block.
 
-        :param value: the message's, once it is decoded.
+        :param value: the message's value, once it is decoded.
         :raises TransactionPostponed: the log does not answer now.
         """
         value_id = self._value_id(value, message)
@@ -388,8 +394,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return found or self.identities.entry(message, self.learn(message), value_id)
 
     def known_entries(self, messages: Sequence[Message[Any]]) -> list[Entry] | None:
-        """Those of a batch, where neither the log need be asked for any of them nor its value; else
-        None."""
+        """The entries of a batch's messages, if none of them requires a request to the log or a
+        decoded value; else None."""
         if any(each.id_reader is not None for each in self._decodings.values()):
             return None
         return self.identities.known_entries(messages)
@@ -402,17 +408,17 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return found
 
     def _value_id(self, value: Any, message: Message[Any]) -> str | None:
-        """The ID in a message's value, where its topic has one there."""
+        """The ID in a message's value, if its topic has one there."""
         decoding = self._decodings.get(message.topic)
         if decoding is None or decoding.id_reader is None:
             return None
         try:
             return decoding.id_reader(value)
-        except Exception:  # as good as none: its headers' ID or its place stands for it
+        except Exception:  # counts as no ID: the headers' ID or the position is used
             return None
 
     def decode_again(self, value: Any, message: Message[Any]) -> tuple[Any, Message[Any]]:
-        """A value and its message as they were before a handler had them."""
+        """A value and its message, decoded again to undo changes by the handler."""
         batch, index = row_of(message)
         decoding = self._decodings.get(batch.topic)
         if decoding is None:
@@ -423,8 +429,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return found, make_message(found, batch, index, message.attempt)
 
     def _value_of(self, delivery: Delivery) -> Any:
-        """The value of a message that is given up, where its identity may depend on it; None where
-        it cannot be decoded."""
+        """The value of a message that is given up, if its identity may depend on it; None if it
+        cannot be decoded."""
         decoding = self._decodings.get(delivery.fetched.batch.topic)
         if decoding is None or (decoding.id_reader is None and not decoding.gives_several):
             return None
@@ -434,8 +440,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             return None
 
     def _given_up(self, delivery: Delivery) -> list[Message[Any]]:
-        """What the inbox knows a message by that is given up: itself, or of one that stands for
-        several values, one for each that its handler takes."""
+        """The entries of a message that is given up: its own, or, if the message has several
+        values, one for each that its handler takes."""
         batch, index = delivery.fetched.batch, delivery.index
         value = self._value_of(delivery)
         message = make_message(value, batch, index, delivery.attempt)
@@ -465,7 +471,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """A new transaction for a message; waits while the database is out of reach.
 
         :param patience: seconds that may be waited.
-        :raises OwnershipLost: it must not be handled any more.
+        :raises OwnershipLost: the message must not be handled any more.
         :raises TransactionPostponed: nothing is to be started now.
         """
         give_up = time.monotonic() + patience
@@ -497,8 +503,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         tries = 0
 
         def left() -> float | None:
-            """Seconds. Whoever ends a handler that takes too long would take a wait for the
-            database for a failure of the message."""
+            """The remaining patience in seconds. (The handler's timeout would count a longer wait
+            for the database as a failure of the message.)"""
             return max(0.0, give_up - time.monotonic()) if 0 < patience < math.inf else None
 
         while True:
@@ -544,13 +550,14 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self._keep_waiting(error, give_up)
 
     def _is_outage(self, error: Exception, tries: int) -> bool:
-        """Whether what keeps a transaction from beginning says that the database is not there."""
+        """Whether an error that kept a transaction from beginning means that the database is
+        unreachable."""
         if isinstance(error, Busy):
             return False
         if not self.is_conflict(error, ours=True):
             return True
-        # A server has answered that a lock was not had. A file that another process holds for long
-        # is as good as away.
+        # For a server, a lock timeout is an answer. A file that another process locks for long
+        # counts as unreachable.
         chain = error_chain(error, with_suppressed=False)
         return tries > 1 and not any(state_of(each) for each in chain)
 
@@ -566,7 +573,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             raise TransactionPostponed(f"{self.database.name}: {describe_error(error)}") from error
 
     def note_outage(self, error: BaseException) -> None:
-        """The database cannot be reached, or cannot work; said once."""
+        """Log, once, that the database cannot be reached or cannot work."""
         if self.stats.reachable:
             self.stats.reachable = False
             logger.warning(
@@ -580,27 +587,26 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             logger.warning("%s: its database answers again", self._processor.name)
 
     def committed(self, began: float) -> None:
-        """A transaction was committed that began at this monotonic time."""
+        """Note the commit of a transaction that began at this monotonic time."""
         outage = self._outage
         if outage is not None and began >= outage.since:
             self._outage = None
             self._answers()
 
     def answered_without_writing(self) -> None:
-        """A transaction found that nothing was to be done: its database answers, and whether it can
-        work the next one tells."""
+        """Note that a transaction had nothing to do: its database answers, and the next transaction
+        shows whether it can work."""
         if self._outage is not None:
             self._outage.try_at_once()
 
     def _make_ready(self) -> None:
-        """Open the database, see to its tables, and begin the partitions that are new, unless that
-        is done.
+        """Open the database, check its tables, and begin the new partitions, unless that is done.
 
-        :raises Busy: another handler is about it.
+        :raises Busy: another handler is doing it.
         """
         if self._ready and not self._to_begin:
             return
-        # Who waits here for long does not see that nothing is to be started any more.
+        # A long wait here would miss that nothing is to be started any more.
         if not self._opening.acquire(timeout=RETRY_PAUSE):
             raise Busy("another handler waits for the database")
         try:
@@ -694,24 +700,25 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     # -- a partition that is new
 
     def _not_begun(self) -> list[Owned]:
-        """What is learned and not begun, of what is certainly still ours."""
+        """The partitions that are learned, not begun, and certainly still owned."""
         for assignment in list(self._to_begin):
             if assignment in self.begun or assignment.valid_until == -math.inf:
                 self._to_begin.pop(assignment, None)
         return [each for each in list(self._to_begin.values()) if self._is_ours(each.assignment)]
 
     def _check_begun(self, message: Message[Any]) -> None:
-        """:raises Busy: the message's partition could not be begun, as it is not certainly ours."""
+        """:raises Busy: the message's partition could not be begun, as it is not certainly
+        owned."""
         if message.assignment in self._to_begin:
             raise Busy(f"{message.position}: it is not certain whose its partition is")
 
     def _is_ours(self, assignment: Assignment) -> bool:
-        """Nobody else can have this partition yet."""
+        """Whether no other member can own this partition yet."""
         return self._connection.clock.monotonic() < assignment.valid_until
 
     def _begin_partition(self, owned: Owned, dialect: DialectName) -> Steps[Known]:
-        """:raises OwnershipLost: the partition may be another member's by now, and what was learned
-        of it holds no more: nothing is to be committed.
+        """:raises OwnershipLost: the partition may be another member's by now, so the facts learned
+        of it are outdated: nothing may be committed.
         """
         assignment, committed = owned.assignment, owned.assignment.committed
         yield from bound_waits(dialect, lock=BEGIN_LOCK, idle=IDLE_WITH_LOCK)
@@ -723,13 +730,14 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             settled=assignment.position if committed is None else committed.position,
             end=assignment.log_end,
         )
-        # After the last statement: who is frozen from here on holds the locks of what it changed.
+        # After the last statement: a process that is frozen from here on holds the locks of the
+        # rows it changed.
         if not self._is_ours(assignment):
             raise OwnershipLost(f"{owned.scope.topic}/{owned.scope.partition}: it is not ours now")
         return found
 
     def _set_begun(self, owned: Owned, known: Known) -> None:
-        """A partition was begun; say where what is known of it does not fit the log."""
+        """Note that a partition was begun; warn if its mark and rows do not match the log."""
         assignment = owned.assignment
         still_ours = {each for each in self.begun if each.valid_until > -math.inf}
         self.begun = {*still_ours, assignment}
@@ -756,7 +764,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     # -- what keeps it from being made ready
 
     def _cannot_create(self, error: Exception) -> Exception:
-        """What is raised instead of an error of making the tables."""
+        """The error to raise for an error of creating the tables."""
         if self._may_pass(error):
             return error
         return ConfigError(
@@ -774,7 +782,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             )
 
     def _may_pass(self, error: Exception) -> bool:
-        """Whether a statement of ours that failed may succeed later."""
+        """Whether a failed statement of the inbox may succeed later."""
         is_fault = self.database.classify(error) is Failure.FAULT
         return not is_fault or self.is_conflict(error, ours=True)
 
@@ -790,7 +798,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     # -- after an error
 
     def is_conflict(self, error: BaseException, *, ours: bool) -> bool:
-        """Whether an error says that another transaction was in the way.
+        """Whether an error means that another transaction was in the way.
 
         :param ours: it comes from a statement of ours, and not from the handler.
         """
@@ -799,7 +807,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return ours and is_conflict_of_ours(error)
 
     def may_be_unable(self, error: Exception, *, ours: bool) -> bool:
-        """Whether an error says that a database answers and cannot work now.
+        """Whether an error means that a database answers but cannot work now.
 
         :param ours: it comes from a statement of ours, and not from the handler.
         """
@@ -811,10 +819,10 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         )
 
     def runs_again(self, error: Exception, failed: FailedRun) -> float | None:
-        """Seconds after which a transaction that failed is run again at once; None: the error
-        counts.
+        """Seconds after which a failed transaction is run again in place; None: the error counts as
+        the message's.
 
-        :raises TransactionPostponed: it is run again later, and uses up no attempt.
+        :raises TransactionPostponed: the message is retried later, and uses up no attempt.
         """
         if isinstance(error, (ConfigError, OwnershipLost, TransactionPostponed)):
             return None
@@ -848,19 +856,20 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return random.random() * 0.01 * 2.0**failed.number
 
     def _is_its_own(self, error: Exception, failed: FailedRun) -> bool:
-        """Whether it is the handler that loses its connection, or has the server fail, with this
-        message: each run came as far as the handler, so the database was there again each time."""
+        """Whether the handler itself, with this message, breaks the connection or makes the server
+        fail: each run called the handler, so the database was reachable each time."""
         if failed.number > failed.calls:
             return False
         if failed.broken:
-            # Not one whose server has crashed: another one may have done that.
+            # Not if the server has crashed: another handler may have caused that.
             chain = error_chain(error, with_suppressed=False)
             return all(state_of(each) != CRASHED for each in chain)
-        # A server that lacks room may let small statements pass. So others must have committed.
+        # A server without room may still accept small statements. So other transactions must have
+        # committed.
         return self.stats.committed > failed.committed_before
 
     def _note_unable(self, error: Exception) -> None:
-        """The database answers and cannot work."""
+        """Note that the database answers but cannot work."""
         if self._outage is None:
             self._outage = _Outage(error)
         self.note_outage(error)
@@ -947,7 +956,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         return verdicts
 
     def _is_unable(self, error: Exception, *, broken: bool) -> bool:
-        """Whether a statement of ours says that the database answers and cannot work."""
+        """Whether the error of an inbox's statement means that the database answers but cannot
+        work."""
         unable = not broken and self.may_be_unable(error, ours=True)
         if unable:
             self._note_unable(error)
@@ -956,12 +966,12 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     # -- purging
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
-        """These partitions are the processor's from now on: their rows are purged, whether anything
-        new comes or not. In the thread that polls."""
+        """Note the assigned partitions: their rows are purged, whether new messages come or not. In
+        the thread that polls."""
         self._assigned = [*self.owned(), *assignments]
 
     def owned(self) -> list[Assignment]:
-        """The partitions that were not given up since."""
+        """The assigned partitions that were not given up since."""
         return [each for each in self._assigned if each.valid_until > -math.inf]
 
     @property
@@ -976,5 +986,5 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
 
 def _answer_of(verdicts: Sequence[Verdict]) -> DeadLetterAnswer:
-    """All of it may have been handled after all."""
+    """The answer for a message whose values may all have been handled after all."""
     return DeadLetterAnswer.WRITE if Verdict.DEAD in verdicts else DeadLetterAnswer.SETTLE

@@ -1,22 +1,24 @@
-"""Deleting the inbox's rows, in bounds: each process for the partitions that it owns.
+"""Deletes the inbox's rows in bounded steps: each process does so for the partitions that it owns.
 
-A row may go once its group has committed a position behind it and it is older than the database's
-``keep``. What is gone is known by the partition's *mark*: a message that stands below it was
-settled. So a process that was frozen, and wakes when the row is gone, does not handle it again.
-Where no young row stands below what the group has committed, the mark is that position, whether
-rows were there or not: a message that came back was settled by a row in another partition. Such a
-row goes once the mark of the partition where its message stood first has passed that place, too.
+A row may be deleted once its group has committed a position behind it and it is older than the
+database's ``keep``. Deleted rows are covered by the partition's *mark*: every message below it was
+settled. So a process that was frozen, and wakes when the row is gone, does not handle the message
+again. If no young row is below the committed position, the mark is that position, whether there
+were rows or not: a message that came back was settled by a row in another partition. Such a row is
+deleted once the mark of the message's first partition has passed its first position, too.
 
 That needs care on PostgreSQL, where a handler may have read the mark before it was raised, and
-insert its row after the other was deleted. So rows are deleted in three steps, each a transaction:
+insert its row after the old one was deleted. So rows are deleted in three steps, each a
+transaction:
 
-1. the mark is raised, and rows below it stay. From now on who inserts and then reads it is refused;
-2. the number of a transaction that begins after that is written down;
-3. once all transactions with smaller numbers have ended, the rows go. Who read the mark as it was
-   had inserted before, so had a smaller number, and has met the old row or committed its own.
+1. the mark is raised, and rows below it stay. From now on a transaction that inserts and then reads
+the mark is refused; 2. the number of a transaction that begins after that is stored; 3. once all
+transactions with smaller numbers have ended, the rows are deleted. A transaction that read the old
+mark had inserted before, so it had a smaller number, and has found the old row or committed its
+own.
 
-Nothing waits and nobody is waited for: while somebody's transaction is open for long (in any
-database of the server, as for VACUUM), rows stay longer.
+No step waits for transactions: while one is open for long (in any database of the server, as for
+VACUUM), rows stay longer.
 """
 
 from __future__ import annotations
@@ -52,26 +54,27 @@ PURGE_INTERVAL = 15.0
 """Seconds between two rounds."""
 
 ROWS_AT_ONCE = 5_000
-"""Rows that one transaction looks at, or deletes."""
+"""Rows that one transaction reads, or deletes."""
 
 ROUNDS_AT_ONCE = 20
-"""Transactions of one partition in a round that look at rows, and that delete some."""
+"""The most transactions that read rows, and that delete rows, for one partition in a round."""
 
 LOCK, IDLE = 0.2, 10.0
-"""Seconds that a statement of a purge waits for a lock, and that pass between two, at most."""
+"""The most seconds that a statement of a purge waits for a lock, and that pass between two
+statements."""
 
 
 class Purgeable(Protocol):
-    """An inbox, as far as its rows are purged."""
+    """The part of an inbox that purging uses."""
 
     @property
     def name(self) -> str:
-        """Its processor's name."""
+        """The processor's name."""
         ...
 
     @property
     def group(self) -> str:
-        """Its processor's group."""
+        """The processor's group."""
         ...
 
     database: Database[Any]
@@ -80,12 +83,12 @@ class Purgeable(Protocol):
 
     @property
     def begun(self) -> Collection[Assignment]:
-        """The partitions of which messages may be handled: what is known of them was held against
-        the log."""
+        """The partitions whose messages may be handled, as their marks and rows were checked
+        against the log."""
         ...
 
     def owned(self) -> list[Assignment]:
-        """The partitions that it has."""
+        """The partitions that the processor owns."""
         ...
 
 
@@ -113,12 +116,12 @@ class Purger:
         self._has_tables = False
 
     def run(self) -> None:
-        """Of a plain database: until it is to stop."""
+        """Purge a plain database, until it is to stop."""
         while not self.stop.wait(PURGE_INTERVAL):
             self.round()
 
     async def run_async(self) -> None:
-        """Of an async one: until it is cancelled."""
+        """Purge an async database, until cancelled."""
         while True:
             await asyncio.sleep(PURGE_INTERVAL)
             await self.round_async()
@@ -147,7 +150,8 @@ class Purger:
         return sorted({each.topic for each in owned})
 
     def _settled(self, topic: str) -> list[_Settled]:
-        """What may go of the partitions of a topic. Asks the log, and blocks."""
+        """The committed positions up to which a topic's partitions may be purged. Asks the log, and
+        blocks."""
         found = []
         committed: Mapping[int, Committed] | None = None
         for assignment in self._inbox.owned():
@@ -164,17 +168,18 @@ class Purger:
                 self._report(assignment, error)
                 break
             there = committed.get(assignment.partition)
-            # What is committed may be of a reset that this owner has not heard of yet.
+            # The committed position may be that of a reset that this owner has not noticed yet.
             if there is not None and decode_generation(there.progress) == owned.scope.generation:
                 position = there.position
                 if assignment.log_end is not None and assignment not in self._inbox.begun:
-                    # A mark beyond that says that the log went back: it must not be ours.
+                    # A mark beyond that would mean that the log was set back: purging must not
+                    # write one.
                     position = min(position, assignment.log_end)
                 found.append(_Settled(owned, position_text(position)))
         return found
 
     def _work(self, settled: _Settled) -> Generator[Work, Any, None]:
-        """The transactions of one partition, each with what the one before came to."""
+        """The transactions of one partition; each gets the result of the one before."""
         database, scope, number = self._inbox.database, settled.owned.scope, settled.owned.number
 
         def look(start: str) -> Steps[OldRows]:
@@ -184,7 +189,7 @@ class Purger:
             yield from raise_mark(database.dialect, scope, number, found.mark)
             return found
 
-        if not self._has_tables:  # they are made with the first message that is handled
+        if not self._has_tables:  # they are created with the first handled message
             version = yield Work(lambda: find_version(database.dialect))
             self._has_tables = version is not None
             if not self._has_tables:
@@ -205,8 +210,8 @@ class Purger:
             yield from self._delete(number)
 
     def _delete(self, number: int) -> Generator[Work, Any, bool]:
-        """On PostgreSQL: delete what is below a partition's mark, if it is time for that. False: it
-        is not, or there is more of it."""
+        """On PostgreSQL: delete the rows below a partition's mark, if that is due. False: it is not
+        due, or there are more rows."""
         found = yield Work(lambda: pending(self._inbox.database.dialect, number))
         if found is None:
             return True
@@ -220,7 +225,8 @@ class Purger:
         return False
 
     def _steps(self, transaction: Work) -> Steps[Any]:
-        """A transaction's, with a bound on how long it holds others up if this process freezes."""
+        """A transaction's steps, with bounds on how long it blocks others if this process
+        freezes."""
         yield from bound_waits(self._inbox.database.dialect, lock=LOCK, idle=IDLE)
         return (yield from transaction.steps())
 

@@ -1,12 +1,13 @@
-"""Results: what a handler with ``to=`` returns is written into the outbox of its own transaction.
+"""Results: writes the return values of a handler with ``to=`` into an outbox, in the handler's
+transaction.
 
-The log and the user's database have no transaction in common. So what such a handler returns does
-not go to the log: it becomes rows of an *outbox*, in the transaction that has the handler's effect
-and the record that its message was handled. The outbox's relay publishes it once that is committed.
-Its message IDs are those that ``to=`` derives from the source message anywhere.
+The log and the user's database have no transaction in common. So the results of such a handler do
+not go to the log: they become rows of an *outbox*, in the transaction that has the handler's effect
+and the record that its message was handled. The outbox's relay publishes them once that is
+committed. Their message IDs are those that ``to=`` always derives from the source message.
 
-An outbox is what the layer above declares (:class:`streams.Outbox`); here stands what is asked of
-one, and which one it is.
+An outbox is declared in the layer above (:class:`streams.Outbox`); this module has the protocol
+that it must satisfy, and chooses the outbox.
 """
 
 from __future__ import annotations
@@ -30,29 +31,30 @@ from streams.topic import Topic
 
 
 class NoTransaction(ConfigError):
-    """No transaction is open on a connection, so that a row would be published whatever becomes of
-    the caller's work."""
+    """No transaction is open on a connection, so a row would be published even if the caller's work
+    is not committed."""
 
 
 class ResultOutbox(Protocol):
-    """An outbox, as far as results of handlers go there."""
+    """The part of an outbox that handlers' results use."""
 
     name: str
 
     def was_given(self, database: Database[Any]) -> bool:
-        """Its declaration names this very database."""
+        """Whether the outbox's declaration names this very database."""
         ...
 
     def is_in(self, database: Database[Any]) -> bool:
-        """As far as addresses tell, it is in that database."""
+        """Whether the outbox is in that database, as far as the addresses show it."""
         ...
 
     def find_table(self, dialect: DialectName) -> Steps[bool]:
-        """Whether its table is where the statements run."""
+        """Whether the outbox's table exists where the statements run."""
         ...
 
     def create_tables_there(self, dialect: DialectName) -> Steps[None]:
-        """Create its tables where the statements run: the first ones of their transaction."""
+        """Create the outbox's tables where the statements run, which must be the first ones of
+        their transaction."""
         ...
 
     def write_results(
@@ -61,25 +63,25 @@ class ResultOutbox(Protocol):
         """Write rows in the transaction that is open on a plain connection.
 
         :raises NoTransaction: none is open there.
-        :raises EncodeError: one of them does not fit the topic's type.
-        :raises TooLarge: one of them is larger than the outbox takes.
-        :raises InvalidValue: one of them has a key that does not fit.
+        :raises EncodeError: a value does not fit the topic's type.
+        :raises TooLarge: a row is larger than the outbox allows.
+        :raises InvalidValue: a row has a key that does not fit.
         """
         ...
 
     async def write_results_async(
         self, connection: Any, topic: Topic[Any], results: Sequence[DerivedResult]
     ) -> None:
-        """The same on one whose statements are awaited."""
+        """As :meth:`write_results`, on a connection whose statements are awaited."""
         ...
 
 
 def choose_outbox(
     outboxes: Iterable[ResultOutbox], database: Database[Any], where: str
 ) -> ResultOutbox:
-    """The outbox through which the results of a processor with this database go.
+    """The outbox for the results of a processor with this database.
 
-    :param where: begins the error.
+    :param where: the beginning of the error's text.
     :raises ConfigError: there is none, or more than one.
     """
     declared = list(outboxes)
@@ -106,12 +108,12 @@ def choose_outbox(
 
 
 class Results:
-    """What is written of one processor's results.
+    """Writes the results of one processor.
 
-    :param name: the processor's.
-    :param target: where they go.
-    :param decodings: of the topics that it reads.
-    :param database: what its database is called in errors.
+    :param name: the processor's name.
+    :param target: the topic of the results.
+    :param decodings: the decodings of the topics that the processor reads.
+    :param database: the database's name in errors.
     """
 
     def __init__(
@@ -131,21 +133,21 @@ class Results:
     # -- what they are
 
     def of_message(self, result: Any, value: Any, message: Message[Any]) -> list[DerivedResult]:
-        """What the handler returned; runs its code, where that is a generator."""
+        """The results of a handler; if it returned a generator, its code runs here."""
         if result is None:
             return []
         batch, index = row_of(message)
         identity = batch.ids[index]
         decoding = self._decodings.get(batch.topic)
         if decoding is not None and decoding.id_reader is not None:
-            # As the engine has it: what stands in the value goes before what a header says.
+            # As in the engine, an ID in the value takes precedence over a header.
             identity = decoding.id_reader(value) + identity_suffix(identity)
         return self._rule.results_of(result, batch, index, identity)
 
     def of_batch(
         self, results: Any, values: Sequence[Any], messages: Sequence[Message[Any]]
     ) -> list[DerivedResult]:
-        """What a batch handler returned.
+        """The results of a batch handler.
 
         :raises ValueError: there are more or fewer results than messages.
         """
@@ -165,10 +167,11 @@ class Results:
     def write(
         self, outbox: ResultOutbox, connection: Any, results: Sequence[DerivedResult]
     ) -> None:
-        """Write them in a handler's transaction.
+        """Write the results in a handler's transaction.
 
         :raises EndedByHandler: the handler has ended it.
-        :raises SwallowedError: a statement of it has failed, and nothing can be written any more.
+        :raises SwallowedError: a statement of the handler has failed, and nothing can be written
+            any more.
         """
         if results:
             try:

@@ -2,23 +2,23 @@
 
 ``streams_inbox``
     A row for each message that was handled, or given up as dead, by its identity: eight bytes, and
-    the message ID as it is (``convert_from(substr(id, 9), 'UTF8')``). ``first_scope`` and
-    ``first_position`` say where one that came back stood first: its row stays until it can be known
-    by the marks of both partitions.
+    the message ID unchanged (``convert_from(substr(id, 9), 'UTF8')``). ``first_scope`` and
+    ``first_position`` are the first partition and position of a message that came back: its row
+    stays until the marks of both partitions cover it.
 ``streams_inbox_marks``
-    A row for each partition that was taken up: below its ``mark`` everything was settled, and what
-    comes from there is taken for handled. It is 0 at first.
+    A row for each partition that was begun: below its ``mark`` everything was settled, and messages
+    from there count as handled. It is 0 at first.
 ``streams_inbox_schema``
     The version of these tables.
 
-On PostgreSQL a message is *taken* by one call of a function of ours, so that it costs one round
-trip. It inserts first and reads the mark after that, in a later snapshot. That is safe because
-purging raises the mark, and deletes rows only when every transaction has ended that could have
-read the mark as it was (:mod:`streams.inbox.purging`). A transaction that has one snapshot for all
+On PostgreSQL a message is *taken* by one call of a function of the inbox, so that it costs one
+round trip. It inserts first and reads the mark after that, in a later snapshot. That is safe
+because purging raises the mark, and deletes rows only when every transaction has ended that could
+have read the old mark (:mod:`streams.inbox.purging`). A transaction that has one snapshot for all
 its statements (REPEATABLE READ, SERIALIZABLE) locks the mark's row, and fails with a serialization
-error where that was raised meanwhile.
+error if the mark was raised meanwhile.
 
-On SQLite there is one writer at a time, and nothing of this is needed.
+On SQLite there is one writer at a time, and none of this is needed.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from streams.inbox.identity import Entry, FirstStood, Scope, position_text
 VERSION = 2
 
 PREPARING = 7_305_236_104_410_227
-"""The advisory lock that is held while tables are made: an arbitrary number."""
+"""The number of the advisory lock that is held while tables are created; arbitrary."""
 
 
 class Verdict(IntEnum):
-    """What the inbox says of a message."""
+    """The inbox's verdict on a message."""
 
     NEW = 0
-    """It is recorded now, and to be handled in this very transaction."""
+    """The message is recorded now, and to be handled in this very transaction."""
     HANDLED = 1
-    """It was handled."""
+    """The message was handled."""
     PURGED = 2
-    """It stands where everything was settled, so long ago that its row is gone."""
+    """The message is below the mark: it was settled so long ago that its row is gone."""
     DEAD = 3
-    """It was given up, and was not put back since."""
+    """The message was given up, and was not redriven since."""
 
 
 _VERDICTS = {str(verdict.value): verdict for verdict in Verdict}
 
 
 class Timeouts(NamedTuple):
-    """How long a transaction of ours waits, in seconds."""
+    """How long a transaction of the inbox waits, in seconds."""
 
     lock: float
     """For a lock that another transaction holds."""
@@ -232,8 +232,8 @@ END $body$""",
     f"INSERT INTO streams_inbox_schema VALUES ({VERSION})",  # noqa: S608
 )
 
-# A driver may run each of these in a transaction of its own, beside another process's: so each does
-# nothing where it was done.
+# A driver may run each of these in a separate transaction, concurrently with another process: so
+# each does nothing if it was done.
 _SQLITE = (
     """\
 CREATE TABLE IF NOT EXISTS streams_inbox (
@@ -270,14 +270,14 @@ _TABLES: dict[DialectName, tuple[str, ...]] = {"postgresql": _POSTGRESQL, "sqlit
 
 
 def ddl(dialect: DialectName) -> str:
-    """What makes the inbox's tables, for who makes them by hand."""
+    """The statements that create the inbox's tables, for an administrator to run."""
     return "".join(f"{statement};\n\n" for statement in _TABLES[dialect]).rstrip() + "\n"
 
 
 def find_version(dialect: DialectName) -> Steps[int | None]:
-    """The version of the tables that there are; None: there are none."""
+    """The version of the existing tables; None: there are none."""
     if dialect == "postgresql":
-        # Not to_regclass(), which may answer from before the lock was waited for.
+        # Not to_regclass(), whose answer may be older than the wait for the lock.
         rows = yield Statement(
             "SELECT count(*) FROM pg_catalog.pg_class "
             "WHERE relname = 'streams_inbox_schema' AND pg_catalog.pg_table_is_visible(oid)"
@@ -295,8 +295,8 @@ def find_version(dialect: DialectName) -> Steps[int | None]:
 
 
 def create_missing(dialect: DialectName) -> Steps[int]:
-    """Make the tables where there are none, once, whoever else tries; their version. The first
-    statements of their transaction."""
+    """Create the tables if they are missing, once, even if several processes try; returns their
+    version. Must be the first statements of their transaction."""
     yield from begin_locking(dialect)
     if dialect == "postgresql":
         yield Statement(f"SELECT pg_advisory_xact_lock({PREPARING})")
@@ -324,7 +324,7 @@ def check_version(found: int | None, database: str, dialect: DialectName) -> Non
 
 @lru_cache(64)
 def _milliseconds(timeouts: Timeouts) -> tuple[str, str]:
-    """As PostgreSQL's settings have them, which have no longer ones."""
+    """Seconds as milliseconds for PostgreSQL's settings, which have a maximum."""
     return milliseconds(timeouts.lock), milliseconds(timeouts.idle)
 
 
@@ -342,9 +342,9 @@ _MARK_DEAD = Statement(
 def take(
     dialect: DialectName, entries: Sequence[Entry], timeouts: Timeouts
 ) -> Steps[list[Verdict]]:
-    """Record messages as handled, as far as they are to be handled now; a verdict for each.
+    """Record the messages that are to be handled now as handled; returns a verdict for each.
 
-    :param entries: each of another message.
+    :param entries: the entries of distinct messages.
     """
     if dialect == "postgresql":
         ids, *numbers, firsts = zip(*entries, strict=True)
@@ -365,8 +365,8 @@ def take(
 
 
 def _first_stood(firsts: Sequence[FirstStood | None]) -> tuple[str, str]:
-    """Where messages stood first, as the function takes it: nothing for most of them, and nothing
-    at all where none has come back."""
+    """The messages' first positions, as the function takes them: null for most messages, and empty
+    if none has come back."""
     if not any(firsts):
         return "", ""
     scopes = ",".join("" if first is None else str(first.scope) for first in firsts)
@@ -375,8 +375,9 @@ def _first_stood(firsts: Sequence[FirstStood | None]) -> tuple[str, str]:
 
 
 _BEGIN_TO_WRITE = Statement("UPDATE streams_inbox_schema SET version = version")
-"""A driver may begin SQLite's transaction with the first statement that writes, and as a reader:
-so that is one which changes nothing, and nobody comes between what follows."""
+"""A driver may begin SQLite's transaction as a reader, or only with the first statement that
+writes: so the first one writes without a change, and no other writer can come between the following
+ones."""
 
 
 def _take_in_sqlite(entry: Entry) -> Steps[Verdict]:
@@ -406,9 +407,9 @@ def _take_in_sqlite(entry: Entry) -> Steps[Verdict]:
 
 
 def mark_dead(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[Verdict]:
-    """Give a message up: nobody handles it any more, unless it is put back after that.
+    """Give a message up: it is not handled any more, unless it is redriven after that.
 
-    :returns: DEAD, or why it is not: HANDLED or PURGED.
+    :returns: DEAD; or HANDLED or PURGED, if it is not given up for that reason.
     """
     if dialect == "postgresql":
         id, scope, position, redrive, first = entry
@@ -433,17 +434,17 @@ def mark_dead(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[V
 
 
 class Pending(NamedTuple):
-    """A mark that was raised, of rows that are still there."""
+    """A mark that was raised, whose rows are not deleted yet."""
 
     is_due: bool
-    """Every transaction has ended that could have read the mark before."""
+    """Whether every transaction has ended that could have read the old mark."""
 
 
 def pending(dialect: DialectName, scope: int) -> Steps[Pending | None]:
     """Whether rows below the mark are to be deleted."""
     if dialect == "sqlite":
         return None
-    # A number that is still to come is another server's, from which this database was restored.
+    # A number in the future is from another server, from which this database was restored.
     rows = yield Statement(
         "SELECT purge_after < txid_snapshot_xmin(txid_current_snapshot()) "
         "FROM streams_inbox_marks WHERE scope = CAST($1 AS bigint) "
@@ -457,30 +458,31 @@ _IS_KNOWN_WHERE_IT_STOOD_FIRST = (
     "NOT EXISTS (SELECT 1 FROM streams_inbox_marks AS f "
     "WHERE f.scope = i.first_scope AND f.mark <= i.first_position)"
 )
-"""Whether the mark of the partition where a message stood first refuses who still has it from there
-(a partition without a mark was never taken up). So while a message before it is open there, the row
-of one that came back stays, although its retry topic's mark has passed it."""
+"""Whether the mark of a message's first partition covers it there, too (a partition without a mark
+was never begun). So while an earlier message is open there, the row of a message that came back
+stays, although its retry topic's mark has passed it."""
 
 
 class OldRows(NamedTuple):
-    """What of a partition's rows may go."""
+    """The rows of a partition that may be deleted."""
 
     mark: str
     """Everything below this position was settled, and no row below it is young."""
     rows: int
-    """So many rows below it may go."""
+    """The number of rows below the mark that may be deleted."""
     is_last: bool
-    """Nothing more may go: a young row stands at the mark, or nothing from there on is settled."""
+    """Whether no more rows may be deleted: a young row is at the mark, or nothing from there on is
+    settled."""
 
 
 def rows_to_purge(
     dialect: DialectName, scope: int, start: str, settled: str, keep: float, limit: int
 ) -> Steps[OldRows]:
-    """How far rows may go, of those from position ``start`` to below ``settled``: the first
-    ``limit`` of them are looked at, as far as they are all older than ``keep`` seconds.
+    """How far rows may be deleted, of those from position ``start`` to below ``settled``: among the
+    first ``limit`` of them, up to the first one that is not older than ``keep`` seconds.
 
-    Where no row stands the messages were settled all the same. Their rows may stand elsewhere, as
-    those of messages that came back do.
+    Messages without a row there were settled all the same. Their rows may be in another partition,
+    as those of messages that came back.
     """
     now = _NOW[dialect]
     select = (
@@ -493,7 +495,7 @@ def rows_to_purge(
     parameters = (keep, scope, start, settled, limit)
     rows = yield Statement(select, parameters)
     if any(is_ahead for _, _, is_ahead, _ in rows):
-        # Written while the clock was ahead: they would stay until it gets there again.
+        # Rows written while the clock was ahead would stay until it gets there again.
         yield Statement(
             f"UPDATE streams_inbox SET handled_at = {now} "  # noqa: S608
             f"WHERE scope = CAST($1 AS bigint) AND handled_at > {now}",
@@ -518,17 +520,17 @@ _KEEP: Mapping[DialectName, str] = {
     "postgresql": "make_interval(secs => CAST($1 AS double precision))",
     "sqlite": "$1",
 }
-"""For how many seconds rows are kept."""
+"""The expression of the seconds for which rows are kept."""
 
 
 def _position(dialect: DialectName, at: int) -> str:
-    """The parameter of this number, which is a position as text."""
+    """The parameter with this number, which is a position as text."""
     return f"CAST(CAST(${at} AS text) AS numeric)" if dialect == "postgresql" else f"${at}"
 
 
 def raise_mark(dialect: DialectName, scope: Scope, number: int, mark: str) -> Steps[None]:
-    """What stands below ``mark`` is settled for ever. A mark that is there already is not touched,
-    not even locked."""
+    """Raise the mark: messages below it count as settled for ever. If the partition has this mark
+    already, its row is not changed, not even locked."""
     incarnation, group, generation, topic, partition = scope
     yield Statement(
         "INSERT INTO streams_inbox_marks AS m "  # noqa: S608
@@ -549,30 +551,31 @@ def raise_mark(dialect: DialectName, scope: Scope, number: int, mark: str) -> St
 
 
 class Known(NamedTuple):
-    """What the database knows of a partition when its owner begins."""
+    """The database's facts about a partition when its owner begins."""
 
     mark: int
-    """Its mark."""
+    """The partition's mark."""
     end: int
-    """The position behind the last message that is known: by a row, or by the mark."""
+    """The position behind the last known message: by a row, or by the mark."""
 
 
 def begin_partition(
     dialect: DialectName, scope: Scope, number: int, *, start: int, settled: int, end: int | None
 ) -> Steps[Known]:
-    """Before a new owner handles anything of a partition: what is known of it is held against the
-    log, and the partition has a row with its mark from now on.
+    """Check a partition's mark and rows against the log before a new owner handles its messages,
+    and insert the row of its mark if it is missing.
 
-    If more is known than the log has, the log was restored from an older copy, or has lost its end,
-    and other messages take the places of those that are gone. So the mark goes back to what is
-    certainly settled, and rows of messages without an ID, which are known by their places, go.
-    Other rows stay: such a message is the same one wherever it stands.
+    If they are ahead of the log, the log was restored from an older copy, or has lost its end, and
+    other messages get the positions of those that are gone. So the mark goes back to the position
+    that is certainly settled, and rows of messages without an ID, which are identified by their
+    positions, are deleted. Other rows stay: a message with an ID is the same one at any position.
 
     :param start: the position at which the owner begins.
-    :param settled: below it everything is settled, as the log has it.
-    :param end: where the log ended when the owner began; None: that is not known.
+    :param settled: the position below which everything is settled according to the log.
+    :param end: the log's end when the owner began; None: unknown.
     """
-    # With the row there, who has an old snapshot is refused by a mark that was raised since.
+    # As the row exists, a transaction with an old snapshot is refused by a mark that was raised
+    # since.
     yield from raise_mark(dialect, scope, number, position_text(0))
     rows = yield Statement(
         "SELECT CAST(m.mark AS text), (SELECT CAST(max(i.position) AS text) "
@@ -605,16 +608,16 @@ def begin_partition(
 
 
 def _place(dialect: DialectName, position: str) -> str:
-    """The ID of a message without one that stands at the position in this column. (On Redis, which
-    gives no place twice, it is written otherwise.)"""
+    """The ID of a message without one, from its position in this column. (On Redis, which never
+    reuses a position, it has another form.)"""
     if dialect == "postgresql":
         return f"convert_to(CAST($3 AS text) || CAST({position} AS text), 'UTF8')"
     return f"CAST($3 || CAST({position} AS integer) AS blob)"
 
 
 def schedule_deletion(scope: int) -> Steps[None]:
-    """On PostgreSQL, after :func:`raise_mark` was committed: who has no transaction number yet
-    reads the new mark."""
+    """On PostgreSQL, after :func:`raise_mark` was committed: transactions without a number yet will
+    read the new mark."""
     yield Statement(
         "UPDATE streams_inbox_marks SET purge_after = txid_current() "
         "WHERE scope = CAST($1 AS bigint)",
@@ -623,7 +626,8 @@ def schedule_deletion(scope: int) -> Steps[None]:
 
 
 def delete_purged(scope: int, limit: int) -> Steps[int]:
-    """On PostgreSQL: delete rows below the mark; how many. ``limit``: there may be more."""
+    """On PostgreSQL: delete rows below the mark; returns how many. If it is ``limit``, there may be
+    more."""
     rows = yield Statement(
         "WITH gone AS (DELETE FROM streams_inbox "  # noqa: S608
         "WHERE id IN (SELECT i.id FROM streams_inbox AS i "
