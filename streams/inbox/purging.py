@@ -12,10 +12,11 @@ insert its row after the old one was deleted. So rows are deleted in three steps
 transaction:
 
 1. the mark is raised, and rows below it stay. From now on a transaction that inserts and then reads
-the mark is refused; 2. the number of a transaction that begins after that is stored; 3. once all
-transactions with smaller numbers have ended, the rows are deleted. A transaction that read the old
-mark had inserted before, so it had a smaller number, and has found the old row or committed its
-own.
+   the mark is refused;
+2. the number of a transaction that begins after that is stored;
+3. once all transactions with smaller numbers have ended, the rows are deleted. A transaction that
+   read the old mark had inserted before, so it had a smaller number, and has found the old row or
+   committed its own.
 
 No step waits for transactions: while one is open for long (in any database of the server, as for
 VACUUM), rows stay longer.

@@ -530,7 +530,7 @@ def _position(dialect: DialectName, at: int) -> str:
 
 def raise_mark(dialect: DialectName, scope: Scope, number: int, mark: str) -> Steps[None]:
     """Raise the mark: messages below it count as settled for ever. If the partition has this mark
-    already, its row is not changed, not even locked."""
+    or a higher one already, its row is not changed, not even locked."""
     incarnation, group, generation, topic, partition = scope
     yield Statement(
         "INSERT INTO streams_inbox_marks AS m "  # noqa: S608

@@ -9,7 +9,7 @@ strict grammar, in which a login can end at one character only:
 
 The login ends at the last ``@``; the path and the settings contain none, and no part contains
 ``#``. A password that should have been percent-encoded and was not is either read as it was meant,
-or the URL is refused, and the error quotes nothing of it but the scheme. What is shown of a valid
+or the URL is refused, and the error quotes nothing of it but the scheme. The shown form of a valid
 URL (:meth:`Url.__str__`, :func:`redact`) is composed of its parts: scheme, user, hosts, path and
 the settings that are known to be harmless.
 """

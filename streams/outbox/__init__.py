@@ -1,8 +1,8 @@
-"""The outbox: what is published with a transaction of the user's own database.
+"""The outbox: publishes messages with a transaction of the user's own database.
 
 ``await outbox.publish(topic, value, connection=...)`` writes a row inside the caller's transaction,
-so it is published if that commits and never if it does not. A *relay* takes the rows to the log and
-deletes each once the log has confirmed it. The table has the columns of Debezium's outbox, so a
+so it is published if that commits and never if it does not. A *relay* publishes the rows to the log
+and deletes each once the log has confirmed it. The table has the columns of Debezium's outbox, so a
 Debezium connector can do a relay's work.
 
 =================  ==================================================================
@@ -14,7 +14,7 @@ Debezium connector can do a relay's work.
 ``buckets``        which relay owns which keys
 ``relay``          the relay
 ``groups``         rows of one topic on their way to the log
-``inspection``     what people see of an outbox, and trying failed rows again
+``inspection``     reports about an outbox, and retries of failed rows
 ``django``         a Django app: model, migration, ``publish_on_commit``
 =================  ==================================================================
 """

@@ -1,23 +1,22 @@
-"""Which relay owns which keys.
+"""Shares the keys out among relays.
 
 The keys are in :data:`~streams.outbox.tables.BUCKETS` buckets, and each bucket has one owner at a
-time, so that rows of one key are published by one relay, in their order. Each relay says every few
-seconds that it is there: it raises its *beat* in the database. It is dead
+time, so that rows of one key are published by one relay, in their order. Each relay sends a
+heartbeat every few seconds: it raises its *beat* in the database. It is dead
 
-* when its beat has stood still for a whole lease, by the clock of whoever looks at it (no clock
-  that can be set decides, and none is compared with another one), as that of a process which is
-  frozen, or is cut off, does;
-* at once when the lock which it holds can be had (PostgreSQL's connection holds one, on SQLite its
-  process does): then that has ended, as it does when the process is killed.
+* when its beat has not changed for a whole lease, by the observer's own clock (no clock that can be
+set decides, and no two clocks are compared), as happens when its process is frozen or cut off;
+* at once when the lock that it holds becomes free (a connection holds it on PostgreSQL, the process
+on SQLite): then that has ended, as it does when the process is killed.
 
-Its buckets are then anybody's. Relays that live share them evenly; who has too many gives some up
-once nothing of them is on its way. What is read under an ownership asks for it in the same
-statement (:meth:`streams.outbox.tables.Dialect.fetch`), and is handed to the log only while this
-relay knows by its own clock that nobody can have taken it for dead, or until a statement fails: who
-loses its connection loses the lock, and may send until it notices what others send, too. A relay
-that was taken for dead registers again, which begins another *term*: what it read in a former one
-is forgotten. One that finds itself registered still, however late, was not taken for dead, and its
-term goes on.
+Its buckets are then free. Live relays share the buckets evenly; a relay with too many gives some up
+once none of their rows are in flight. The statement that reads rows also checks the ownership
+(:meth:`streams.outbox.tables.Dialect.fetch`), and the rows are published only while this relay
+knows by its own clock that no other can have taken it for dead, or until a statement fails: a relay
+that loses its connection loses the lock, and until it notices, may publish rows that others
+publish, too. A relay that was taken for dead registers again, which begins another *term*: rows
+that it read in an earlier one are forgotten. A relay that is still registered, however late its
+heartbeat, was not taken for dead, and its term goes on.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ MARGIN = 0.8
 
 @dataclass(slots=True)
 class _Seen:
-    """Another relay's heartbeat count, and since when it has not changed, by our clock."""
+    """Another relay's heartbeat count, and since when it has not changed, by this relay's clock."""
 
     beat: int
     since: float
@@ -69,7 +68,7 @@ class _Found:
 class Buckets:
     """The buckets of one relay.
 
-    :param lease: seconds after which a relay that stands still is dead.
+    :param lease: seconds after which a relay without a heartbeat is dead.
     """
 
     def __init__(self, database: Database, clock: Clock, lease: float) -> None:
@@ -80,7 +79,7 @@ class Buckets:
         """This relay's name."""
         self._lock_number = 0
         self.owned: frozenset[int] = frozenset()
-        """What may be read; without those that are being given up."""
+        """The buckets that may be read, without those that are being given up."""
         self.term = 0
         """How often this relay has registered."""
         self._seen: dict[str, _Seen] = {}
@@ -88,31 +87,31 @@ class Buckets:
         self._valid_until = 0.0
 
     async def join(self) -> None:
-        """Be there, on a new connection."""
+        """Take a new lock, on a new connection; the next :meth:`tick` registers this relay."""
         self._registered = False
         self._seen.clear()
         self.forget()
-        self._lock_number = secrets.randbits(62)  # another one: the former connection may linger
+        self._lock_number = secrets.randbits(62)  # a new one: the former connection may linger
         await self._database.take_lock(self._lock_number)
 
     def forget(self) -> None:
-        """Others may have the buckets from now on."""
+        """Give up the buckets, which other relays may own from now on."""
         self.owned = frozenset()
         self._valid_until = 0.0
 
     @property
     def is_certain(self) -> bool:
-        """Nobody can have taken this relay for dead since it has said last that it is there."""
+        """Whether no other relay can have taken this one for dead since its last heartbeat."""
         return self._clock.monotonic() < self._valid_until
 
     def holds(self, term: int) -> bool:
-        """Nobody can have taken this relay for dead since that term began."""
+        """Whether no other relay can have taken this one for dead since that term began."""
         return term == self.term and self.is_certain
 
     async def tick(self, in_flight: Collection[int]) -> None:
-        """Say that this relay is there, see who else is, and take or give up buckets.
+        """Send a heartbeat, find the other live relays, and take or give up buckets.
 
-        :param in_flight: buckets of which something is on its way to the log.
+        :param in_flight: buckets with rows in flight to the log.
         """
         began = self._clock.monotonic()
         found = await self._database.transaction(self._look(frozenset(in_flight)))
@@ -162,10 +161,10 @@ class Buckets:
             found.seen[relay] = known
 
     def _share(self, found: _Found, in_flight: Collection[int]) -> Steps[None]:
-        """Take or give up buckets, so that all who live have as many."""
+        """Take or give up buckets, so that all live relays have equally many."""
         dialect = self._database.dialect
         owners: dict[int, str] = dict((yield statement(dialect.owners())))
-        # A copy of the schema alone has none.
+        # A copy of the schema alone has no buckets.
         for bucket in set(range(dialect.bucket_count)) - owners.keys():
             yield statement(dialect.add_bucket(), {"bucket": bucket})
             owners[bucket] = ""
@@ -190,7 +189,7 @@ class Buckets:
         found.owned = frozenset(mine[:share]) | frozenset(taken)
 
     async def leave(self) -> None:
-        """Give everything up, in order."""
+        """Give up the buckets and the registration in an orderly way."""
         self.forget()
         if self._registered:
             self._registered = False
@@ -198,6 +197,6 @@ class Buckets:
 
 
 def _is_relay(relay: object, beat: object, lock_number: object) -> bool:
-    """Whether a relay wrote this row: SQLite keeps whatever anybody writes there."""
+    """Whether a relay wrote this row: SQLite accepts values of any type there."""
     is_name = isinstance(relay, str) and relay.isascii()
     return is_name and isinstance(beat, int) and isinstance(lock_number, int)

@@ -1,10 +1,10 @@
-"""A connection of the user's, on which a transaction is open.
+"""Runs statements on a connection of the user's with an open transaction.
 
-Whatever library it is of, a connection is taken as it comes; nothing is begun, committed or rolled
-back. The library that the caller uses is imported already, so none is imported here.
+A connection of any known library is used unchanged; nothing is begun, committed or rolled back. The
+caller has imported its library already, so none is imported here.
 
-A connection that would commit each statement by itself is refused: a row written there would be
-published whatever becomes of the caller's work.
+A connection in autocommit mode is refused: a row written there would be published even if the
+caller's work is not committed.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class AsyncConnection:
 
 
 def connection_of(given: Any) -> PlainConnection | AsyncConnection:
-    """A connection, session or cursor of one of the libraries that are known here.
+    """Wrap a connection, session or cursor of one of the known libraries.
 
     :raises NoTransaction: no transaction is open there.
-    :raises ConfigError: it is none.
+    :raises ConfigError: it is not a connection of a known library.
     """
     for library, adapt in _ADAPTERS.items():
         module = sys.modules.get(library)
@@ -116,7 +116,7 @@ def _sqlalchemy(sqlalchemy: Any, given: Any) -> PlainConnection | AsyncConnectio
 
 
 def _sqlalchemy_dialect(given: Any) -> DialectName:
-    """The database of a connection or session, which must not commit by itself."""
+    """The dialect of a connection or session, which must not be in autocommit mode."""
     bind = given if hasattr(given, "dialect") else given.get_bind()
     if execution.commits_each_statement(bind):
         raise _no_transaction("give a connection without isolation_level='AUTOCOMMIT'")
@@ -156,7 +156,7 @@ def _aiosqlite(aiosqlite: Any, given: Any) -> AsyncConnection | None:
 
 
 def _check_sqlite(connection: Any) -> None:
-    """``isolation_level=None`` commits each statement; of Python 3.12's ``autocommit``, True."""
+    """Refuse autocommit: ``isolation_level=None``, and Python 3.12's ``autocommit=True``."""
     by_itself = getattr(connection, "autocommit", -1)
     commits = by_itself is True or (by_itself == -1 and connection.isolation_level is None)
     if commits and not connection.in_transaction:

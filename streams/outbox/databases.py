@@ -1,14 +1,13 @@
 """A relay's own connections to the database: PostgreSQL by psycopg or asyncpg, SQLite by sqlite3.
 
-A relay runs statements one after the other on one connection, and has another by which the database
-wakes it: PostgreSQL's ``LISTEN``, and on SQLite a look at ``PRAGMA data_version`` every few
-milliseconds. Errors of a driver become :class:`~streams.errors.Unavailable` where another attempt
-may succeed, else :class:`~streams.errors.LogError`, here.
+A relay runs statements one after the other on one connection, and is woken by another: by
+PostgreSQL's ``LISTEN``, and on SQLite by polling ``PRAGMA data_version`` every few milliseconds.
+Errors of a driver become :class:`~streams.errors.Unavailable` if another attempt may succeed, else
+:class:`~streams.errors.LogError`.
 
-How statements are run, and what errors mean, is :mod:`streams.databases`'. Its sessions are not
-used: each is a transaction on a connection of a pool, while a relay has one connection for as long
-as it lives, on which statements are committed one by one, and which holds a lock and settings of
-its own.
+Statements are run, and errors classified, by :mod:`streams.databases`. Its sessions are not used:
+each is a transaction on a connection of a pool, while a relay has one connection for its whole
+life, on which statements are committed one by one, and which holds a lock and has its own settings.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOOK_EVERY = 0.005
-"""Seconds between two looks whether a SQLite file has changed."""
+"""Seconds between two checks whether a SQLite file has changed."""
 
 FORMS = "postgresql://user@host/database, or sqlite:///file.db"
 
@@ -79,60 +78,62 @@ T = TypeVar("T")
 
 
 class Database(ABC):
-    """One connection, or none yet. Statements run one at a time, in the order of the calls."""
+    """One connection, opened by :meth:`connect`. Statements run one at a time, in the order of the
+    calls."""
 
     def __init__(self, place: str) -> None:
         self.place = place
-        """What it is, without secrets."""
+        """The database's address without secrets."""
         self._deleting: Database = self
-        """On whose connection rows are deleted."""
+        """The database on whose connection rows are deleted."""
 
     @property
     @abstractmethod
     def dialect(self) -> Dialect:
-        """Its statements."""
+        """The database's statements."""
 
     @abstractmethod
     async def connect(self, lease: float) -> None:
         """Connect.
 
-        :param lease: seconds after which a transaction that stands still is given up.
+        :param lease: seconds after which an idle transaction is given up.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Close what is open."""
+        """Close the open connections."""
 
     @abstractmethod
     async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
-        """The rows of one statement, which is committed."""
+        """Run one statement and commit it; returns its rows."""
 
     async def fetch(self, parameters: Parameters) -> list[Row]:
-        """The rows of :meth:`~streams.outbox.tables.Dialect.fetch`, of one topic if it is given."""
+        """The rows of :meth:`~streams.outbox.tables.Dialect.fetch`, of one topic if one is
+        given."""
         sql = self.dialect.fetch(of_topic="topic" in parameters)
         return list(map(Row._make, await self.execute(sql, parameters)))
 
     async def connect_to_delete(self, lease: float) -> None:  # noqa: B027 - where it is of use
-        """Have a connection on which rows are deleted while others are read.
+        """Open a connection on which rows are deleted while others are read.
 
         :param lease: see :meth:`connect`.
         """
 
     async def delete(self, sequences: Sequence[int]) -> None:
-        """Delete rows that the log has."""
+        """Delete rows that the log has confirmed."""
         given = {"sequences": self.dialect.list_parameter(sequences)}
         await self._deleting.execute(self.dialect.delete(), given)
 
     @abstractmethod
     async def transaction(self, steps: Steps[T]) -> T:
-        """Run statements that are committed together; what they come to.
+        """Run statements that are committed together; returns the result of ``steps``.
 
         :param steps: may run in another thread, and changes nothing but the database.
         """
 
     @abstractmethod
     async def listen(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` whenever something was written; until it fails or is cancelled."""
+        """Call ``wake`` whenever rows were written, until it fails or is cancelled."""
 
     async def create_tables(self) -> None:
         """Create the tables where they are missing.
@@ -152,24 +153,26 @@ class Database(ABC):
 
     @abstractmethod
     async def has_tables(self) -> bool:
-        """Whether all tables are there."""
+        """Whether all tables exist."""
 
     async def has_topic_index(self) -> bool:
-        """Whether each topic's rows can be read by themselves: an outbox that was made by an
-        earlier version of this package has no index for that."""
+        """Whether one topic's rows can be read alone: an outbox that an earlier version of this
+        package created has no index for that."""
         return bool((await self.execute(self.dialect.has_topic_index()))[0][0])
 
     @abstractmethod
     def lock_relays(self) -> Steps[None]:
-        """No other relay creates tables, or changes who owns what, until the transaction ends."""
+        """Keep other relays from creating tables or changing ownership until the transaction
+        ends."""
 
     @abstractmethod
     async def take_lock(self, number: int) -> None:
-        """Hold a lock for as long as this lives, by which others see that it does."""
+        """Hold a lock for the life of this connection, which shows the other relays that it
+        lives."""
 
     @abstractmethod
     def is_gone(self, number: int) -> Steps[bool]:
-        """Whether what holds this lock has certainly ended."""
+        """Whether the holder of this lock has certainly ended."""
 
 
 # -- PostgreSQL
@@ -180,16 +183,15 @@ _COLUMN_TYPES = (
     "WHERE attrelid = to_regclass(:outbox) AND attnum > 0 AND NOT attisdropped"
 )
 _IN_ORDER = tuple(f"SET enable_{way} = off" for way in ("seqscan", "bitmapscan", "sort"))
-"""Rows are read in the order of their index, and no further than is needed, whatever the planner
-thinks that the table holds: what it knows of a queue is always old."""
+"""Makes the planner read rows in the order of their index, and no further than needed, whatever its
+statistics: those of a queue are always outdated."""
 
 _FEWER_PROMISES = "SET synchronous_commit = off"
-"""A deletion that a crash of the server takes back is a row that is published once more, under its
-ID."""
+"""If a crash of the server undoes a deletion, the row is published again, under the same ID."""
 
 
 class PostgresDatabase(Database):
-    """What both drivers have in common."""
+    """The common part of both drivers."""
 
     def __init__(self, dsn: str, tables: Tables) -> None:
         super().__init__(place_of(dsn))
@@ -205,10 +207,10 @@ class PostgresDatabase(Database):
 
     @abstractmethod
     def _classify(self, error: Exception) -> Failure:
-        """What an error of the driver means."""
+        """The kind of failure of a driver's error."""
 
     async def _errors(self, awaitable: Any) -> Any:
-        """Await something of the driver's.
+        """Translate the driver's errors in the block.
 
         :raises Unavailable: it may succeed later.
         :raises LogError: the server refuses it.
@@ -219,7 +221,7 @@ class PostgresDatabase(Database):
             self._secrets.hide_in_error(error)
             failure = self._classify(error)
             if failure is Failure.FAULT and state_of(error) is None:
-                raise  # nothing that the server said
+                raise  # not an answer of the server
             kind = LogError if failure is Failure.FAULT else Unavailable
             raise kind(f"{self.place}: {one_line(str(error))}") from error
 
@@ -256,7 +258,7 @@ class PostgresDatabase(Database):
         await other.open(lease)
 
     async def open(self, lease: float) -> None:
-        """Connect, and look at nothing.
+        """Connect, without checking the tables.
 
         :param lease: see :meth:`connect`.
         """
@@ -411,10 +413,10 @@ class AsyncpgDatabase(PostgresDatabase):
 
 
 class SqliteDatabase(Database):
-    """A SQLite file by the standard library, in a thread of its own.
+    """A SQLite file by the standard library's sqlite3, in its own thread.
 
-    The file's lock, for which everybody waits who writes to it, is never held while the thread
-    waits for the loop: code that blocks the loop may be waiting for that lock.
+    The file's write lock is never held while the thread waits for the loop: code that blocks the
+    loop may be waiting for that lock.
     """
 
     def __init__(self, path: str, tables: Tables, mode: OpenMode = "rwc") -> None:
@@ -443,12 +445,12 @@ class SqliteDatabase(Database):
             found = sqlite3.connect(self.path, **options)
         else:
             found = connect_existing(self.path, reading=self._mode == "ro", **options)
-        # SQLite stores any bytes as a text: such a row is one that stands for no message.
+        # SQLite stores any bytes as text: a row with invalid text is not a message.
         found.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         try:
             found.execute("SELECT 1 FROM sqlite_master").fetchall()
             if found.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
-                # A power cut may take a deletion back: the row is published again, under its ID.
+                # A power cut may undo a deletion: the row is published again, under the same ID.
                 found.execute("PRAGMA synchronous = normal")
         except BaseException:
             found.close()
@@ -500,8 +502,8 @@ class SqliteDatabase(Database):
 
     @override
     async def fetch(self, parameters: Parameters) -> list[Row]:
-        """As one document, where that can be had: for each row that SQLite gives, the thread waits
-        for the interpreter, which other threads have meanwhile."""
+        """Fetch the rows as one document if possible: for each row from SQLite, the thread would
+        wait for the interpreter lock, which other threads may hold."""
         of_topic = "topic" in parameters
         document = statement(self.dialect.fetch_as_document(of_topic=of_topic), parameters)
         ready = statement(self.dialect.ready_rows(of_topic=of_topic), parameters)
@@ -518,7 +520,7 @@ class SqliteDatabase(Database):
     def _fetch_one_by_one(
         self, connection: sqlite3.Connection, ready: Statement, limit: int
     ) -> list[Row]:
-        """Nothing is added up before it is known to be wanted."""
+        """Fetch row by row, adding up sizes only as far as rows are wanted."""
         found: list[Row] = []
         total = 0
         with closing(connection.execute(marked(ready.sql, "?"), ready.parameters)) as cursor:
@@ -553,7 +555,7 @@ class SqliteDatabase(Database):
                             loop.call_soon_threadsafe(wake)
                     time.sleep(LOOK_EVERY)
 
-        # Not one of the loop's own threads, which it would occupy for as long as the app runs.
+        # Not one of the loop's own threads, which this would occupy for as long as the app runs.
         thread = ThreadPoolExecutor(1, "streams-outbox-watch")
         try:
             await loop.run_in_executor(thread, watch)
@@ -565,9 +567,9 @@ class SqliteDatabase(Database):
 
     @override
     def lock_relays(self) -> Steps[None]:
-        yield from ()  # a transaction that writes is alone as it is
+        yield from ()  # a transaction that writes is exclusive anyway
 
-    # A lock file beside the database, one for each relay: no process that has ended holds it.
+    # A lock file beside the database, one per relay: a process that has ended does not hold it.
 
     def _lock_path(self, number: int) -> Path:
         return Path(f"{self.path}-relay-{number:x}")
@@ -622,12 +624,13 @@ class SqliteDatabase(Database):
 
 
 def open_database(dsn: str, tables: Tables, mode: OpenMode = "rwc") -> Database:
-    """A database by its address.
+    """The database at an address.
 
-    :param dsn: a URL; on PostgreSQL also what libpq takes (``host=... dbname=...``).
-    :param mode: of a SQLite file: ``ro`` only looks, ``rw`` makes none, ``rwc`` makes the file if
-        there is none. Where it must not be made, connecting raises :class:`NotFound`.
-    :raises ConfigError: it is none, or the driver is missing.
+    :param dsn: a URL; on PostgreSQL also libpq's form (``host=... dbname=...``).
+    :param mode: for a SQLite file: ``ro`` only reads, ``rw`` uses an existing file, ``rwc`` creates
+        it if it does not exist. If the file is missing and must not be created, connecting raises
+        :class:`NotFound`.
+    :raises ConfigError: ``dsn`` is no valid address, or the driver is missing.
     """
     if not isinstance(dsn, str) or not dsn.strip():
         raise ConfigError(f"Outbox: the database's address is missing: {FORMS}")

@@ -1,4 +1,4 @@
-"""A group of rows of one topic on its way to the log."""
+"""Groups of rows of one topic in flight to the log."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from streams.outbox.tables import ROW_BYTES, Row
 from streams.text import one_line
 
 LARGE = 16 << 10
-"""Bytes from which on a row is the last of its key that goes to the log at once: it may be too
-large for its topic, and those behind it must not be there before it."""
+"""Bytes from which on a row is the last of its key in a group: it may be too large for its topic,
+and the rows behind it must not reach the log before it."""
 
 Failure = tuple[Row, str]
-"""A row that cannot be published, and why."""
+"""A row that cannot be published, and the reason."""
 
 
 class Group:
     """Rows of one topic, in their order.
 
-    :param term: that of the ownership under which they were read.
+    :param term: the term of the ownership under which they were read.
     """
 
     def __init__(self, topic: str, rows: Sequence[Row], term: int) -> None:
@@ -49,11 +49,11 @@ class Group:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a group. Rows that are not named in it stay as they are.
+    """The outcome of a group. Rows that are not named in it are unchanged.
 
-    :param confirmed: the sequences of those that the log has.
+    :param confirmed: the sequences of the rows that the log has confirmed.
     :param failures: the first rows of their keys that cannot be published.
-    :param outage: why the log could not be asked, if it could not.
+    :param outage: the error of the log, if it could not be reached.
     """
 
     confirmed: list[int] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Outcome:
     outage: LogError | None = None
 
     def failures_by_reason(self) -> dict[str, list[int]]:
-        """The sequences of the rows that failed, by why they did."""
+        """The sequences of the failed rows, by the reason."""
         found: dict[str, list[int]] = {}
         for row, reason in self.failures:
             found.setdefault(reason, []).append(row.sequence)
@@ -71,7 +71,7 @@ class Outcome:
 class GroupPublisher:
     """Publishes groups to topics that an app declares.
 
-    :param is_ours: nobody else can have a group's keys.
+    :param is_ours: returns whether no other relay can own a group's keys.
     """
 
     def __init__(self, app: Streams, is_ours: Callable[[Group], bool]) -> None:
@@ -79,7 +79,7 @@ class GroupPublisher:
         self._is_ours = is_ours
 
     async def publish(self, group: Group) -> Outcome:
-        """Publish rows; never raises what the log says."""
+        """Publish rows; errors of the log are in the outcome and never raised."""
         problem = self._topic_problem(group.topic)
         if problem:
             return Outcome(failures=_first_of_each_key((row, problem) for row in group.rows))
@@ -103,7 +103,8 @@ class GroupPublisher:
     async def _publish_singly(
         self, group: Group, refused: Sequence[tuple[Row, Record]], outcome: Outcome
     ) -> None:
-        """A row may have been refused for what another one beside it is."""
+        """Publish rows one by one, as a row may have been refused because of another one in its
+        append."""
         stopped: set[str] = set()
         for row, record in refused:
             if row.key in stopped:
@@ -121,14 +122,14 @@ class GroupPublisher:
                 outcome.failures.append((row, _reason(result)))
 
     def _topic_problem(self, name: str) -> str:
-        """Why nothing may be published to a topic; empty: it may."""
+        """Why a topic cannot be published to; empty: it can."""
         topic = self._app.topics[name]
         if topic.is_read_only or topic.internal:
             return "the topic is the toolkit's own, which nothing else writes to"
         return ""
 
     async def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Any]:
-        """For each record its position, or why it has none."""
+        """Append records; returns the position or the error of each."""
         try:
             publisher = self._app.publisher
             found: Sequence[Any] = await wait_for_callback(
@@ -140,9 +141,9 @@ class GroupPublisher:
 
 
 def prepare(rows: Sequence[Row]) -> tuple[list[tuple[Row, Record]], list[Failure]]:
-    """What may go to the log at once, and rows that stand for no message.
+    """The rows that may be appended at once, with their records, and the rows that are no messages.
 
-    Behind such a row, or a large one, nothing of its key goes along.
+    Rows behind an invalid or a large row of the same key are left out.
     """
     sendable: list[tuple[Row, Record]] = []
     failures: list[Failure] = []
@@ -163,7 +164,7 @@ def prepare(rows: Sequence[Row]) -> tuple[list[tuple[Row, Record]], list[Failure
 
 
 def _first_of_each_key(failures: Iterable[Failure]) -> list[Failure]:
-    """Only the first of a key has failed; the others wait behind it."""
+    """The first failure of each key; the key's other rows wait behind it."""
     found: dict[str, Failure] = {}
     for row, reason in failures:
         found.setdefault(row.key, (row, reason))
@@ -171,7 +172,7 @@ def _first_of_each_key(failures: Iterable[Failure]) -> list[Failure]:
 
 
 def _is_outage(result: LogError) -> bool:
-    """Nothing that is the record's own fault."""
+    """Whether an error is not the record's own fault."""
     return isinstance(result, (Unavailable, OutcomeUnknown, Fatal))
 
 

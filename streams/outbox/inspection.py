@@ -1,7 +1,7 @@
-"""What people see of an outbox, and trying failed rows again: for the command line.
+"""Inspects an outbox and retries failed rows, for the command line.
 
-Each function opens a connection of its own and closes it; nothing is relayed here, and a SQLite
-file that is not there is not made.
+Each function opens and closes its own connection; nothing is relayed here, and a missing SQLite
+file is not created.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from streams.outbox.tables import UndeclaredTopic as UndeclaredTopic
 from streams.wire import parse_int
 
 STATES = {READY: "ready", FAILED: "failed", UNDECLARED: "undeclared"}
-"""What people call the states; any other is ``waiting``."""
+"""The displayed names of the states; any other state is ``waiting``."""
 
 MAX_TOPICS = 20
-"""Topics that no relay declares and that are named, at most."""
+"""The most undeclared topics that are named."""
 
 LEASE = 30.0
-"""Seconds after which a transaction of these that stands still is given up."""
+"""Seconds after which an idle transaction of these functions is given up."""
 
 
 class RelaysSeen(NamedTuple):
-    """Relays that are registered.
+    """The registered relays.
 
     :param number: how many.
-    :param seconds: since one of them said last that it is there; None: there is none.
+    :param seconds: seconds since the last heartbeat of any of them; None: there is no relay.
     """
 
     number: int
@@ -47,8 +47,8 @@ class RelaysSeen(NamedTuple):
 class Inspected(NamedTuple):
     """An outbox.
 
-    :param rows: those that failed, or all; as many as were asked for.
-    :param undeclared: topics of rows that wait for a relay whose app declares them; those of the
+    :param rows: the failed rows, or all, up to the requested number.
+    :param undeclared: topics of rows that wait for a relay whose app declares them; those with the
         most rows, :data:`MAX_TOPICS` at most.
     """
 
@@ -59,10 +59,10 @@ class Inspected(NamedTuple):
 
 
 class InspectedRow(NamedTuple):
-    """A row with what it would be published as.
+    """A row with the message that it would be published as.
 
-    :param headers: as they stand in the table.
-    :param problem: why it stands for no message; empty: it stands for one.
+    :param headers: the headers, as stored in the table.
+    :param problem: why the row is no message; empty: it is one.
     """
 
     row: HeldRow
@@ -72,16 +72,16 @@ class InspectedRow(NamedTuple):
 
 
 def state_name(state: int) -> str:
-    """What people call a state."""
+    """The displayed name of a state."""
     return STATES.get(state, "waiting")
 
 
 @asynccontextmanager
 async def opened(outbox: Outbox, mode: OpenMode = "ro") -> AsyncIterator[Database]:
-    """A connection to an outbox whose tables are there.
+    """A connection to an outbox whose tables exist.
 
-    :param mode: ``rw`` for what changes rows.
-    :raises NotFound: they are not, or the SQLite file is not.
+    :param mode: ``rw`` to change rows.
+    :raises NotFound: the tables or the SQLite file do not exist.
     :raises LogError: the database cannot be reached.
     """
     database = outbox.open(mode)
@@ -98,9 +98,9 @@ async def opened(outbox: Outbox, mode: OpenMode = "ro") -> AsyncIterator[Databas
 
 
 async def inspect(outbox: Outbox, limit: int, *, all_states: bool = False) -> Inspected:
-    """An outbox as it is.
+    """The current state of an outbox.
 
-    :param limit: rows, at most.
+    :param limit: the most rows.
     """
     async with opened(outbox) as database:
         dialect = database.dialect
@@ -119,7 +119,7 @@ async def inspect(outbox: Outbox, limit: int, *, all_states: bool = False) -> In
 async def find_rows(outbox: Outbox, name: str, limit: int = 100) -> list[InspectedRow]:
     """The rows of a message ID, or of a sequence number.
 
-    :raises NotFound: there is none.
+    :raises NotFound: there is no such row.
     """
     async with opened(outbox) as database:
         found = await _find(database, name, limit)
@@ -159,10 +159,11 @@ def headers_of(found: InspectedRow) -> Headers:
 
 
 async def retry(outbox: Outbox, names: Collection[str] | None) -> int:
-    """Have failed rows tried again, and what waits behind them; how many failed rows that are.
+    """Have failed rows, and the rows that wait behind them, tried again; returns the number of the
+    failed rows.
 
     :param names: message IDs or sequences; None: all.
-    :raises NotFound: one of them is not there, or has not failed; nothing was changed.
+    :raises NotFound: one of them does not exist or has not failed; nothing was changed.
     """
     async with opened(outbox, "rw") as database:
         wanted: set[int] | None = None
@@ -179,11 +180,11 @@ async def retry(outbox: Outbox, names: Collection[str] | None) -> int:
 
 
 def _retry(dialect: Dialect, wanted: Collection[int] | None) -> Steps[int]:
-    """Have these failed rows tried again (None: all); how many they are."""
+    """Have these failed rows tried again (None: all); returns their number."""
     tried, keys = 0, dict[tuple[str, str], bool]()
     for sequence, topic, key in (yield statement(dialect.keys_of_failed())):
         again = wanted is None or sequence in wanted
-        # A key goes on only if nothing else of it has failed.
+        # A key continues only if no other row of it has failed.
         keys[topic, key] = keys.get((topic, key), True) and again
         if again:
             tried += 1

@@ -1,4 +1,4 @@
-"""An outbox as users declare it, and publishing through it."""
+"""The outbox that users declare, and publishing through it."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from streams.topic import Key, Topic
 T = TypeVar("T")
 
 RelayedBy = Literal["app", "command", "debezium"]
-"""Who takes rows to the log: the app's processes, ``streams outbox relay``, or Debezium."""
+"""The publisher of the rows: the app's processes, ``streams outbox relay``, or Debezium."""
 
 
 class _Check:
-    """Sees, when the app is entered, that the outbox's database can be one."""
+    """Checks, when the app is entered, that the outbox's database can be used."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
@@ -61,36 +61,36 @@ class _Check:
 
 
 class Outbox:
-    """Publishing with a transaction of the user's own database.
+    """Publishes messages with a transaction of the user's own database.
 
-    What is published goes into a table of that database, by the caller's own connection, so it is
-    in the log if the caller's transaction commits, and never if that is rolled back. Messages of
-    one topic and key come in order where one's transaction began after the other's had committed;
-    of one transaction, in the order of the calls. A relay that is killed may publish a row again,
-    under the same message ID, which consumers drop (:class:`~streams.Dedup`).
+    Published messages go into a table of that database, by the caller's own connection, so they get
+    into the log if the caller's transaction commits, and never if it is rolled back. Messages of
+    one topic and key are in order if one's transaction began after the other's had committed;
+    within one transaction, in the order of the calls. A relay that is killed may publish a row
+    again, under the same message ID, which consumers drop (:class:`~streams.Dedup`).
 
-    :param app: whose topics are published to. What is relayed goes to topics that it declares, and
-        to no others.
-    :param database: where the database is, for the relay's own connections:
+    :param app: the app whose topics are published to. Rows are relayed only to topics that it
+        declares.
+    :param database: the database's address, for the relay's own connections:
         ``postgresql://user@host/database`` or ``sqlite:///file.db``; or a function that returns it;
         or what processors have as ``transaction=``, made from an address.
     :param transaction: what processors with ``to=`` have as ``transaction=`` (one, or several),
         where that has another address or a pool of yours, and so cannot be seen to be this
-        database: what they return goes through this outbox.
+        database: their results go through this outbox.
     :param table: the table's name, ``schema.table`` or without a schema. Two more tables, with
         ``_relays`` and ``_buckets`` behind that name, belong to it.
     :param relayed_by: ``"app"``: each process that runs the app's processors relays, too.
         ``"command"``: ``streams outbox relay`` does. ``"debezium"``: a Debezium connector does,
         from the database's own log, and a row is deleted by the transaction that wrote it.
-    :param lease: seconds after which a relay that stands still has its keys taken over.
-    :param poll: seconds between two looks for rows that nobody was woken for.
+    :param lease: seconds after which the keys of a relay without a heartbeat are taken over.
+    :param poll: seconds between two polls for rows for which no relay was woken.
     :param batch: rows in memory at once, at most.
-    :param batch_bytes: their bytes; a single row that is larger is taken alone.
-    :param max_bytes: of a message, with its key and headers. A larger one fails where it is
-        published; it should not be more than the log accepts.
+    :param batch_bytes: the bytes of those rows; a single larger row is taken alone.
+    :param max_bytes: bytes of a message, with its key and headers. A larger one fails when it is
+        published; the limit should not exceed the log's.
     :param notify: wake the relays by PostgreSQL's NOTIFY. Without it the poll finds the rows.
-    :raises ConfigError: any of these cannot work; found when the app is entered, where it depends
-        on what ``database`` returns.
+    :raises ConfigError: an argument is invalid; raised when the app is entered, if that depends on
+        the result of ``database``.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Outbox:
             )
         self.tables = Tables(table)
         self.name = table
-        """Its name: the table's."""
+        """The outbox's name: the table's."""
         if relayed_by not in get_args(RelayedBy):
             known = ", ".join(map(repr, get_args(RelayedBy)))
             raise ConfigError(f"Outbox(relayed_by={relayed_by!r}): one of {known}")
@@ -136,7 +136,7 @@ class Outbox:
             self._given = (database, *self._given)
         self._given_address = _address_of(database)
         self.relayed_by: RelayedBy = relayed_by
-        if isinstance(self._given_address, str):  # one that cannot work is found now
+        if isinstance(self._given_address, str):  # an invalid one is found now
             self.check_database(open_database(self._given_address, self.tables))
         self.max_bytes = max_bytes
         self._notify = notify
@@ -168,10 +168,10 @@ class Outbox:
     ) -> str:
         """Publish a message if the transaction that is open on a connection commits.
 
-        Nothing is said to the log here, and the app need not be entered.
+        This sends nothing to the log, and the app need not be entered.
 
         :param connection: of psycopg, asyncpg, SQLAlchemy (a connection or a session), aiosqlite or
-            sqlite3. One that commits each statement by itself is refused.
+            sqlite3. One in autocommit mode is refused.
         :param key: as in :meth:`streams.Topic.publish`, and so the other options. In an outbox a
             key has 255 characters at most.
         :returns: the message ID.
@@ -197,8 +197,8 @@ class Outbox:
         headers: Mapping[str, str] | None = None,
         timestamp: datetime | None = None,
     ) -> str:
-        """The same for plain code: on a connection, session or cursor whose statements block, of
-        psycopg, psycopg2, SQLAlchemy, Django or sqlite3."""
+        """As :meth:`publish`, for plain code: on a connection, session or cursor whose statements
+        block, of psycopg, psycopg2, SQLAlchemy, Django or sqlite3."""
         found = connection_of(connection)
         if isinstance(found, AsyncConnection):
             raise ConfigError(
@@ -217,7 +217,7 @@ class Outbox:
         headers: Mapping[str, str] | None,
         timestamp: datetime | None,
     ) -> str:
-        """Write a row by a connection that was looked at already."""
+        """Write a row by a connection that was checked already."""
         return run(
             connection,
             self._publishing(connection.dialect, topic, value, key, id, headers, timestamp),
@@ -233,7 +233,7 @@ class Outbox:
         headers: Mapping[str, str] | None,
         timestamp: datetime | None,
     ) -> Steps[str]:
-        """Write a message's row; its ID."""
+        """Write a message's row; returns its ID."""
         row = self._row(topic, value, key, id, headers, timestamp)
         yield from self._writing(dialect, [row])
         message_id: str = row["messageid"]
@@ -243,7 +243,7 @@ class Outbox:
         """Write rows, in their order."""
         dialect = self._dialect(name)
         self._check_relayed(name)
-        if self.relayed_by == "debezium":  # what it reads is the insertion
+        if self.relayed_by == "debezium":  # the first statement is the insertion
             for row in rows:
                 written = yield statement(dialect.insert_for_debezium(), row)
                 yield statement(dialect.delete_one(), {"sequence": written[0][0]})
@@ -254,7 +254,7 @@ class Outbox:
             yield statement(sql, parameters_of_rows(some))
 
     def check_database(self, database: Database) -> None:
-        """:raises ConfigError: whoever is to relay its rows cannot."""
+        """:raises ConfigError: the relay of the rows cannot use it."""
         self._check_relayed("sqlite" if isinstance(database, SqliteDatabase) else "postgresql")
 
     def _check_relayed(self, dialect: DialectName) -> None:
@@ -265,7 +265,7 @@ class Outbox:
             )
 
     def _check_topic(self, topic: Topic[Any]) -> None:
-        """:raises ConfigError: nothing can be published to it from here."""
+        """:raises ConfigError: the topic cannot be published to from here."""
         if not isinstance(topic, Topic):
             raise ConfigError(f"{self!r}: {topic!r} is not a topic; use app.topic(...)")
         if self._app.topics.get(topic.name) is None or topic.connection is not self._app:
@@ -287,7 +287,7 @@ class Outbox:
         record = topic.record(value, key=key, id=id, headers=headers, timestamp=timestamp)
         observer = self._app.publish_observer
         with nullcontext() if observer is None else observer(topic.name, (record,)):
-            pass  # it adds headers, such as traceparent; where they land nobody knows yet
+            pass  # it adds headers, such as traceparent; the partition is not known yet
         return row_of(topic.name, self._type_name(value, record), record, self.max_bytes)
 
     def _dialect(self, name: DialectName) -> Dialect:
@@ -297,7 +297,8 @@ class Outbox:
         return found
 
     def _type_name(self, value: object, record: Record) -> str:
-        """What Debezium's column ``type`` says: the CloudEvents type, the tag, else the class."""
+        """The value of Debezium's column ``type``: the CloudEvents type, the tag, else the
+        class."""
         for name, found in record.headers:
             if name == TYPE and found:
                 return found.decode("utf-8", "replace")
@@ -311,23 +312,24 @@ class Outbox:
     # -- what handlers with to= return (see streams.inbox.results)
 
     def was_given(self, database: ProviderDatabase[Any]) -> bool:
-        """Whether its declaration names this database of a processor's."""
+        """Whether the declaration names this database of a processor."""
         return any(each is database for each in self._given)
 
     def is_in(self, database: ProviderDatabase[Any]) -> bool:
-        """Whether its table is in that database, as far as addresses tell."""
+        """Whether the table is in that database, as far as the addresses show it."""
         address, has_schema = database.address(), bool(self.tables.schema_prefix)
         return address is not None and is_same_database(
             address, self.address(), any_user=has_schema
         )
 
     def find_table(self, dialect: DialectName) -> Steps[bool]:
-        """Whether its table is where the statements run."""
+        """Whether the table exists where the statements run."""
         rows = yield Statement(self._dialect(dialect).has_outbox())
         return bool(rows[0][0])
 
     def create_tables_there(self, dialect: DialectName) -> Steps[None]:
-        """Create its tables where the statements run: the first ones of their transaction."""
+        """Create the tables where the statements run, which must be the first ones of their
+        transaction."""
         yield from begin_locking(dialect)
         found = self._dialect(dialect)
         if lock := found.lock_creation():
@@ -338,7 +340,7 @@ class Outbox:
     def write_results(
         self, connection: Any, topic: Topic[Any], results: Sequence[DerivedResult]
     ) -> None:
-        """Write what a handler returned, in the transaction that is open on a connection."""
+        """Write a handler's results, in the transaction that is open on a connection."""
         found = connection_of(connection)
         if isinstance(found, AsyncConnection):
             raise TypeError("a connection whose statements are awaited")
@@ -347,7 +349,7 @@ class Outbox:
     async def write_results_async(
         self, connection: Any, topic: Topic[Any], results: Sequence[DerivedResult]
     ) -> None:
-        """The same on a connection whose statements are awaited."""
+        """As :meth:`write_results`, on a connection whose statements are awaited."""
         found = connection_of(connection)
         if isinstance(found, PlainConnection):
             raise TypeError("a connection whose statements block")
@@ -374,33 +376,33 @@ class Outbox:
 
     @property
     def app(self) -> Streams:
-        """The app that it was declared on."""
+        """The app that the outbox was declared on."""
         return self._app
 
     @property
     def address(self) -> Callable[[], str]:
-        """What says where the database is."""
+        """The database's address, or the function that returns it."""
         given = self._given_address
         return given if callable(given) else lambda: given
 
     def open(self, mode: OpenMode = "rwc") -> Database:
-        """A connection to the database, which is not open yet.
+        """A connection to the database, which is not opened yet.
 
-        :param mode: of a SQLite file: ``ro`` only looks, ``rw`` makes none.
-        :raises ConfigError: its address cannot work, or a driver is missing.
+        :param mode: for a SQLite file: ``ro`` only reads, ``rw`` does not create it.
+        :raises ConfigError: the address is invalid, or a driver is missing.
         """
         return open_database(self.address(), self.tables, mode)
 
     def schema(self) -> list[str]:
-        """The statements that create the tables where they are missing; a relay runs them. For
-        migrations of one's own: they may be run any number of times.
+        """The statements that create missing tables; a relay runs them. They may also be put into
+        migrations: running them again is harmless.
 
         :raises ConfigError: the database's address cannot work.
         """
         return list(_creation(self.open().dialect))
 
     async def create_tables(self) -> None:
-        """Create the tables where they are missing.
+        """Create the missing tables.
 
         :raises LogError: the database cannot be reached, or does not allow it.
         """
@@ -412,10 +414,10 @@ class Outbox:
             await database.close()
 
     async def relay(self) -> None:
-        """Take rows to the log until this is cancelled; the app must be entered.
+        """Relay rows to the log until cancelled; the app must be entered.
 
-        Outages are waited out. Any number of relays may run, in any processes: they share the keys,
-        and take over from each other.
+        The relay waits while the database or the log is unavailable. Any number of relays may run,
+        in any processes: they share the keys, and take over from each other.
 
         :raises ConfigError: the database's address cannot work.
         """
@@ -426,12 +428,12 @@ class Outbox:
         return self._relay.stats()
 
     def health(self) -> OutboxHealth:
-        """How its relay in this process is (any thread)."""
+        """The health of the outbox's relay in this process (any thread)."""
         return self._relay.health()
 
 
 def _creation(dialect: Dialect) -> Iterator[str]:
-    """The statements that create the tables where they are missing."""
+    """The statements that create missing tables."""
     yield from dialect.schema()
     for bucket in range(dialect.bucket_count):
         yield dialect.add_bucket().replace(":bucket", str(bucket))
@@ -456,9 +458,9 @@ def _databases_of(given: Any) -> tuple[ProviderDatabase[Any], ...]:
 def _address_of(
     given: str | Callable[[], str] | ProviderDatabase[Any],
 ) -> str | Callable[[], str]:
-    """What the relay connects to.
+    """The address that the relay connects to.
 
-    :raises ConfigError: a database of processors does not say where it is.
+    :raises ConfigError: a processors' database has no address.
     """
     if not isinstance(given, ProviderDatabase):
         return given

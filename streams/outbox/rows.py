@@ -1,8 +1,8 @@
 """A record as a row of the outbox, and a row as a record.
 
-What stands in the table may have been written by anybody: :func:`record_of` believes nothing, and
-says in :class:`InvalidRow` what is wrong. What is published is bounded where it is written, so that
-what does not fit fails in the transaction that wanted it.
+Other programs may have written rows into the table: :func:`record_of` checks everything, and its
+:class:`InvalidRow` says what is wrong. Messages are checked against the bounds when their rows are
+written, so that a message that does not fit fails in the caller's transaction.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MAX_HEADERS = 256 << 10
 """Characters of the headers of a row."""
 
 MESSAGE_IDS = uuid5(NAMESPACE_URL, "urn:streams:outbox:message-id")
-"""The namespace of the UUIDs that stand in ``id`` for message IDs that are none."""
+"""The namespace of the UUIDs in ``id`` for message IDs that are no UUIDs."""
 
 
 class InvalidRow(ValueError):
-    """A row that is no message; the text says why, and quotes nothing of it."""
+    """A row is no message; the text says why, and quotes nothing of the row."""
 
 
 def row_of(topic: str, type_name: str, record: Record, max_bytes: int) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def row_of(topic: str, type_name: str, record: Record, max_bytes: int) -> dict[s
 
 
 def _uuid_of(id: str) -> UUID:
-    """A message ID as a UUID: itself, where it is written as one."""
+    """A message ID as a UUID: unchanged, if it is one."""
     try:
         found = UUID(id)
     except ValueError:
@@ -71,7 +71,7 @@ def _uuid_of(id: str) -> UUID:
 
 
 def encode_key(topic: str, key: bytes | None, id: str) -> tuple[str, str]:
-    """``keytype`` and ``aggregateid``.
+    """The columns ``keytype`` and ``aggregateid`` of a key.
 
     :raises InvalidValue: the key is too long.
     """
@@ -91,7 +91,7 @@ def encode_key(topic: str, key: bytes | None, id: str) -> tuple[str, str]:
 
 
 def encode_headers(headers: Headers) -> str | None:
-    """Headers as a JSON document in ASCII; None where there are none."""
+    """Headers as a JSON document in ASCII; None if there are none."""
     if not headers:
         return None
     pairs = [
@@ -102,9 +102,9 @@ def encode_headers(headers: Headers) -> str | None:
 
 
 def record_of(row: Row) -> Record:
-    """The record that a row stands for.
+    """The record of a row.
 
-    :raises InvalidRow: it stands for none.
+    :raises InvalidRow: the row is no message.
     """
     if not isinstance(row.id, str) or not row.id or not _is_message_id(row.id):
         raise InvalidRow("its message ID is empty, or no text")
@@ -132,7 +132,7 @@ def record_of(row: Row) -> Record:
 
 
 def _is_message_id(found: str) -> bool:
-    """Whether a text can be stored as one: other bytes may stand in a header, or in SQLite."""
+    """Whether a text is a valid message ID: headers and SQLite may hold any bytes."""
     if "\0" in found:
         return False
     try:
@@ -151,7 +151,7 @@ def _as_bytes(payload: object) -> bytes:
 def decode_headers(text: str) -> list[tuple[str, bytes | None]]:
     """Headers that :func:`encode_headers` wrote.
 
-    :raises InvalidRow: it did not.
+    :raises InvalidRow: it did not write this text.
     """
     if not isinstance(text, str) or len(text) > MAX_HEADERS:
         raise InvalidRow(f"its headers are no text of {MAX_HEADERS:,} characters at most")
