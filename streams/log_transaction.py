@@ -1,18 +1,18 @@
-"""``app.transaction()``: the user's SQL and what is published, in one transaction of a SQLite log.
+"""``app.transaction()``: the user's SQL and published messages, in one transaction of a SQLite log.
 
-:class:`TransactionBlock` is what ``async with`` or ``with`` enters; :class:`LogTransaction` is what
-it gives: a connection to the log's file. While it is open, what the same context publishes to that
-log (:mod:`streams.publisher` asks :func:`transaction_for`) is written in the transaction, and both
-are in the file when the block ends, or neither is.
+``async with`` or ``with`` enters a :class:`TransactionBlock`, which gives a
+:class:`LogTransaction`: a connection to the log's file. While it is open, messages that the same
+context publishes to that log (:mod:`streams.publisher` calls :func:`transaction_for`) are written
+in the transaction, and when the block ends, both they and the SQL's rows are in the file, or
+neither are.
 
-SQLite has one writer at a time, so a block holds everybody else up who writes to the file:
+SQLite has one writer at a time, so a block delays all other writers of the file:
 
 * blocks of an app and its handlers' ``message.transaction`` take turns by one lock, which tasks
   wait for without blocking their loop;
-* nothing of a block needs a thread of a pool that those who wait may have filled: it has one of its
-  own;
-* a block that stays open for longer than its time is rolled back by a watchdog, in whatever its
-  body is held up.
+* blocks run in a thread of their own, not in one of a pool that waiting callers may have filled;
+* a watchdog rolls back a block that stays open for longer than its time, whatever its body is
+  waiting for.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ T = TypeVar("T")
 logger = get_logger("streams")
 
 TIMEOUT = 5.0
-"""Seconds that a block may be open, unless it says otherwise."""
+"""Seconds that a block may be open, by default."""
 
 TURN_TIMEOUT = 60.0
-"""Seconds that plain code waits for the blocks and handlers before it."""
+"""Seconds that plain code waits for its turn behind other blocks and handlers."""
 
 INTERRUPT_AGAIN = 0.05
-"""Seconds between two interruptions of a statement that is to end."""
+"""Seconds between two interrupts of a statement that must end."""
 
 _State: TypeAlias = Literal["open", "expired", "ended"]
 
 
 class LogTransaction:
-    """A connection to the file of a SQLite log, inside a transaction: what a block of
-    :meth:`streams.Streams.transaction` gives.
+    """A connection to the file of a SQLite log, inside a transaction: the value of a block of
+    :meth:`streams.Streams.transaction`.
 
-    What is published inside the block is in the same transaction.
+    Messages that are published inside the block are in the same transaction.
     """
 
     def __init__(
@@ -72,22 +72,23 @@ class LogTransaction:
         self._transaction = transaction
         self._timeout = timeout
         self._turn = threading.Lock()
-        """One thread at a time uses the transaction."""
+        """Held by the one thread that uses the transaction."""
         self._state_lock = threading.Lock()
         self._state: _State = "open"
         self._on_commit: list[Callable[[], None]] = []
 
     def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        """Run one SQL statement; the rows it returns, as tuples.
+        """Run one SQL statement; returns its rows, as tuples.
 
         The log's own tables (``streams_…``) may be read but not written.
 
         :param parameters: a sequence for ``?``, a mapping for ``:name``.
         :raises TransactionTimeout: the block was open for too long, and is rolled back.
-        :raises ConfigError: it is more than one statement, would end the transaction, or would
+        :raises ConfigError: ``sql`` is more than one statement, would end the transaction, or would
             change the log's own tables.
-        :raises LogError: SQLite refuses it, and its own exception is the cause. The transaction
-            goes on, unless the message says that nothing is left of it; or the block has ended.
+        :raises LogError: SQLite refuses the statement (its own exception is the cause), and the
+            transaction goes on, unless the message says that it was rolled back; or the block has
+            ended.
         """
         with self._turn:
             return self._run(lambda: self._transaction.execute(sql, parameters))
@@ -96,22 +97,22 @@ class LogTransaction:
 
     @property
     def is_open(self) -> bool:
-        """The block has not ended."""
+        """Whether the block has not ended."""
         return self._state != "ended"
 
     def is_on(self, log: Log) -> bool:
-        """Whether it is a transaction of this very log."""
+        """Whether this is a transaction of that very log."""
         return log is self._log
 
     def is_in_file_of(self, log: Log) -> bool:
-        """Whether a log is in the file that this holds."""
+        """Whether a log is in the file that this transaction locks."""
         path = getattr(log, "path", None)
         return path is not None and path == getattr(self._log, "path", None)
 
     async def append(
         self, topic: str, records: Sequence[Record], on_commit: Callable[[], None]
     ) -> list[Position]:
-        """Write records; where they will stand.
+        """Write records; returns their positions after the commit.
 
         :param on_commit: called once they are committed (any thread).
         :raises TransactionTimeout: the block was open for too long, and is rolled back.
@@ -128,7 +129,8 @@ class LogTransaction:
         return positions
 
     def claim_context(self) -> None:
-        """What this context publishes from now on is part of it, until it ends."""
+        """Bind the transaction to this context: messages that it publishes are part of it, until it
+        ends."""
         self._transaction.claim_context()
 
     def _run(self, action: Callable[[], T]) -> T:
@@ -154,9 +156,9 @@ class LogTransaction:
         )
 
     def commit(self) -> None:
-        """The block ended without an error (blocks).
+        """Commit, as the block ended without an error (blocks).
 
-        :raises TransactionTimeout: it was rolled back, as it was open for too long.
+        :raises TransactionTimeout: the block was open for too long, and was rolled back.
         :raises LogError: SQLite rolled it back, or cannot commit.
         """
         with self._state_lock:
@@ -168,21 +170,21 @@ class LogTransaction:
             each()
 
     def rollback(self) -> None:
-        """The block failed (blocks)."""
+        """Roll back, as the block failed (blocks)."""
         with self._state_lock:
             self._state = "ended"
         with self._turn:
             self._transaction.rollback()
 
     def expire(self) -> bool:
-        """It is open for too long: roll it back (any thread). False: it has ended."""
+        """Roll back a block that is open for too long (any thread). False: it has ended."""
         with self._state_lock:
             if self._state != "open":
                 return False
             self._state = "expired"
         self._transaction.interrupt()
         while not self._turn.acquire(timeout=INTERRUPT_AGAIN):
-            self._transaction.interrupt()  # what ran may have begun after the one before
+            self._transaction.interrupt()  # a statement may have begun after the last interrupt
         try:
             self._transaction.rollback()
         finally:
@@ -194,9 +196,9 @@ class LogTransaction:
 
 
 def transaction_for(log: Log) -> LogTransaction | None:
-    """The transaction in which this context publishes to a log; None: in none.
+    """The transaction in which this context publishes to a log; None: there is none.
 
-    :raises ConfigError: it would wait for its own end.
+    :raises ConfigError: publishing would wait for the end of the context's own transaction.
     """
     block: OpenBlock | None = block_of_context.get()
     if not isinstance(block, LogTransaction) or not block.is_open:
@@ -248,7 +250,7 @@ class TransactionTurns:
         return await run_to_completion(asyncio.wrap_future(future))
 
     def close(self) -> None:
-        """No block is open any more, or will be (blocks)."""
+        """Close the thread: no block is open any more, or will be (blocks)."""
         self.watchdog.close()
         worker, self._worker = self._worker, None
         if worker is not None:
@@ -256,7 +258,8 @@ class TransactionTurns:
 
 
 class TransactionBlock:
-    """``async with app.transaction() as connection:``, in plain code ``with``. Entered once."""
+    """The context manager of ``async with app.transaction() as connection:``, in plain code
+    ``with``. It can be entered once."""
 
     def __init__(self, turns: TransactionTurns, timeout: float) -> None:
         self._turns = turns
@@ -389,7 +392,8 @@ class TransactionBlock:
 
 
 class _Watchdog:
-    """Ends what stays open for too long, one at a time, by a thread that begins with the first."""
+    """Ends a block that stays open for too long, one at a time, in a thread that is started for the
+    first."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -399,7 +403,7 @@ class _Watchdog:
         self._closed = False
 
     def watch(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call ``action`` after so many seconds, unless it is forgotten."""
+        """Call ``action`` after this many seconds, unless :meth:`forget` is called before."""
         with self._changed:
             self._due, self._action = time.monotonic() + seconds, action
             if self._thread is None:
@@ -410,13 +414,14 @@ class _Watchdog:
             self._changed.notify()
 
     def forget(self, action: Callable[[], None]) -> None:
-        """It has ended; nothing, if something else is watched by now."""
+        """Stop watching an action that is not needed any more; does nothing if another one is
+        watched by now."""
         with self._changed:
             if self._action == action:
                 self._due, self._action = float("inf"), None
 
     def close(self) -> None:
-        """End what is open, and the thread."""
+        """End the open block, and the thread."""
         with self._changed:
             self._closed = True
             action, self._action = self._action, None

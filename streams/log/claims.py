@@ -12,12 +12,12 @@ Rules every implementation keeps (``tests/patterns/test_idempotency_claims.py``)
   releasing name the token and are refused once another token has the key. Repeating a request under
   the same token is harmless, so one whose answer was lost may be repeated.
 * **A lease ends when its time has passed**: then the next caller that claims the key gets it. Until
-that happens the former owner may still renew or complete the claim: no other owner has begun, and a
-known outcome is better than work done twice. After :data:`CLAIM_GRACE` (on Redis after an hour) it
-is forgotten.
+  that happens the former owner may still renew or complete the claim: no other owner has begun, and
+  a known outcome is better than work done twice. After :data:`CLAIM_GRACE` (on Redis after an hour)
+  it is forgotten.
 * **No clock that can be set ends a lease.** Where claimants share no other clock (Redis), a claim
-is over for a process that has seen it unchanged for its lease's length, by the process's own
-monotonic clock.
+  is over for a process that has seen it unchanged for its lease's length, by the process's own
+  monotonic clock.
 * **Expired entries are removed** by the implementation itself.
 
 A call takes many requests, which share a transaction or a round trip.

@@ -8,13 +8,13 @@ The third protocol of a log, beside :class:`~streams.log.protocol.Log` and
 Rules every log keeps (``tests/conformance/test_document_log.py`` proves them):
 
 * **Documents and checkpoint change together.** A reader sees, at any moment, the documents of
-exactly that checkpoint; a writer that is killed leaves the state before or after its write.
+  exactly that checkpoint; a writer that is killed leaves the state before or after its write.
 * **A partition has one writer.** Claiming it fences the previous writer: from then on that writer's
-calls raise :class:`~streams.errors.Fenced` and write nothing. So the writer that has claimed a
-partition knows its documents, and may cache them.
+  calls raise :class:`~streams.errors.Fenced` and write nothing. So the writer that has claimed a
+  partition knows its documents, and may cache them.
 * **Keys are bytes, in the order of their bytes.**
 * **A document may be stopped.** It then has, besides its value, a *failure* that says why it is
-behind the checkpoint; the log neither reads nor changes the failure.
+  behind the checkpoint; the log neither reads nor changes the failure.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ Rules every log keeps (``tests/conformance/test_event_log.py`` proves them):
   append's. If that very append is in the history already, it is a success, for ever (KurrentDB's
   rule): so an append whose answer was lost may be sent again.
 * **A base that the history does not have is not a conflict.** It means that the log has lost or
-replaced events that it had acknowledged, and is reported as *truncated*.
+  replaced events that it had acknowledged, and is reported as *truncated*.
 * **Causes are found on the history that the base comes from.** One answer of
-:meth:`EventLog.read_histories` has the events, the end of the history, and the events appended for
-a cause, all as of the same moment.
+  :meth:`EventLog.read_histories` has the events, the end of the history, and the events appended
+  for a cause, all as of the same moment.
 * **Nothing is skipped**: offsets of a partition are given in the order in which appends count.
 * **Snapshots are only a cache.** A log stores a snapshot and returns it if the history has the base
-that the snapshot was made of. Nothing else depends on snapshots.
+  that the snapshot was made of. Nothing else depends on snapshots.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Promises
   closer together.
 * **sticky**: an owner keeps its partitions as far as that evenness allows.
 * **deterministic**: the same input gives the same answer in every member, on every machine, so no
-leader has to be elected.
+  leader has to be elected.
 * **one owner**: under clocks that run at the same rate, no two members hold a partition at once;
   what any clock *shows* does not matter.
 
@@ -21,10 +21,10 @@ extends its own member row and leases, reads both tables, calls :func:`plan`, an
 says about *itself*:
 
 * ``release``: another live member should have the partition. Drain, commit, then release the lease;
-the other member waits. Leases are renewed while their partitions drain.
+  the other member waits. Leases are renewed while their partitions drain.
 * ``acquire``: this member should have the partition, which is free or whose lease has expired.
-Write the lease with the given epoch, on condition that the stored epoch is still one less; the
-loser of this race simply plans again.
+  Write the lease with the given epoch, on condition that the stored epoch is still one less; the
+  loser of this race simply plans again.
 * ``renew``: this member has the partition and keeps it.
 
 Expiry of a lease or a member's row is never decided by a clock that can be set: a stored time would

@@ -4,8 +4,8 @@ terms.
 Rules every log keeps (``tests/conformance/`` proves them, one suite over all logs):
 
 * **Offsets are ints with a total order.** On Kafka and SQLite they are the log's own numbers; on
-Redis the entry ID ``ms-seq`` as ``ms << 64 | seq``. Gaps are normal, so offsets are compared, never
-counted.
+  Redis the entry ID ``ms-seq`` as ``ms << 64 | seq``. Gaps are normal, so offsets are compared,
+  never counted.
 * **A position is the offset at which reading continues**: every message of the partition with a
   smaller offset is settled. After the message at ``offset`` it is ``offset + 1`` (on Redis that is
   the next possible entry ID). Kafka's committed offset means the same.

@@ -5,15 +5,15 @@ time, so that rows of one key are published by one relay, in their order. Each r
 heartbeat every few seconds: it raises its *beat* in the database. It is dead
 
 * when its beat has not changed for a whole lease, by the observer's own clock (no clock that can be
-set decides, and no two clocks are compared), as happens when its process is frozen or cut off;
+  set decides, and no two clocks are compared), as happens when its process is frozen or cut off;
 * at once when the lock that it holds becomes free (a connection holds it on PostgreSQL, the process
-on SQLite): then that has ended, as it does when the process is killed.
+  on SQLite): then that has ended, as it does when the process is killed.
 
 Its buckets are then free. Live relays share the buckets evenly; a relay with too many gives some up
 once none of their rows are in flight. The statement that reads rows also checks the ownership
 (:meth:`streams.outbox.tables.Dialect.fetch`), and the rows are published only while this relay
-knows by its own clock that no other can have taken it for dead, or until a statement fails: a relay
-that loses its connection loses the lock, and until it notices, may publish rows that others
+knows by its own clock that no other can have taken it for dead, and no statement has failed: a
+relay that loses its connection loses the lock, and until it notices, may publish rows that others
 publish, too. A relay that was taken for dead registers again, which begins another *term*: rows
 that it read in an earlier one are forgotten. A relay that is still registered, however late its
 heartbeat, was not taken for dead, and its term goes on.

@@ -210,7 +210,7 @@ class PostgresDatabase(Database):
         """The kind of failure of a driver's error."""
 
     async def _errors(self, awaitable: Any) -> Any:
-        """Translate the driver's errors in the block.
+        """Await a call of the driver, and translate its errors.
 
         :raises Unavailable: it may succeed later.
         :raises LogError: the server refuses it.

@@ -243,7 +243,7 @@ class Outbox:
         """Write rows, in their order."""
         dialect = self._dialect(name)
         self._check_relayed(name)
-        if self.relayed_by == "debezium":  # the first statement is the insertion
+        if self.relayed_by == "debezium":  # Debezium reads the insertion
             for row in rows:
                 written = yield statement(dialect.insert_for_debezium(), row)
                 yield statement(dialect.delete_one(), {"sequence": written[0][0]})
@@ -381,7 +381,7 @@ class Outbox:
 
     @property
     def address(self) -> Callable[[], str]:
-        """The database's address, or the function that returns it."""
+        """A function that returns the database's address."""
         given = self._given_address
         return given if callable(given) else lambda: given
 

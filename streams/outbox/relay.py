@@ -1,22 +1,22 @@
-"""The relay: takes what is committed in an outbox to the log, and deletes what the log confirmed.
+"""The relay: publishes the committed rows of an outbox, and deletes those that the log confirmed.
 
-Each time it reads the first rows that are to be relayed, whatever it has read before: a sequence's
-numbers become visible out of order, as transactions commit late, so a remembered position would
-pass over some, and waiting until no older transaction is open is stalled by any that is. What one
-statement sees is enough for order: if one transaction began after another had committed, the rows
-of both are seen together, and the earlier one has the smaller numbers.
+Each read begins with the first row to be relayed, whatever was read before: a sequence's numbers
+become visible out of order, as transactions commit late, so a remembered position would skip some,
+and waiting for all older transactions would be stalled by any open one. The snapshot of one
+statement is enough for order: if one transaction began after another had committed, the rows of
+both are seen together, and the earlier one has the smaller numbers.
 
-Each topic goes to the log by itself, so that one which stands still holds up no other. Of a topic
-one group of rows at a time is on its way, and the next is read meanwhile. Bounded by number and
-bytes, they are all that is held in memory. While nothing more of a topic can be read, or the log
-does not take it, the others are read each by itself, by an index: what waits of that topic may be
-millions of rows, and is not walked past.
+Topics are published independently, so that a blocked one does not delay the others. One group of
+rows per topic is in flight, and the next is read meanwhile. Only these groups, bounded by number
+and bytes, are in memory. While no more rows of a topic can be read, or the log does not accept
+them, the other topics are read one by one, by an index: the blocked topic may have millions of
+rows, which are not scanned.
 
-A row that cannot be published is marked with the reason, and its key waits: rows behind it are left
-out of what is read until somebody has it tried again. A row whose topic the app does not declare is
-marked as that, and so is what follows of its topic: a relay that comes to own the row's bucket, and
-whose app declares the topic, as that of a newer version does, takes the mark away. An outage of the
-log or of the database is waited out, and is no row's fault.
+A row that cannot be published is marked with the reason, and its key waits: rows behind it are not
+read until a user retries it. A row whose topic the app does not declare is marked as undeclared,
+and so are the following rows of its topic: a relay that owns the row's bucket later, and whose app
+(a newer version, for example) declares the topic, removes the mark. During an outage of the log or
+of the database the relay waits, and no row is marked as failed.
 """
 
 from __future__ import annotations
@@ -41,30 +41,31 @@ from streams.text import describe_error, get_logger, one_line
 logger = get_logger("streams")
 
 SAMPLE_EVERY = 5.0
-"""Seconds between two looks how many rows there are."""
+"""Seconds between two counts of the rows."""
 
 RELEASE_EVERY = 30.0
-"""Seconds between two looks whether rows wait for what has come about: one that they wait behind is
+"""Seconds between two checks whether waiting rows can be released: the row that they wait behind is
 gone, or their topic is declared."""
 
 KEYS_RELEASED_AT_ONCE, ROWS_RELEASED_AT_ONCE = 100, 5_000
-"""Keys that are looked at, and rows that wait no longer, at once, at most: the connection has other
+"""The most keys that are checked, and rows that are released, at once: the connection has other
 work, too, and a SQLite file other writers."""
 
 TICKS = 5
-"""How often in a lease a relay says that it is there."""
+"""Heartbeats of a relay in the time of a lease."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds after an outage of the database before it is tried again: doubled each time."""
 
 LEAVE_TIMEOUT = 5.0
-"""Seconds that a relay which ends gives to what is on its way."""
+"""Seconds for which a relay that ends waits for the rows in flight."""
 
 MAX_TOPICS_NAMED = 100
-"""Topics that are not declared and that are warned of. Whoever writes rows names them."""
+"""The most undeclared topics that are warned of: their number is unbounded, as writers of rows
+choose the names."""
 
 MAX_ERROR = 500
-"""Characters of an error that is stored."""
+"""Characters of a stored error, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class RelayOptions:
 
 @dataclass(slots=True)
 class _Counts:
-    """What a relay did."""
+    """Counters of a relay."""
 
     relayed: int = 0
     failed: int = 0
@@ -89,7 +90,7 @@ class _Counts:
 class Relay:
     """Relays one outbox on behalf of an app, until :meth:`run` is cancelled.
 
-    :param address: where the database is; asked each time before a connection is opened.
+    :param address: returns the database's address; called each time before a connection is opened.
     """
 
     def __init__(
@@ -128,14 +129,14 @@ class Relay:
         )
 
     def health(self) -> OutboxHealth:
-        """How it is (any thread)."""
+        """The relay's health (any thread)."""
         backlog = self._backlog
         failed = backlog.failed if backlog is not None else 0
         error = self._error or self._reads_in_vain
         return OutboxHealth(running=self._is_running, error=error, failed=failed)
 
     async def run(self) -> None:
-        """Relay until cancelled. Whatever goes wrong is logged, and tried again.
+        """Relay until cancelled. Failures are logged, and retried.
 
         :raises ConfigError: the database's address cannot work.
         """
@@ -168,22 +169,23 @@ class Relay:
     def _open(self) -> Database:
         return open_database(self._address(), self._tables)
 
-    # What a session tells.
+    # Reports of a session.
 
     def works(self) -> None:
-        """The database lets the session do its work: the outage is over, if there was one.
+        """Note that the database accepts the session's work: an outage is over.
 
-        One that lets it read, and delete nothing, has it publish the same rows each time.
+        Reading alone does not show that: if nothing could be deleted, the same rows would be
+        published each time.
         """
         self._error = None
         self._pause = FIRST_PAUSE
 
     def reads_in_time(self) -> None:
-        """What the session reads, it may relay."""
+        """Note that rows were read in time to be relayed."""
         self._reads_in_vain, self._has_warned = None, False
 
     def reads_in_vain(self, seconds: float, lease: float) -> None:
-        """Once more the session has read what it may not relay any more.
+        """Note another read that took too long, so that its rows may not be relayed any more.
 
         :param seconds: how long the reading took.
         """
@@ -196,11 +198,11 @@ class Relay:
         self._reads_in_vain, self._has_warned = problem, True
 
     def relayed(self, rows: int) -> None:
-        """The log has confirmed so many rows."""
+        """Count rows that the log has confirmed."""
         self._counts.relayed += rows
 
     def failed(self, topic: str, sequences: Sequence[int], reason: str) -> None:
-        """Rows cannot be published."""
+        """Note rows that cannot be published."""
         self._counts.failed += len(sequences)
         more = f" and {len(sequences) - 1:,} more" if len(sequences) > 1 else ""
         logger.error(
@@ -209,7 +211,7 @@ class Relay:
         )  # fmt: skip
 
     def undeclared(self, topics: Iterable[str]) -> None:
-        """There are rows of topics that the app does not declare."""
+        """Note rows of topics that the app does not declare."""
         for topic in set(topics) - self._undeclared:
             if len(self._undeclared) < MAX_TOPICS_NAMED:
                 self._undeclared.add(topic)
@@ -219,11 +221,11 @@ class Relay:
                 )  # fmt: skip
 
     def sampled(self, backlog: Backlog) -> None:
-        """So many rows there are."""
+        """Note the numbers of rows."""
         self._backlog = backlog
 
     def owns(self, buckets: int) -> None:
-        """It owns so many buckets."""
+        """Note the number of owned buckets."""
         if buckets != self._bucket_count:
             logger.info("outbox %s: relaying %d buckets of keys", self._tables.table, buckets)
         self._bucket_count = buckets
@@ -233,7 +235,7 @@ class Relay:
 
 @dataclass(slots=True)
 class _TopicWrites:
-    """A topic to which a group is on its way, and the group that is next."""
+    """The group of a topic that is in flight, and the next group."""
 
     following: Group | None = None
 
@@ -254,22 +256,22 @@ class _Session:
         self._publisher = GroupPublisher(app, self._is_ours)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writes: dict[str, _TopicWrites] = {}
-        """Topics to which something is on its way."""
+        """The topics with a group in flight."""
         self._in_flight: Counter[int] = Counter()
-        """Rows that are, or will be next, by bucket."""
+        """By bucket, the rows of the groups in flight and of the next ones."""
         self._bytes_in_flight = 0
         self._skipped: dict[Group, list[int]] = {}
-        """Sequences of rows that were read, and that the table still has as it had them."""
+        """The sequences of rows that were read and are still unchanged in the table."""
         self._overtaking: set[str] = set()
-        """Topics of which rows are left that were read already: those that are being read now may
-        be behind them, and are read anew."""
+        """Topics with dropped groups, whose rows are read again: rows of a read in progress may be
+        behind them, and are read again, too."""
         self._paused_until: dict[str, float] = {}
-        """Topics that the log could not take."""
+        """Until when topics are paused, as the log could not take their rows."""
         self._pauses: dict[str, float] = {}
         self._divisor = 1
-        """What is read at once otherwise is divided by it, so that it is read in time."""
+        """Divides the number of rows of one read, so that they are read in time."""
         self._times_in_vain = 0
-        """How often in succession what was read came too late."""
+        """Consecutive reads that took too long."""
         self._has_topic_index = False
         self._listener: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
@@ -289,7 +291,7 @@ class _Session:
         return self
 
     async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
-        if isinstance(error, Exception):  # others may have its keys, if its connection is lost
+        if isinstance(error, Exception):  # others may own its keys, if its connection is lost
             self._buckets.forget()
         await run_to_completion(self._close())
 
@@ -298,7 +300,7 @@ class _Session:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
         for writes in self._writes.values():
-            if writes.following is not None:  # what has not begun does not
+            if writes.following is not None:  # groups that have not begun are dropped
                 self._drop(writes)
         if self._tasks:
             _, late = await asyncio.wait(set(self._tasks), timeout=LEAVE_TIMEOUT)
@@ -311,7 +313,7 @@ class _Session:
         await self._database.close()
 
     async def _listen(self) -> None:
-        """Be woken; where that fails, the poll finds what was written."""
+        """Listen for written rows; if that fails, the poll finds them."""
         pause = 0.1
         while True:
             try:
@@ -322,7 +324,7 @@ class _Session:
             pause = min(5.0, 2 * pause)
 
     async def serve(self) -> None:
-        """Relay until cancelled, or until something fails."""
+        """Relay until cancelled, or until a statement fails."""
         monotonic = self._clock.monotonic
         began = monotonic()
         while True:
@@ -333,9 +335,9 @@ class _Session:
                 await self._tick(now)
                 if now - began > self._options.lease:
                     self._relay.works()
-            self._awake.clear()  # before reading: what is written from here on sets it again
+            self._awake.clear()  # before reading: rows written from here on set it again
             if not await self._start_groups():
-                if not self._skipped and not self._paused_until:  # nothing is left to be done
+                if not self._skipped and not self._paused_until:  # there is no more work
                     self._relay.works()
                 await self._wait(max(0.0, self._next_tick - monotonic()))
 
@@ -358,7 +360,7 @@ class _Session:
         self._next_tick = now + self._options.lease / TICKS
 
     async def _release(self) -> None:
-        """Have rows wait no longer for what has come about."""
+        """Release the rows whose wait is over."""
         database, dialect = self._database, self._database.dialect
         topics = dialect.list_parameter(list(self._app.topics))
         given = {**self._ownership(), "topics": topics}
@@ -374,12 +376,12 @@ class _Session:
             self._next_release = self._next_tick = 0.0
 
     def _ownership(self) -> dict[str, object]:
-        """What a statement is given that is about rows of this relay's buckets."""
+        """The parameters of a statement about rows of this relay's buckets."""
         buckets = self._database.dialect.list_parameter(sorted(self._buckets.owned))
         return {"relay": self._buckets.relay, "buckets": buckets}
 
     async def _wait(self, limit: float) -> None:
-        """Until something was written, a group has ended, or it is time to look."""
+        """Wait until rows were written, a group has ended, or the next poll is due."""
         limit = min(limit, self._options.poll)
         for until in self._paused_until.values():
             limit = min(limit, max(0.0, until - self._clock.monotonic()))
@@ -390,7 +392,7 @@ class _Session:
     # -- from the table to the log
 
     async def _start_groups(self) -> bool:
-        """Read rows and start them on their way; whether there were any."""
+        """Read rows and start to publish them; returns whether there were any."""
         options, now = self._options, self._clock.monotonic()
         share = 2 * self._divisor  # half of it at most, as the next are read meanwhile
         room = min(-(-options.batch // share), options.batch - self._in_flight.total())
@@ -431,10 +433,10 @@ class _Session:
         return bool(held or undeclared) or any(started)
 
     async def _read(self, room: int, room_bytes: int) -> list[Row]:
-        """Rows to be relayed, of the topics of which some can be.
+        """Read rows to be relayed, of the topics whose rows can be published now.
 
-        :param room: how many, at most.
-        :param room_bytes: their bytes; the last one may have more.
+        :param room: the most rows.
+        :param room_bytes: the most bytes; the last row may exceed them.
         """
         database, dialect = self._database, self._database.dialect
         busy = {topic for topic, writes in self._writes.items() if writes.following is not None}
@@ -448,7 +450,7 @@ class _Session:
         others = dialect.list_parameter([each for each in self._app.topics if each not in busy])
         topics = await database.execute(dialect.topics_with_rows(), {"topics": others})
         for number, (topic,) in enumerate(topics):
-            share = len(topics) - number  # of the room: of what those before it left, too
+            share = len(topics) - number  # a share of the room that the topics before it left
             bounds = {"limit": -(-room // share), "bytes": -(-room_bytes // share)}
             found = await database.fetch({**given, "topic": topic, **bounds})
             group = Group(topic, found, self._buckets.term)
@@ -460,9 +462,9 @@ class _Session:
         return rows
 
     def _has_read(self, term: int, seconds: float) -> bool:
-        """Whether what was read may be relayed. Where it may not, less is read the next time.
+        """Whether the rows that were read may be relayed. If not, fewer are read the next time.
 
-        :param term: that of the ownership when the reading began.
+        :param term: the term of the ownership when the read began.
         """
         lease = self._options.lease
         if self._buckets.holds(term):
@@ -473,19 +475,20 @@ class _Session:
             return True
         self._divisor = min(2 * self._divisor, self._options.batch)
         self._times_in_vain += 1
-        if self._times_in_vain > 1:  # once is no wonder: the process may have been frozen
+        if self._times_in_vain > 1:  # once means little: the process may have been frozen
             self._relay.reads_in_vain(seconds, lease)
         return False
 
     def _is_ours(self, group: Group) -> bool:
-        """Nobody else can have its keys since it was read."""
+        """Whether no other relay can have owned the group's keys since it was read."""
         return self._buckets.holds(group.term)
 
     def _start_group(self, group: Group) -> bool:
-        """Publish it, or behind what is on its way to its topic; whether it was taken.
+        """Publish a group, or queue it behind its topic's group in flight; returns whether it was
+        taken.
 
-        What is behind was read before it is known whether what is in front arrives. It is dropped,
-        to be read anew, unless all of that has.
+        A queued group was read before the outcome of the group in flight is known. Unless all rows
+        of that one arrive, it is dropped, to be read again.
         """
         writes = self._writes.get(group.topic)
         if group.topic in self._overtaking or (writes is not None and writes.following is not None):
@@ -515,7 +518,7 @@ class _Session:
 
     async def _relay_group(self, group: Group) -> None:
         """Publish rows of one topic, and delete or mark them."""
-        if not self._is_ours(group):  # others may have its keys: read anew what is ours
+        if not self._is_ours(group):  # others may own its keys: read again what is owned
             self._next_tick = 0.0
             self._arrived(group, Outcome())
             self._done(group)
@@ -526,7 +529,7 @@ class _Session:
             self._arrived(group, Outcome())
             raise
         database, dialect = self._database, self._database.dialect
-        # Before the next of the topic goes on its way: it waits for a row that is marked.
+        # Before the topic's next group is published: its rows may have to wait behind a marked row.
         for reason, sequences in outcome.failures_by_reason().items():
             self._relay.failed(group.topic, sequences, reason)
             await database.execute(
@@ -545,10 +548,10 @@ class _Session:
         self._done(group)
 
     def _arrived(self, group: Group, outcome: Outcome) -> None:
-        """It is known what became of a group: the next of its topic goes on its way, or is dropped.
+        """Take the outcome of a group: its topic's next group is published or dropped.
 
-        Rows that the log has are skipped until they are deleted. Others are read anew, and before
-        those that are behind them.
+        Rows that the log has confirmed are skipped until they are deleted. Others are read again,
+        before the rows behind them.
         """
         self._in_flight -= group.buckets
         self._bytes_in_flight -= group.size
@@ -572,13 +575,13 @@ class _Session:
             self._forget(following)
 
     def _forget(self, group: Group) -> None:
-        """A group that has not begun will not."""
+        """Drop a group that has not begun."""
         self._in_flight -= group.buckets
         self._bytes_in_flight -= group.size
         self._done(group)
 
     def _done(self, group: Group) -> None:
-        """The table says what became of it."""
+        """Stop skipping the group's rows, as the table has its outcome."""
         self._skipped.pop(group, None)
         self._awake.set()
 

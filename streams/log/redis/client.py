@@ -5,12 +5,12 @@ Rules
 * A connection goes back to the pool only after its last answer was read, and is closed on any
   exception before (:mod:`streams.log.redis.connection`).
 * The driver retries nothing. This module retries where that is certain to be harmless: when the
-server says that the command was *not* done (NOSCRIPT, MOVED, ASK, TRYAGAIN), and when a connection
-that was idle in the pool turns out to be dead, for commands that may be done twice.
+  server says that the command was *not* done (NOSCRIPT, MOVED, ASK, TRYAGAIN), and when a
+  connection that was idle in the pool turns out to be dead, for commands that may be done twice.
 * A command that was sent and got no answer is *unknown* if it writes messages, even if it cannot be
-sent again then, and unavailable otherwise (those scripts may all be repeated).
+  sent again then, and unavailable otherwise (those scripts may all be repeated).
 * A WAIT counts only for the writes of its own connection: a command that was sent again over
-another one, as its slot has moved, was not waited for.
+  another one, as its slot has moved, was not waited for.
 * A failure raises a :class:`~streams.errors.LogError`, or is one in a list of answers.
 """
 

@@ -3,10 +3,10 @@
 Either both are in the file or neither is. Two such transactions exist:
 
 * :class:`SqliteTransaction` is a handler's (``message.transaction``): its rows are committed with
-the position of the messages it handled, so an effect that is rows of this file happens exactly
-once;
+  the position of the messages it handled, so an effect that is rows of this file happens exactly
+  once;
 * :class:`SqliteFileTransaction` is for any code (``app.transaction()``): its rows are committed
-with the messages that were published in it.
+  with the messages that were published in it.
 
 SQLite has one writer at a time: from its beginning to its end a transaction blocks all other
 writers of the file, publishers and other handlers included. Keep it short.
