@@ -1,10 +1,10 @@
-"""The user's databases, as far as the toolkit works in them: a handler's transaction, and our rows
-in it.
+"""The user's databases: runs handlers in their transactions, and the toolkit's statements with
+them.
 
-A :class:`~streams.databases.protocol.Database` is one of the classes below, made from a DSN or from
-what gives the user's own pool. It opens, begins transactions on connections of that library, runs
-statements of ours in them, and says of an error whether the database is out of reach, whether the
-same transaction may succeed again, or whether the statement is at fault.
+A :class:`~streams.databases.protocol.Database` is one of the classes below, created from a DSN or
+from a function that returns the user's own pool. It opens, begins transactions on connections of
+that library, runs the toolkit's statements in them, and classifies errors: the database is
+unreachable, the same transaction may succeed when it is repeated, or the statement is at fault.
 
 =====================  ==========================================================
 ``protocol``           the terms: database, session, statement, kinds of failure

@@ -1,15 +1,15 @@
 """Addresses of databases: URLs (``postgresql://user@host/database``, ``sqlite:///file.db``), and
-what libpq takes besides (``host=... dbname=...``). Nothing is connected to here.
+libpq's other form (``host=... dbname=...``). This module connects to nothing.
 
 An address may hold a password, so only this module reads and shows it. :func:`read_postgres` reads
-what libpq's documentation (34.1.1, Connection Strings) has::
+the forms of libpq's documentation (34.1.1, Connection Strings)::
 
     postgresql[+driver]://[user[:password]@][host][:port][,...][/database][?name=value[&...]]
     name=value name='a value' ...
 
-What no driver could use is refused, and the error quotes nothing of it: a driver would find that
-out at each connection, as if it were an outage, and quote what it could not read. What is shown of
-an address is composed of the parts that are certainly no secret (:attr:`PostgresAddress.place`).
+An address that no driver could use is refused, and the error quotes nothing of it: a driver would
+fail at each connection, as in an outage, and quote the text that it could not read. The shown form
+of an address is composed of the parts that are certainly no secret (:attr:`PostgresAddress.place`).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _KNOWN_SETTINGS = _HARMLESS_SETTINGS | {
     "target_session_attrs", "tcp_user_timeout",
 }  # fmt: skip
 _AMBIGUOUS = re.compile(r"[/?#].*@|@.*@", re.DOTALL)
-"""Where the login ends depends on who reads it."""
+"""Matches addresses in which parsers disagree about the end of the login."""
 
 
 class Scheme(NamedTuple):
-    """How an address begins: ``postgresql+asyncpg`` names a driver, too. Empty where it has none.
+    """The scheme of an address: ``postgresql+asyncpg`` names a driver, too. Empty if there is none.
 
-    :param rest: what follows the colon.
+    :param rest: the text behind the colon.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Scheme(NamedTuple):
 
 
 def scheme_of(address: str) -> Scheme:
-    """How an address begins; ``postgres`` is as good as ``postgresql``."""
+    """Parse the scheme of an address; ``postgres`` is the same as ``postgresql``."""
     scheme, colon, rest = address.partition(":")
     if not colon or not rest.startswith("//"):
         return Scheme("", "", address)
@@ -68,12 +68,12 @@ def scheme_of(address: str) -> Scheme:
 
 
 def has_words(address: str) -> bool:
-    """Whether it is written as libpq's ``name=value ...``."""
+    """Whether an address has libpq's form ``name=value ...``."""
     return _WORD.match(address) is not None
 
 
 def sqlite_file(address: str) -> str | None:
-    """The file of ``sqlite:///file.db``; None: it is none."""
+    """The file of ``sqlite:///file.db``; None: the address has another form."""
     kind, _, rest = scheme_of(address)
     if kind != "sqlite" or not rest.startswith("///"):
         return None
@@ -82,11 +82,11 @@ def sqlite_file(address: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PostgresAddress:
-    """The address of a PostgreSQL in its parts, decoded. As text it shows no secret.
+    """The decoded parts of a PostgreSQL address. As text it shows no secret.
 
-    :param hosts: each with its port; empty where the driver's own rule holds.
+    :param hosts: each with its port; empty if the driver's default applies.
     :param settings: names and values, in their order.
-    :param text: all behind the scheme, where it could also be read in another way.
+    :param text: the text behind the scheme, if it is ambiguous.
     """
 
     hosts: tuple[tuple[str, str], ...] = ()
@@ -98,7 +98,7 @@ class PostgresAddress:
 
     @property
     def place(self) -> str:
-        """Hosts and database, without who logs in."""
+        """Hosts and database, without the login."""
         if self.text:
             return f"postgresql://{HIDDEN}"
         hosts = ",".join(f"{host}:{port}" if port else host for host, port in self.hosts)
@@ -109,7 +109,7 @@ class PostgresAddress:
         return f"<{self.place}>"
 
     def secrets(self) -> Secrets:
-        """What a driver's text must not show of it."""
+        """The parts of the address that a driver's text must not show."""
         return Secrets(self._secret_values())
 
     def _secret_values(self) -> Iterator[str]:
@@ -124,7 +124,7 @@ class PostgresAddress:
                 after_secret = True
                 yield value
                 continue
-            # It may be part of a secret in which something was not encoded.
+            # It may be part of a secret in which a character was not encoded.
             if name not in _KNOWN_SETTINGS:
                 yield name
                 yield value
@@ -133,10 +133,11 @@ class PostgresAddress:
 
 
 def read_postgres(address: str, *, libpq: bool = True) -> PostgresAddress:
-    """The address of a PostgreSQL in its parts.
+    """Parse a PostgreSQL address.
 
-    :param libpq: it is libpq's (psycopg's); else it is a URL that another driver takes apart.
-    :raises ConfigError: it is none, or no such driver could use it; nothing of it is quoted.
+    :param libpq: the address is for libpq (psycopg); else it is a URL that another driver parses.
+    :raises ConfigError: the address is invalid, or the driver could not use it; nothing of it is
+        quoted.
     """
     kind, _, rest = scheme_of(address)
     if kind == "postgresql":
@@ -148,7 +149,7 @@ def read_postgres(address: str, *, libpq: bool = True) -> PostgresAddress:
 
 
 def place_of(address: str) -> str:
-    """Where a database is, without secrets; of any text."""
+    """An address without secrets; takes any text."""
     try:
         return read_postgres(address).place
     except ConfigError:
@@ -156,7 +157,7 @@ def place_of(address: str) -> str:
 
 
 def secrets_of(address: str) -> Secrets:
-    """What a driver's text must not show of an address; of any text."""
+    """The parts of an address that a driver's text must not show; takes any text."""
     if scheme_of(address).kind == "sqlite":
         return Secrets()
     try:
@@ -181,7 +182,7 @@ def _read_url(text: str, *, libpq: bool) -> PostgresAddress:
     for number, host in enumerate(hosts.split(","), 1):
         match = _HOST.fullmatch(host)
         if match is None:
-            # It is not quoted: if a / or an @ stands where it must not, this is the login.
+            # It is not quoted: if a / or an @ is misplaced, this is the login.
             raise ConfigError(f"{label}: its host {number} is no host:port ({ENCODING_HINT})")
         found.append((unquote(match[1]), match[2] or ""))
     user, _, password = login.partition(":")
@@ -226,8 +227,9 @@ def _read_words(text: str) -> PostgresAddress:
 
 
 class _Place(NamedTuple):
-    """Where a database is, and what chooses the schema of a table that names none: options, and the
-    user, as PostgreSQL's ``search_path`` begins with the schema of the user's name."""
+    """A database's place, and the settings that choose the schema of an unqualified table name:
+    options, and the user, as PostgreSQL's ``search_path`` begins with the schema of the user's
+    name."""
 
     host: str
     port: str
@@ -237,17 +239,16 @@ class _Place(NamedTuple):
 
 
 def is_same_database(one: str, other: str, *, any_user: bool = False) -> bool:
-    """Whether two addresses are certainly those of one database, in which a table's name stands for
-    one table.
+    """Whether two addresses certainly lead to one database, and a table's name to the same table.
 
-    :param any_user: whoever logs in: the name has a schema.
+    :param any_user: ignore the users: the table's name has a schema.
     """
     place = _place_of(one, any_user=any_user)
     return one == other or place == _place_of(other, any_user=any_user) is not None
 
 
 def _place_of(address: str, *, any_user: bool) -> _Place | None:
-    """None: it cannot be known."""
+    """The place of an address; None: it cannot be known."""
     kind, _, _ = scheme_of(address)
     if kind == "sqlite":
         file = sqlite_file(address)

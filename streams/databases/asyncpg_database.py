@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from asyncpg import Connection  # type: ignore[import-untyped]
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds for connections to be given back and closed."""
+"""Seconds within which connections must be released and closed."""
 
 POOL_TIMEOUT = 5.0
 """Seconds that a transaction waits for a connection of the pool."""
@@ -42,7 +42,7 @@ class _AsyncpgSession(AsyncSession["Connection"]):
         self._open = False
 
     async def enter(self) -> None:
-        """Begin; the connection is given back if that fails."""
+        """Begin the transaction; the connection is released if that fails."""
         try:
             await self._transaction.start()
             self._open = True
@@ -94,7 +94,8 @@ class _AsyncpgSession(AsyncSession["Connection"]):
         import asyncpg
 
         try:
-            # asyncpg knows the state of a transaction and does not tell it: so the server is asked.
+            # asyncpg knows the state of a transaction but does not expose it, so the server is
+            # asked.
             await self.connection.execute("SELECT 1")
         except asyncpg.InFailedSQLTransactionError:
             return True
@@ -105,8 +106,8 @@ class Asyncpg(Database["Connection"]):
     """PostgreSQL by asyncpg, for async handlers: ``message.transaction`` is an
     :class:`asyncpg.Connection`, as its pool gives them out.
 
-    :param dsn: where it is (``postgresql://user@host/database``), or a function that returns your
-        :class:`asyncpg.Pool`, asked for each transaction.
+    :param dsn: the address (``postgresql://user@host/database``), or a function that returns your
+        :class:`asyncpg.Pool`, called for each transaction.
     :param keep: see :class:`~streams.databases.protocol.Database`.
     :param create: see there.
     """

@@ -36,13 +36,13 @@ from streams.secrets import is_secret_name
 
 
 def address_of(using: str, caller: str) -> str:
-    """Where a database of Django's settings is: a URL of a SQLite file, or libpq's words.
+    """The address of a database in Django's settings: a URL of a SQLite file, or libpq's form.
 
-    Its backend says what it is, whatever that is called: PostGIS is PostgreSQL, too. The words are
-    all that the backend gives libpq.
+    The backend's vendor decides, not its name: PostGIS is PostgreSQL, too. libpq's form has all
+    settings that the backend gives libpq.
 
-    :param caller: begins an error.
-    :raises ConfigError: there is none of that alias, or it is no PostgreSQL or SQLite.
+    :param caller: the beginning of an error's text.
+    :raises ConfigError: there is no database with that alias, or it is not PostgreSQL or SQLite.
     """
     from django.core.exceptions import ImproperlyConfigured  # type: ignore[import-untyped]
     from django.db import connections  # type: ignore[import-untyped]
@@ -67,7 +67,7 @@ def address_of(using: str, caller: str) -> str:
     if role := connection.settings_dict["OPTIONS"].get("assume_role"):  # Django's SET ROLE
         escaped = re.sub(r"([\\ ])", r"\\\1", role)
         words["options"] = f"{words.get('options', '')} -c role={escaped}".strip()
-    # What follows a secret is taken for a part of it where errors are shown.
+    # Text behind a secret is treated as a part of it when errors are shown.
     ordered = sorted(words, key=is_secret_name)
     return " ".join(f"{name}={_quoted(words[name])}" for name in ordered)
 
@@ -78,7 +78,7 @@ _DRIVER_ARGUMENTS = frozenset(
         "row_factory",
     }
 )  # fmt: skip
-"""What psycopg and psycopg2 take for themselves; all else is libpq's."""
+"""The arguments of psycopg and psycopg2 themselves; all others are libpq's."""
 
 
 def _quoted(text: str) -> str:
@@ -106,7 +106,7 @@ class _DjangoSession(Session[Any]):
             raise EndedByHandler("Django(...)")
         inner = self.connection.connection
         if self.connection.needs_rollback or has_aborted(inner) or has_lost_transaction(inner):
-            raise SwallowedError  # Django has marked it so, or the database
+            raise SwallowedError  # marked by Django, or by the database
         self._open = False
         self._block.__exit__(None, None, None)
 
@@ -135,7 +135,7 @@ class Django(Database[Any]):
     """A database of your Django settings, for plain handlers: the ORM works inside its transaction,
     and ``message.transaction`` is ``django.db.connections[using]``.
 
-    :param using: its alias in ``DATABASES``.
+    :param using: the database's alias in ``DATABASES``.
     :param keep: see :class:`~streams.databases.protocol.Database`.
     :param create: see there.
     """
@@ -145,7 +145,7 @@ class Django(Database[Any]):
         if not isinstance(using, str) or not using:
             raise ConfigError(f"Django(using={using!r}): an alias of DATABASES")
         self.using = using
-        """Its alias in ``DATABASES``."""
+        """The database's alias in ``DATABASES``."""
         self._dialect: DialectName | None = None
 
     @override

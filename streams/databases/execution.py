@@ -1,8 +1,8 @@
-"""One statement of ours on a connection of each library, whoever opened that; and what an error of
-a driver means.
+"""Runs a statement of the toolkit on a connection of any library, whoever opened it; and classifies
+the drivers' errors.
 
-Nothing is begun or ended here. Rows are tuples, whatever the connection makes of its user's own
-(``row_factory``, ``cursor_factory``, dictionaries), and a statement that returns none has none.
+No transaction is begun or ended here. Rows are tuples, whatever the connection's own row type
+(``row_factory``, ``cursor_factory``, dictionaries); a statement without rows returns an empty list.
 Drivers are imported when they are used.
 """
 
@@ -17,7 +17,7 @@ from streams.databases.protocol import Failure, Rows, Statement, failure_of_stat
 
 
 def psycopg_rows(connection: Any, statement: Statement) -> Rows:
-    """On a :class:`psycopg.Connection`."""
+    """Run a statement on a :class:`psycopg.Connection`."""
     from psycopg import Cursor
     from psycopg.rows import tuple_row
 
@@ -30,9 +30,9 @@ def psycopg_rows(connection: Any, statement: Statement) -> Rows:
 async def async_psycopg_rows(
     connection: Any, statement: Statement, *, binary: bool = False
 ) -> Rows:
-    """On a :class:`psycopg.AsyncConnection`.
+    """Run a statement on a :class:`psycopg.AsyncConnection`.
 
-    :param binary: have values sent as they are, which costs less where they are large.
+    :param binary: send values in binary form, which costs less if they are large.
     """
     from psycopg import AsyncCursor
     from psycopg.rows import tuple_row
@@ -44,7 +44,7 @@ async def async_psycopg_rows(
 
 
 def psycopg_failure(error: BaseException) -> Failure:
-    """What an error means that comes from psycopg or its pool."""
+    """The kind of failure of an error of psycopg or its pool."""
     try:
         import psycopg
     except ImportError:
@@ -53,12 +53,12 @@ def psycopg_failure(error: BaseException) -> Failure:
         return Failure.FAULT
     if error.sqlstate is not None:
         return failure_of_state(error.sqlstate)
-    # Without a code it comes from the client: no connection could be made, or it is lost.
+    # An error without a code comes from the client: no connection could be made, or it is lost.
     return Failure.UNREACHABLE if isinstance(error, psycopg.OperationalError) else Failure.FAULT
 
 
 def psycopg2_rows(connection: Any, statement: Statement) -> Rows:
-    """On a connection of psycopg2."""
+    """Run a statement on a connection of psycopg2."""
     from psycopg2.extensions import cursor as plain  # type: ignore[import-untyped]
 
     with connection.cursor(cursor_factory=plain) as cursor:
@@ -70,19 +70,19 @@ def psycopg2_rows(connection: Any, statement: Statement) -> Rows:
 
 
 async def asyncpg_rows(connection: Any, statement: Statement) -> Rows:
-    """On a connection of asyncpg, also of a pool."""
+    """Run a statement on a connection of asyncpg, also one of a pool."""
     rows = await connection.fetch(statement.sql, *statement.parameters)
     return [tuple(row) for row in rows]
 
 
 def asyncpg_failure(error: BaseException) -> Failure:
-    """What an error means that comes from asyncpg or its pool."""
+    """The kind of failure of an error of asyncpg or its pool."""
     try:
         import asyncpg  # type: ignore[import-untyped]
     except ImportError:
         return Failure.FAULT
     if isinstance(error, asyncpg.InternalClientError):
-        # What a connection may say that is lost in the middle of something: try another.
+        # A connection that is lost in the middle of an operation may raise this: try another.
         return Failure.CONFLICT
     if isinstance(error, asyncpg.PostgresError):
         return failure_of_state(getattr(error, "sqlstate", None))
@@ -95,16 +95,16 @@ def asyncpg_failure(error: BaseException) -> Failure:
 
 
 def sqlalchemy_rows(connection: Any, statement: Statement) -> Rows:
-    """On a connection of SQLAlchemy; with parameters on a session, too."""
+    """Run a statement on a connection of SQLAlchemy; with parameters on a session, too."""
     if statement.parameters:
         result = connection.execute(*_clause(statement))
-    else:  # as it is: what creates functions has colons
+    else:  # unparsed: statements that create functions have colons
         result = connection.exec_driver_sql(statement.sql)
     return [tuple(row) for row in result] if result.returns_rows else []
 
 
 async def async_sqlalchemy_rows(connection: Any, statement: Statement) -> Rows:
-    """On an async one."""
+    """Run a statement on an async connection of SQLAlchemy."""
     if statement.parameters:
         result = await connection.execute(*_clause(statement))
     else:
@@ -128,7 +128,7 @@ def commits_each_statement(bound: Any) -> bool:
 
 
 def django_rows(connection: Any, statement: Statement) -> Rows:
-    """On one of ``django.db.connections``."""
+    """Run a statement on one of ``django.db.connections``."""
     with connection.cursor() as cursor:
         cursor.execute(marked(statement.sql, "%s"), tuple(statement.parameters) or None)
         return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
@@ -138,14 +138,14 @@ def django_rows(connection: Any, statement: Statement) -> Rows:
 
 
 def sqlite_rows(connection: sqlite3.Connection, statement: Statement) -> Rows:
-    """On a :class:`sqlite3.Connection`."""
+    """Run a statement on a :class:`sqlite3.Connection`."""
     cursor = connection.cursor()
     cursor.row_factory = None
     return cursor.execute(marked(statement.sql, "?"), statement.parameters).fetchall()
 
 
 async def aiosqlite_rows(connection: Any, statement: Statement) -> Rows:
-    """On a connection of aiosqlite."""
+    """Run a statement on a connection of aiosqlite."""
     async with connection.cursor() as cursor:
         cursor.row_factory = None
         await cursor.execute(marked(statement.sql, "?"), statement.parameters)

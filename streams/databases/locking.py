@@ -1,23 +1,24 @@
-"""How transactions of ours begin that wait for locks, or hold them: with bounds, on PostgreSQL."""
+"""Begins the toolkit's transactions that wait for locks or hold them: with bounds, on
+PostgreSQL."""
 
 from __future__ import annotations
 
 from streams.databases.protocol import DialectName, Statement, Steps
 
 IDLE_WITH_LOCK = 10.0
-"""Seconds after which the server ends a transaction of ours that holds a lock and does nothing."""
+"""Seconds after which the server ends an idle transaction of the toolkit that holds a lock."""
 
 
 def milliseconds(seconds: float) -> str:
-    """A time as PostgreSQL's settings have it: not none, and none that is longer than they take."""
+    """A time for PostgreSQL's settings: at least 1, and at most their maximum."""
     return str(max(1, min(round(seconds * 1000), 2**31 - 1)))
 
 
 def bound_waits(dialect: DialectName, *, lock: float, idle: float) -> Steps[None]:
-    """Bounds of this transaction, where the server has such.
+    """Set the bounds of this transaction, if the server supports them.
 
-    :param lock: seconds that a statement waits for a lock, at most.
-    :param idle: seconds between two statements, at most; then the server ends the transaction.
+    :param lock: the most seconds that a statement waits for a lock.
+    :param idle: the most seconds between two statements; then the server ends the transaction.
     """
     if dialect == "postgresql":
         yield Statement(
@@ -28,11 +29,11 @@ def bound_waits(dialect: DialectName, *, lock: float, idle: float) -> Steps[None
 
 
 def begin_locking(dialect: DialectName) -> Steps[None]:
-    """The first statements of a transaction that waits for a lock and then has it.
+    """The first statements of a transaction that waits for a lock and then holds it.
 
-    It sees what others committed while it waited, whatever the level of its connection: stricter
-    ones have one snapshot, that of the statement which waited. And the server ends it if this
-    process freezes, or is gone without a word, so that others get on.
+    It sees the commits of others during its wait, whatever the isolation level of its connection:
+    stricter levels have one snapshot, that of the statement which waited. And the server ends it if
+    this process freezes or disappears, so that others can go on.
     """
     if dialect == "postgresql":
         yield Statement("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")

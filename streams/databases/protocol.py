@@ -1,13 +1,14 @@
 """The terms: a database, a session in it, a statement, and the kinds of failure.
 
 **A session is one transaction on one connection.** It begins when the session does, and ends with
-``commit`` or ``rollback``, each of which also gives the connection back; a session of a
+``commit`` or ``rollback``, each of which also releases the connection; a session of a
 :class:`PlainDatabase` belongs to one thread at a time, that of an :class:`AsyncDatabase` to one
 task.
 
-**What we run in it is written once**, as a generator (:data:`Steps`) that yields statements and
-gets their rows; :func:`run` and :func:`run_async` drive it. A :class:`Statement` has ``$1``, ``$2``
-and so on, each once and in that order, which becomes what the driver wants (:func:`marked`).
+**The toolkit's statements are written once**, as a generator (:data:`Steps`) that yields statements
+and gets their rows; :func:`run` and :func:`run_async` drive it. A :class:`Statement` has ``$1``,
+``$2`` and so on, each once and in that order, which become the driver's own kind of parameters
+(:func:`marked`).
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ R = TypeVar("R")
 Rows: TypeAlias = "list[tuple[Any, ...]]"
 DialectName: TypeAlias = Literal["postgresql", "sqlite"]
 DIALECTS: tuple[DialectName, ...] = get_args(DialectName)
-"""All that the toolkit speaks."""
+"""All dialects that the toolkit supports."""
 
 DAY = 86_400.0
 LONGEST_KEEP = 36_500 * DAY
-"""Seconds; a time that lies so far back both databases can name."""
+"""Seconds; both databases can represent a time that long ago."""
 
 
 class Statement(NamedTuple):
@@ -47,22 +48,24 @@ class Statement(NamedTuple):
 
 
 Steps: TypeAlias = "Generator[Statement, Rows, R]"
-"""Statements one after the other, each with the rows of the one before, and what they come to."""
+"""A sequence of statements; each gets the rows of the one before, and the last ones give a
+result."""
 
 
 class Failure(Enum):
-    """What an error of a database means."""
+    """The kind of failure of a database's error."""
 
     UNREACHABLE = "unreachable"
-    """It cannot be reached, shuts down, takes no connections or no writes: later it may."""
+    """The database cannot be reached, shuts down, or accepts no connections or no writes for
+    now."""
     UNABLE = "unable"
-    """It answers, and cannot do this now, which may be any statement: its disk or its memory is
-    full, or its device fails."""
+    """The database answers but cannot execute statements now: its disk or its memory is full, or
+    its device fails."""
     CONFLICT = "conflict"
-    """Another transaction was in the way (serialization, deadlock, a lock not had in time): the
-    same transaction may succeed when it is run again."""
+    """Another transaction was in the way (serialization, deadlock, lock timeout): the same
+    transaction may succeed when it is run again."""
     FAULT = "fault"
-    """The statement's own, or no error of the database at all."""
+    """The statement is at fault, or it is no error of the database at all."""
 
 
 class Session(ABC, Generic[C_co]):
@@ -96,9 +99,10 @@ class Session(ABC, Generic[C_co]):
 
     @abstractmethod
     def has_failed(self) -> bool:
-        """Certainly a statement failed here, and not in another database of the handler's.
+        """Whether a statement certainly failed here, and not in another database that the handler
+        uses.
 
-        False: none did, or that cannot be told. May ask the server, and raise its errors.
+        False: none did, or it cannot be known. May ask the server, and raise its errors.
         """
 
 
@@ -109,7 +113,7 @@ class AsyncSession(ABC, Generic[C_co]):
     """What the handler gets as ``message.transaction``."""
 
     first: Statement | None = None
-    """What it begins with, where it was begun by :meth:`Database.begin_with_async`."""
+    """The first statement, if the session was begun by :meth:`Database.begin_with_async`."""
 
     async def first_rows(self) -> Rows:
         """The rows of :attr:`first`. Raises its error."""
@@ -154,15 +158,15 @@ class EndedByHandler(ConfigError):
 
 
 class Busy(StreamsError):
-    """A transaction did not begin in the time there was for it, because another one was in its way:
-    one of this process that has a SQLite file, or whoever holds what its first statement needs. The
-    database answers."""
+    """A transaction did not begin in time, because another one was in its way: one of this process
+    that has the SQLite file, or one that holds a lock which its first statement needs. The database
+    answers."""
 
 
 class SwallowedError(StreamsError):
-    """A handler went on after an error of its transaction, which PostgreSQL rolls back then
-    whatever is said at its end, and which SQLite has rolled back where it was out of room. It
-    counts as a failure of the message."""
+    """A handler continued after an error in its transaction, which PostgreSQL then rolls back even
+    at COMMIT, and which SQLite has rolled back if it was out of space. It counts as a failure of
+    the message."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -177,14 +181,14 @@ class Database(ABC, Generic[C_co]):
     :class:`~streams.Asyncpg`, :class:`~streams.Sqlite`, :class:`~streams.SQLAlchemy` or
     :class:`~streams.Django`.
 
-    :param keep: seconds for which the inbox remembers a message that its group has settled, at
-        least, and a century at most; a copy of the message that comes later is handled again.
-    :param create: make the inbox's tables when the processor starts, if they are missing. False:
-        they were made by what ``streams inbox ddl`` prints.
+    :param keep: seconds for which the inbox remembers, at least, a message that its group has
+        settled; at most a century. A copy of the message that comes later is handled again.
+    :param create: create the inbox's tables when the processor starts, if they are missing. False:
+        they were created with the output of ``streams inbox ddl``.
     """
 
     name: str
-    """What it is called in error messages."""
+    """The database's name in error messages."""
 
     def __init__(self, *, keep: float, create: bool) -> None:
         is_number = isinstance(keep, (int, float)) and not isinstance(keep, bool)
@@ -203,50 +207,50 @@ class Database(ABC, Generic[C_co]):
         return f"<{self.name}>"
 
     def address(self) -> str | None:
-        """Where it is, as a DSN or a URL; None where that is not known, as a function gives the
+        """The address, as a DSN or a URL; None if it is unknown, as a function returns the
         connections."""
         return None
 
     @property
     @abstractmethod
     def asynchronous(self) -> bool:
-        """Its sessions are awaited, and its handlers ``async def``."""
+        """Whether sessions are awaited and handlers are ``async def``."""
 
     def suits(self, *, asynchronous: bool) -> bool:
-        """Whether handlers of this kind can be called inside its transactions. One that may be of
-        either kind is of this one from then on."""
+        """Whether handlers of this kind can be called inside the transactions. A database that may
+        be of either kind is of this kind from then on."""
         return self.asynchronous == asynchronous
 
     @property
     @abstractmethod
     def dialect(self) -> DialectName:
-        """Which SQL it speaks; known once it is open.
+        """The database's SQL dialect; known once it is open.
 
-        :raises ConfigError: none that the toolkit knows.
+        :raises ConfigError: the toolkit does not support it.
         """
 
     @abstractmethod
     def classify(self, error: BaseException) -> Failure:
-        """What an error means."""
+        """The kind of failure of an error."""
 
     def hide_secrets(self, error: BaseException) -> None:
-        """Remove what is secret of its address from an error of a new connection, and from those it
-        was raised from. Raises nothing: that error is what counts."""
+        """Remove the address's secrets from an error of a new connection, and from its causes.
+        Raises nothing, so that it does not hide that error."""
         try:
             address = self.address()
         except Exception:
-            return  # nothing of it is known that could be hidden
+            return  # there is no known secret to hide
         if address is not None:
             secrets_of(address).hide_in_error(error)
 
-    # Several processors may share one: it is opened by the first and closed by the last.
+    # Several processors may share a database: the first one opens it, the last one closes it.
 
     def reserve(self, connections: int) -> None:
-        """Somebody will use so many transactions at once."""
+        """Reserve this many concurrent transactions for a user of the database."""
         self._reserved += connections
 
     def enter(self) -> None:
-        """Open it, unless it is; of a plain one."""
+        """Open a plain database, unless it is open."""
         self._users += 1
         if self._users == 1:
             try:
@@ -256,13 +260,13 @@ class Database(ABC, Generic[C_co]):
                 raise
 
     def leave(self) -> None:
-        """Close it, if nobody else uses it."""
+        """Close it, unless others still use it."""
         self._users -= 1
         if not self._users:
             self.close()
 
     async def enter_async(self) -> None:
-        """As :meth:`enter`, of an async one."""
+        """As :meth:`enter`, for an async database."""
         self._users += 1
         if self._users == 1:
             try:
@@ -281,18 +285,18 @@ class Database(ABC, Generic[C_co]):
     # is either, by what it is given.
 
     def open(self, connections: int) -> None:
-        """Open it for so many transactions at once (a pool of the user's is theirs to size)."""
+        """Open it for this many concurrent transactions (the user sizes a pool of their own)."""
 
     def close(self) -> None:
-        """Close what :meth:`open` opened."""
+        """Undo :meth:`open`."""
 
     def begin(self) -> Session[C_co]:
         """A new transaction, on a connection of the pool."""
         raise NotImplementedError
 
     def begin_reading(self) -> Session[C_co]:
-        """As :meth:`begin`, for statements that change nothing. On a SQLite file it changes nothing
-        of the file either, and no writer waits for it."""
+        """As :meth:`begin`, for statements that change nothing. It does not change a SQLite file
+        either, and no writer waits for it."""
         return self.begin()
 
     async def open_async(self, connections: int) -> None:
@@ -309,12 +313,12 @@ class Database(ABC, Generic[C_co]):
         self, first: Statement, *, patience: float | None = None
     ) -> AsyncSession[C_co]:
         """A new transaction that begins with this statement, in one round trip where the driver can
-        do that. Raises what keeps it from beginning; what becomes of the statement is told by
-        :meth:`AsyncSession.first_rows`.
+        do that. Raises the errors of beginning; :meth:`AsyncSession.first_rows` gives the
+        statement's rows, or raises its error.
 
-        :param patience: seconds that may be waited; None: as long as the driver waits.
+        :param patience: seconds to wait at most; None: the driver's own limit.
         :raises TimeoutError: there was no connection in that time.
-        :raises Busy: there was one, and the statement was not done in that time.
+        :raises Busy: there was one, but the statement was not done in that time.
         """
         async with asyncio.timeout(patience):
             session = await self.begin_async()
@@ -323,7 +327,7 @@ class Database(ABC, Generic[C_co]):
 
 
 class Executing(Protocol):
-    """What runs statements: a session, or a connection on which a transaction is open."""
+    """Runs statements: a session, or a connection on which a transaction is open."""
 
     @property
     def execute(self) -> Callable[[Statement], Rows]:
@@ -332,7 +336,7 @@ class Executing(Protocol):
 
 
 class AsyncExecuting(Protocol):
-    """The same, awaited."""
+    """As :class:`Executing`, awaited."""
 
     @property
     def execute(self) -> Callable[[Statement], Awaitable[Rows]]:
@@ -341,7 +345,7 @@ class AsyncExecuting(Protocol):
 
 
 def run(session: Executing, steps: Steps[R]) -> R:
-    """Run these statements; what they come to."""
+    """Run these statements; returns their result."""
     try:
         statement = next(steps)
         while True:
@@ -354,8 +358,8 @@ def run(session: Executing, steps: Steps[R]) -> R:
 async def run_async(session: AsyncExecuting, steps: Steps[R], first: Rows | None = None) -> R:
     """As :func:`run`.
 
-    :param first: the rows of the first statement, with which the session began; the steps stand
-        there.
+    :param first: the rows of the first statement, with which the session began; the steps have
+        yielded it.
     """
     try:
         statement = next(steps) if first is None else steps.send(first)
@@ -372,7 +376,7 @@ _MARK = re.compile(r"\$(\d+)")
 
 @lru_cache(maxsize=256)
 def marked(sql: str, mark: Mark) -> str:
-    """A statement of ours with another kind of parameters: ``%s``, ``?`` or ``:p1``."""
+    """A statement's SQL with another kind of parameters: ``%s``, ``?`` or ``:p1``."""
     return _MARK.sub(r":p\1" if mark == ":p" else mark, sql)
 
 
@@ -399,8 +403,9 @@ _CONFLICTS = frozenset(
     }
 )
 _READ_ONLY = "25006"
-"""What a server answers that has become a replica. It does so to the first statement that writes,
-which is ours: a handler's is refused like that only if the handler has asked for it."""
+"""The answer of a server that has become a replica, to the first statement that writes. That is one
+of the toolkit's: a handler's statement is refused like that only if the handler made its
+transaction read-only."""
 
 _CONFLICTS_OF_OURS = frozenset(
     {
@@ -409,22 +414,23 @@ _CONFLICTS_OF_OURS = frozenset(
         "42P05",  # duplicate_prepared_statement
     }
 )
-"""In a statement of ours these are no failure of the message's: another transaction was in the way,
-or a pooler gave this one a connection of its own with other prepared statements than the driver
-made. In a statement of the handler's they are a failure: it may take too long each time."""
+"""In the toolkit's statements these are no failure of the message: another transaction was in the
+way, or a pooler gave this one a server connection without the driver's prepared statements. In a
+handler's statement they are a failure: it may take too long each time."""
 
 CRASHED = "57P02"
-"""What a server says to all its connections when the process behind one of them has crashed."""
+"""The error that a server sends to all its connections when the process behind one of them has
+crashed."""
 
 
 def is_conflict_of_ours(error: BaseException) -> bool:
-    """Whether a statement of ours, of which this error comes, may succeed when it is run again."""
+    """Whether the toolkit's statement that raised this error may succeed when it is run again."""
     chain = error_chain(error, with_suppressed=False)
     return any(state_of(each) in _CONFLICTS_OF_OURS for each in chain)
 
 
 def failure_of_state(state: str | None) -> Failure:
-    """What PostgreSQL's error code means."""
+    """The kind of failure of a PostgreSQL error code."""
     if state is None:
         return Failure.FAULT
     if state in _CONFLICTS:
@@ -437,7 +443,7 @@ def failure_of_state(state: str | None) -> Failure:
 
 
 def sqlite_failure(error: BaseException) -> Failure:
-    """What an error of the standard library's sqlite3 means."""
+    """The kind of failure of an error of the standard library's sqlite3."""
     name = getattr(error, "sqlite_errorname", None) or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return Failure.CONFLICT
@@ -449,12 +455,12 @@ def sqlite_failure(error: BaseException) -> Failure:
 
 
 def state_of(error: BaseException | None) -> str | None:
-    """PostgreSQL's error code in an error of psycopg, asyncpg or psycopg2; None: there is none."""
+    """The PostgreSQL error code of an error of psycopg, asyncpg or psycopg2; None: it has none."""
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
 def failure_of_answer(error: BaseException) -> Failure:
-    """What a database has answered, in an error of a driver; a fault, too, where there is no
+    """The kind of failure that the database answered, from a driver's error; a fault if there is no
     answer."""
     import sqlite3
 
@@ -464,9 +470,10 @@ def failure_of_answer(error: BaseException) -> Failure:
 
 
 def failure_of_driver(error: BaseException | None, *, from_client: bool) -> Failure:
-    """What a driver's error means that a library has wrapped.
+    """The kind of failure of a driver's error that a library has wrapped.
 
-    :param from_client: without a code it is the connection that was not had, or is lost.
+    :param from_client: an error without a code means that there was no connection, or that it is
+        lost.
     """
     import sqlite3  # not at the start of every app
 
@@ -478,28 +485,28 @@ def failure_of_driver(error: BaseException | None, *, from_client: bool) -> Fail
 
 
 def known_dialect(name: str) -> DialectName | None:
-    """The dialect of this name; None: the toolkit does not speak it."""
+    """The dialect of this name; None: the toolkit does not support it."""
     return next((each for each in DIALECTS if each == name), None)
 
 
 def is_file_of(log: object, file: Path) -> bool:
-    """Whether a file is the one that a log is in, which no other SQLite library may open."""
+    """Whether a file is a log's own, which no other SQLite library may open."""
     path = getattr(log, "path", None)
     return isinstance(path, Path) and path.resolve() == file.resolve()
 
 
 def check_source(name: str, given: Any, what: str, *, libpq: bool = True) -> Any:
-    """A DSN, or a function that returns the user's own pool.
+    """Check a DSN, or a function that returns the user's own pool.
 
-    A driver finds out at each connection that a DSN is none, as if that were an outage, and quotes
-    it with its password; so it is looked at here.
+    With an invalid DSN a driver would fail at each connection, as in an outage, and quote it with
+    its password; so it is checked here.
 
-    :param libpq: the driver is libpq's: a DSN may also be ``host=... dbname=...``.
-    :raises ConfigError: it is neither.
+    :param libpq: the driver uses libpq: a DSN may also be ``host=... dbname=...``.
+    :raises ConfigError: ``source`` is neither.
     """
     if isinstance(given, str) and given:
         try:
-            # One that names a driver is SQLAlchemy's.
+            # A DSN that names a driver is SQLAlchemy's.
             read_postgres("" if scheme_of(given).driver else given, libpq=libpq)
         except ConfigError as error:
             raise ConfigError(f"{name}(...): {error}") from None
@@ -517,16 +524,16 @@ def is_in_failed_transaction(error: BaseException) -> bool:
 
 
 def has_aborted(driver_connection: Any) -> bool | None:
-    """Whether the open transaction of a libpq connection can only be rolled back; None where that
+    """Whether the open transaction of a libpq connection can only be rolled back; None if that
     cannot be known without asking the server."""
     status = getattr(getattr(driver_connection, "info", None), "transaction_status", None)
     return None if status is None else int(status) == IN_ERROR
 
 
 def has_lost_transaction(driver_connection: Any) -> bool:
-    """Whether SQLite has rolled back by itself a transaction that had begun there, as it does where
-    there is no room: a commit does nothing then. (sqlite3 and aiosqlite tell; no driver of
-    PostgreSQL does.)"""
+    """Whether SQLite itself has rolled back a transaction that had begun there, as it does when it
+    is out of space: a commit does nothing then. (Known for sqlite3 and aiosqlite, not for
+    PostgreSQL's drivers.)"""
     return getattr(driver_connection, "in_transaction", None) is False
 
 

@@ -8,7 +8,7 @@ itself, and a block of the handler's own is a savepoint.
 Async connections of a pool of ours have no such block, which would begin with a round trip of its
 own. They refuse ``commit()`` and ``rollback()`` themselves, and are in autocommit mode, so that
 BEGIN is ours to send: in one message with the first statement, which cannot be a prepared one then.
-It is the client that has more to do than the server, so it pays.
+That pays, as the client is busier than the server.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ POOL_TIMEOUT = 5.0
 """Seconds that a transaction waits for a connection of the pool."""
 
 _WAITS: Mapping[str, Any] = {"timeout": POOL_TIMEOUT, "reconnect_timeout": POOL_TIMEOUT}
-"""The pool tries to connect for no longer than somebody waits for it. Else it would try less and
-less often during an outage, and nobody else may meanwhile."""
+"""The pool tries to connect for no longer than a caller waits. Else it would try less and less
+often during an outage, without any other attempts meanwhile."""
 
 
 def _check_open(connection: Any) -> None:
-    """Psycopg's own block commits nothing on a lost connection, and says nothing of that.
+    """Raise on a lost connection, on which psycopg's own block commits nothing without an error.
 
-    :raises psycopg.OperationalError: it is lost, and a handler has swallowed the error, or closed
-        it.
+    :raises psycopg.OperationalError: the connection is lost and a handler has swallowed the error,
+        or has closed it.
     """
     import psycopg
 
@@ -70,10 +70,10 @@ def _check_open(connection: Any) -> None:
 
 
 class _PsycopgDatabase(Database[C_co]):
-    """What both have in common."""
+    """The common part of both classes."""
 
     _source: Any
-    """A DSN, or what gives the user's pool."""
+    """A DSN, or the function that returns the user's pool."""
 
     @override
     def address(self) -> str | None:
@@ -199,7 +199,7 @@ class Psycopg(_PsycopgDatabase["Connection"]):
 
 
 class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
-    """A transaction on a connection that is given back to its pool when it ends."""
+    """A transaction on a connection that is released to its pool when the transaction ends."""
 
     def __init__(self, pool: AsyncConnectionPool[Any], connection: Any) -> None:
         self.connection: Any = connection
@@ -207,7 +207,7 @@ class _AsyncPsycopgSession(AsyncSession["AsyncConnection"]):
 
     @abstractmethod
     async def begin(self, first: Statement | None) -> None:
-        """Begin, with a statement if one is given; the connection is given back if that fails."""
+        """Begin, with a statement if one is given; the connection is released if that fails."""
 
     @override
     async def execute(self, statement: Statement) -> Rows:
@@ -272,15 +272,16 @@ class _BlockSession(_AsyncPsycopgSession):
 
 @cache
 def _handler_connection() -> type[AsyncConnection]:
-    """The class of the connections of a pool of ours."""
+    """The class of the connections in the toolkit's own pools."""
     import psycopg
 
     class HandlerConnection(psycopg.AsyncConnection):
-        """One whose transaction the handler does not end."""
+        """A connection whose transaction the handler cannot end."""
 
         is_in_session = False
         first_cursor: AsyncClientCursor[Any] | None = None
-        """For what a transaction begins with: to make one costs more than to run that."""
+        """The cursor for a transaction's first statement: creating one costs more than running
+        that."""
 
         @override
         async def commit(self) -> None:
@@ -304,14 +305,14 @@ def _handler_connection() -> type[AsyncConnection]:
 
 
 class _OwnPoolSession(_AsyncPsycopgSession):
-    """A transaction on a connection of a pool of ours."""
+    """A transaction on a connection of the toolkit's own pool."""
 
     def __init__(self, pool: AsyncConnectionPool[Any], connection: Any) -> None:
         super().__init__(pool, connection)
         self._rows: Rows = []
         self._error: Exception | None = None
         self._has_ended = False
-        """The connection may be another session's by now."""
+        """Whether the session has ended: its connection may be another session's by now."""
 
     @override
     async def begin(self, first: Statement | None) -> None:
@@ -334,7 +335,7 @@ class _OwnPoolSession(_AsyncPsycopgSession):
                 self._rows = await cursor.fetchall()
         except BaseException as error:
             if isinstance(error, Exception) and has_aborted(self.connection):
-                self._error = error  # the statement's own: the transaction has begun
+                self._error = error  # the statement's error: the transaction has begun
                 return
             await self.rollback()
             raise
@@ -446,7 +447,7 @@ class AsyncPsycopg(_PsycopgDatabase["AsyncConnection"]):
                 async with asyncio.timeout_at(limit.when()):
                     await session.begin(first)
             except TimeoutError as error:
-                if self._pool is None:  # it was BEGIN alone, which waits for nobody
+                if self._pool is None:  # it was BEGIN alone, which waits for no lock
                     raise
                 raise Busy(
                     f"{self.name}(...): what the transaction begins with was not done in "

@@ -1,7 +1,8 @@
 """Any engine of SQLAlchemy 2 on PostgreSQL or SQLite: plain handlers by a ``sessionmaker``, async
 ones by an ``async_sessionmaker``.
 
-The handler gets a session with a transaction begun; ours are statements on its connection.
+The handler gets a session in which a transaction has begun; the toolkit's statements run on its
+connection.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class _SqlAsyncSession(AsyncSession[Any]):
         """On SQLite: a statement has begun the transaction."""
 
     async def enter(self) -> None:
-        """Begin."""
+        """Begin the transaction."""
         try:
             self._transaction = await self.connection.begin()
             self._core = await self.connection.connection()
@@ -243,9 +244,9 @@ class SQLAlchemy(Database[C], Generic[C]):
         self._source: Callable[[], Any] = lambda: maker
         """Returns the maker."""
         self._maker: Callable[[], Any] | None = None
-        """None: a function gives it."""
+        """None: a function returns the maker."""
         self._asynchronous: bool | None = None
-        """None: whatever its first handler is."""
+        """None: the kind of the first handler decides."""
         self._dialect: DialectName | None = None
         if isinstance(maker, self._makers):
             self._maker = maker
@@ -280,7 +281,7 @@ class SQLAlchemy(Database[C], Generic[C]):
         return self._asynchronous == asynchronous
 
     def _session(self) -> Any:
-        """A new session.
+        """A new session of the user's maker.
 
         :raises ConfigError: the user's function returned something else than a maker for it.
         """
@@ -302,7 +303,7 @@ class SQLAlchemy(Database[C], Generic[C]):
         return self._dialect
 
     def _check(self, core: Any) -> None:
-        """The engine is known, by a connection.
+        """Check the engine, which is known by a connection.
 
         :raises ConfigError: the inbox does not work there.
         """
@@ -314,7 +315,7 @@ class SQLAlchemy(Database[C], Generic[C]):
         self._learn(core.dialect.name)
 
     def _learn(self, name: str) -> None:
-        """The engine's dialect is known.
+        """Learn the engine's dialect.
 
         :raises ConfigError: the inbox does not work there.
         """

@@ -38,7 +38,7 @@ BUSY_TIMEOUT = 5.0
 
 
 def _is_in_transaction(connection: sqlite3.Connection) -> bool | None:
-    """None: it was closed."""
+    """Whether a connection is in a transaction; None: it was closed."""
     try:
         return connection.in_transaction
     except sqlite3.ProgrammingError:
@@ -100,13 +100,13 @@ class _SqliteSession(Session[sqlite3.Connection]):
 
     @override
     def has_failed(self) -> bool:
-        # Most statements that find the disk full, or fail to read or write, take the transaction
-        # with them; of one that does not, it cannot be told whose it was.
+        # Most statements that find the disk full, or fail to read or write, roll the transaction
+        # back; if one does not, it is unknown whose statement it was.
         return self._open and _is_in_transaction(self.connection) is False
 
 
 class _Busy(Busy, sqlite3.OperationalError):
-    """This process's own transactions have the file: as if another one had it."""
+    """This process's own transactions have the file; handled as if another process had it."""
 
     sqlite_errorname = "SQLITE_BUSY"
 
@@ -116,7 +116,7 @@ class Sqlite(Database[sqlite3.Connection]):
     :class:`sqlite3.Connection`. It is another file than that of a ``sqlite://`` log, whose own
     transaction (``message.transaction`` without ``transaction=``) does the same without an inbox.
 
-    :param file: its path; or a function that returns a new connection to it each time.
+    :param file: the file's path; or a function that returns a new connection to it each time.
     :param keep: see :class:`~streams.databases.protocol.Database`.
     :param create: see there.
     """
@@ -141,14 +141,14 @@ class Sqlite(Database[sqlite3.Connection]):
             raise ConfigError("Sqlite(...): a path such as 'orders.db', not a URL")
         self._source = file
         self._turn = threading.Lock()
-        """Held by the one transaction that there is at a time."""
+        """Held by the one open transaction."""
         self._free_lock = threading.Lock()
         self._free: list[sqlite3.Connection] = []
         self._is_open = False
 
     @property
     def path(self) -> Path | None:
-        """The file; None where a function gives the connections."""
+        """The file's path; None if a function returns the connections."""
         return None if callable(self._source) else Path(self._source)
 
     @override
@@ -176,7 +176,7 @@ class Sqlite(Database[sqlite3.Connection]):
 
     @override
     def close(self) -> None:
-        # A handler that outlives the app still has its transaction: nobody waits for that here.
+        # A handler that outlives the app still has its transaction, which is not waited for here.
         with self._free_lock:
             free, self._free, self._is_open = self._free, [], False
         for connection in free:
@@ -210,7 +210,7 @@ class Sqlite(Database[sqlite3.Connection]):
         return _SqliteSession(connection, sqlite3.Connection.close, "BEGIN")
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
-        """A session's connection is free, and the next session may begin."""
+        """Take back a session's connection; the next session may begin."""
         try:
             with self._free_lock:
                 is_kept = self._is_open and _is_in_transaction(connection) is False
@@ -224,7 +224,7 @@ class Sqlite(Database[sqlite3.Connection]):
     def _connect(self) -> sqlite3.Connection:
         if callable(self._source):
             given: Any = self._source()
-            given.isolation_level = None  # BEGIN and COMMIT are ours
+            given.isolation_level = None  # BEGIN and COMMIT are the toolkit's
             return cast(sqlite3.Connection, given)
         connection = sqlite3.connect(
             self._source, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False

@@ -1,4 +1,4 @@
-"""SQLite files of the user's that are opened without making them: by whoever only looks."""
+"""Opens the user's SQLite files without creating them, for reading tools."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from streams.missing_files import missing_file
 
 
 def check_file(address: str | None) -> None:
-    """See that a database is there, where it is a SQLite file.
+    """Check that a database exists, if it is a SQLite file.
 
-    :param address: of a database; None: it is not known.
-    :raises NotFound: it is a file, and there is none.
+    :param address: the database's address; None: unknown.
+    :raises NotFound: it is a file that does not exist.
     """
     path = None if address is None else sqlite_file(address)
     # SQLite's own URIs ("file:..."), and ":memory:", are no paths.
@@ -30,11 +30,11 @@ def _check_path(path: str) -> None:
 
 
 def connect_existing(path: str, *, reading: bool, **options: Any) -> sqlite3.Connection:
-    """A connection to a file that is there.
+    """A connection to an existing file.
 
-    :param reading: nothing in it is changed; not by closing it either.
+    :param reading: nothing in the file is changed, not even by closing the connection.
     :param options: of :func:`sqlite3.connect`.
-    :raises NotFound: it is not there.
+    :raises NotFound: the file does not exist.
     """
     _check_path(path)
     mode = "ro" if reading and _has_write_ahead_log(path) else "rw"
@@ -46,11 +46,10 @@ def connect_existing(path: str, *, reading: bool, **options: Any) -> sqlite3.Con
 
 
 def _has_write_ahead_log(path: str) -> bool:
-    """Whether there is something in the ``-wal`` file, as after a process was killed.
+    """Whether the ``-wal`` file has contents, as after a process was killed.
 
-    The last connection to be closed moves that into the database, unless it is read-only. Where
-    there is nothing to be moved, that is no better: a read-only one leaves new ``-wal`` and
-    ``-shm`` files behind.
+    The last connection to be closed moves them into the database, unless it is read-only. Without
+    contents a read-only connection is no better: it leaves new ``-wal`` and ``-shm`` files behind.
     """
     with suppress(OSError):
         return os.path.getsize(f"{path}-wal") > 0
