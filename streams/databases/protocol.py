@@ -72,22 +72,22 @@ class Session(ABC, Generic[C_co]):
     """A transaction of a plain database."""
 
     connection: C_co
-    """What the handler gets as ``message.transaction``."""
+    """The handler's ``message.transaction``."""
 
     @abstractmethod
     def execute(self, statement: Statement) -> Rows:
-        """Run one statement of ours; its rows."""
+        """Run one statement of the toolkit; returns its rows."""
 
     @abstractmethod
     def commit(self) -> None:
-        """Commit, and give the connection back.
+        """Commit, and release the connection.
 
         :raises EndedByHandler: the transaction that began with this session is no longer open.
         """
 
     @abstractmethod
     def rollback(self, *, close: bool = False) -> None:
-        """Roll back whatever is open, and give the connection back; raises nothing.
+        """Roll back whatever is open, and release the connection; raises nothing.
 
         :param close: close the connection before that, so that the next transaction has a new one,
             perhaps to another server.
@@ -95,7 +95,7 @@ class Session(ABC, Generic[C_co]):
 
     @abstractmethod
     def is_broken(self) -> bool:
-        """The connection is lost."""
+        """Whether the connection is lost."""
 
     @abstractmethod
     def has_failed(self) -> bool:
@@ -110,7 +110,7 @@ class AsyncSession(ABC, Generic[C_co]):
     """A transaction of an async database."""
 
     connection: C_co
-    """What the handler gets as ``message.transaction``."""
+    """The handler's ``message.transaction``."""
 
     first: Statement | None = None
     """The first statement, if the session was begun by :meth:`Database.begin_with_async`."""
@@ -121,25 +121,25 @@ class AsyncSession(ABC, Generic[C_co]):
 
     @abstractmethod
     async def execute(self, statement: Statement) -> Rows:
-        """Run one statement of ours; its rows."""
+        """Run one statement of the toolkit; returns its rows."""
 
     @abstractmethod
     async def commit(self) -> None:
-        """Commit, and give the connection back.
+        """Commit, and release the connection.
 
         :raises EndedByHandler: the transaction that began with this session is no longer open.
         """
 
     @abstractmethod
     async def rollback(self, *, close: bool = False) -> None:
-        """Roll back whatever is open, and give the connection back; raises nothing.
+        """Roll back whatever is open, and release the connection; raises nothing.
 
         :param close: see :meth:`Session.rollback`.
         """
 
     @abstractmethod
     def is_broken(self) -> bool:
-        """The connection is lost."""
+        """Whether the connection is lost."""
 
     @abstractmethod
     async def has_failed(self) -> bool:
@@ -331,7 +331,7 @@ class Executing(Protocol):
 
     @property
     def execute(self) -> Callable[[Statement], Rows]:
-        """Run one statement of ours; its rows."""
+        """Run one statement of the toolkit; returns its rows."""
         ...
 
 
@@ -340,7 +340,7 @@ class AsyncExecuting(Protocol):
 
     @property
     def execute(self) -> Callable[[Statement], Awaitable[Rows]]:
-        """Run one statement of ours; its rows."""
+        """Run one statement of the toolkit; returns its rows."""
         ...
 
 

@@ -123,7 +123,7 @@ class _SqlSession(Session[Any]):
 
     @override
     def has_failed(self) -> bool:
-        # A session that failed to flush has rolled back, and says no more than that.
+        # A session that failed to flush has rolled back, and reports nothing else.
         return not self.connection.is_active or self._has_aborted()
 
 
@@ -203,7 +203,7 @@ class _SqlAsyncSession(AsyncSession[Any]):
 
     @override
     async def has_failed(self) -> bool:
-        # A session that failed to flush has rolled back, and says no more than that.
+        # A session that failed to flush has rolled back, and reports nothing else.
         return not self.connection.is_active or await self._has_aborted()
 
 

@@ -1,4 +1,4 @@
-"""SQL projections: tables of the user's own, made from a topic by versions of a handler.
+"""SQL projections: tables of the user's own, built from a topic by versions of a handler.
 
 A processor with ``transaction=`` and ``version=2`` writes tables of the user's, in a group of its
 own, ``NAME.v2``. So version 2 is built from the first message, at full speed, while the tables of
@@ -10,7 +10,7 @@ the transaction that changes it.
 ``tables``       the table ``streams_projections``, and every statement
 ``sessions``     a transaction of any of the databases, from a coroutine
 ``projection``   :class:`Projection`: one version; when it is promoted
-``operations``   what people see of projections, promote and drop
+``operations``   reports about projections, promote and drop
 ===============  ================================================================
 """
 

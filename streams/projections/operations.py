@@ -1,6 +1,4 @@
-"""What people see of projections, and what they do about them. The app is connected, and need not
-run processors.
-"""
+"""Inspects, promotes and drops projections, for a connected app, which need not run processors."""
 
 from __future__ import annotations
 
@@ -30,28 +28,28 @@ FORGOTTEN_AT_ONCE = 5_000
 """Rows of the inbox that are deleted in one transaction."""
 
 PAUSE = 0.02
-"""Seconds between two of these."""
+"""Seconds between two of these transactions."""
 
 
 class Progress(NamedTuple):
-    """How much of its topics a version has settled, in messages; None where that is not known."""
+    """How many messages of its topics a version has settled; None if that is unknown."""
 
     handled: int | None
     total: int | None
 
     @property
     def share(self) -> float | None:
-        """From 0 to 1."""
+        """The settled share, from 0 to 1."""
         if self.handled is None or self.total is None:
             return None
         return 1.0 if not self.total else min(1.0, self.handled / self.total)
 
 
 class PartitionState(NamedTuple):
-    """How far a version is in one partition.
+    """A version's position in one partition.
 
-    :param position: all below it is settled; None: nothing yet.
-    :param lag: messages from there on; None where that is not known.
+    :param position: everything below it is settled; None: nothing yet.
+    :param lag: the number of messages from there on; None if that is unknown.
     """
 
     topic: str
@@ -63,8 +61,8 @@ class PartitionState(NamedTuple):
 class VersionState(NamedTuple):
     """A version of a projection, with its progress.
 
-    :param declared: the app's code has it.
-    :param processes: how many run it now.
+    :param declared: the app's code declares it.
+    :param processes: the number of processes that run it now.
     """
 
     name: str
@@ -181,7 +179,7 @@ def _partition_states(
         try:
             partitions = log.topic(topic).partitions
         except NotFound:
-            continue  # a version that is not declared any more may have read it
+            continue  # a version that is no longer declared may have read it
         for partition in range(partitions):
             committed = positions.get(partition)
             first = log.watermarks(topic, partition)[0]
@@ -191,7 +189,7 @@ def _partition_states(
 
 
 def progress_of(log: Log, partitions: Iterable[PartitionState]) -> Progress:
-    """How much that is together (blocks)."""
+    """The total progress over these partitions (blocks)."""
     total = lag = 0
     for each in partitions:
         first = log.watermarks(each.topic, each.partition)[0]
@@ -204,7 +202,7 @@ def progress_of(log: Log, partitions: Iterable[PartitionState]) -> Progress:
 
 
 async def promote(declared: Iterable[Projection], name: str, version: int) -> Outcome:
-    """Have a version serve, if it has handled all that the one before it has.
+    """Promote a version, if it has handled everything that the serving version has.
 
     :raises ConfigError: the app does not declare it.
     :raises NotFound: the tables' SQLite file is not there.
@@ -220,8 +218,8 @@ async def promote(declared: Iterable[Projection], name: str, version: int) -> Ou
 
 
 async def drop(log: Log, declared: Iterable[Projection], name: str, version: int) -> None:
-    """Forget a version: its group, its rows in the inbox, its row among the versions. Its tables
-    are the user's to drop. If it is interrupted, it is to be called again.
+    """Drop a version: its group, its rows in the inbox, its row among the versions. The user drops
+    its tables. If the call is interrupted, it must be repeated.
 
     :raises InvalidValue: it serves.
     :raises GroupNotEmpty: processes run it.
@@ -237,7 +235,7 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
             f"version {version} of projection {name!r} serves: promote another first"
         )
     group = group_of(name, version)
-    put_back = DeadLetters().retry  # what comes back from the dead letters stands there
+    put_back = DeadLetters().retry  # redriven dead letters are in these topics
     topics = [topic for each in found.goal for topic in (each, put_back(each, group))]
 
     def delete_group() -> None:

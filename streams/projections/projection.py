@@ -1,13 +1,13 @@
-"""One version of a projection that an app declares: what its handlers do beside handling, and when
-it is promoted.
+"""One version of a projection that an app declares: its statements in handlers' transactions, and
+its promotion.
 
-While the app's processors run, a task of each version looks at the database: it makes the version
-known there, and promotes it once it has come far enough, if it is newer than the one that serves.
-*Far enough* is: all that the serving version has handled. Until nearly nothing is missing, that is
-told by the positions that both groups have committed. Then the serving version is made to stand
-still, for :data:`HOLD` seconds at most, and what it has handled is compared row by row, so that
-nobody who reads its tables and then the new ones goes back in time. Where none serves yet, it is
-all that was in the topics when the version was seen first.
+While the app's processors run, a task of each version polls the database: it declares the version
+there, and promotes it once it has come far enough, if it is newer than the serving version. *Far
+enough* means everything that the serving version has handled. Until nearly nothing is missing, the
+committed positions of both groups decide. Then the serving version is paused, for :data:`HOLD`
+seconds at most, and its handled messages are compared row by row, so that a reader who switches
+from its tables to the new ones never goes back in time. If no version serves yet, *far enough* is
+everything that was in the topics when the version was first seen.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ from streams.text import describe_error, get_logger
 logger = get_logger("streams.projections")
 
 INTERVAL = 0.5
-"""Seconds between two looks, while something is to be promoted."""
+"""Seconds between two polls, while the version may be promoted."""
 
 IDLE_INTERVAL = 5.0
-"""The same, once the version serves, or is promoted by somebody else."""
+"""Seconds between two polls once the version serves, or is promoted by a user."""
 
 HOLD = 2.0
-"""Seconds for which the serving version stands still, at most."""
+"""The most seconds for which the serving version is paused."""
 
 IDLE = 60.0
-"""Seconds between two statements of the transaction that promotes, those of ``on_promote`` too,
-after which PostgreSQL gives it up: the serving version stands still meanwhile."""
+"""Seconds between two statements of the promoting transaction, including those of ``on_promote``,
+after which PostgreSQL ends it: the serving version is paused meanwhile."""
 
 LOOK_AGAIN = 0.02
-"""Seconds between two comparisons while it does."""
+"""Seconds between two comparisons during the pause."""
 
 NEAR = 1_000
-"""Messages of a partition that may be missing when the serving version is made to stand still."""
+"""Messages of a partition that may be missing when the serving version is paused."""
 
 Hook = Callable[[Any], object]
 """Called with the connection or session of the transaction that promotes a version."""
 
 
 class Outcome(NamedTuple):
-    """What came of an attempt to promote.
+    """The outcome of an attempt to promote.
 
-    :param promoted: it serves now, or did before.
-    :param reason: why not, else.
-    :param is_near: it may be in a moment.
+    :param promoted: the version serves now, or did before.
+    :param reason: why it was not promoted.
+    :param is_near: the next attempt may succeed in a moment.
     """
 
     promoted: bool
@@ -78,12 +78,12 @@ class Outcome(NamedTuple):
 
 
 def group_of(name: str, version: int) -> str:
-    """The group in which a version of a projection handles."""
+    """The group of a version of a projection."""
     return f"{name}.v{version}"
 
 
 Scopes = dict[tuple[str, int], tuple[int, int]]
-"""Of each partition of a group its number in the inbox, and the position below which all is
+"""By partition of a group: its number in the inbox, and the position below which everything is
 settled."""
 
 
@@ -92,10 +92,10 @@ class Projection:
 
     :param connection: the app.
     :param name: the projection's name: the processor's ``group=``.
-    :param topics: that the version reads.
-    :param database: in which its tables are.
-    :param promotes: promote it as soon as it has come far enough.
-    :param on_promote: called in the transaction that does.
+    :param topics: the topics that the version reads.
+    :param database: the database with its tables.
+    :param promotes: promote the version as soon as it has come far enough.
+    :param on_promote: called in the promoting transaction.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class Projection:
         self.name = name
         """The projection's name."""
         self.version = version
-        """Which version."""
+        """The number of the version."""
         self.topics = tuple(topics)
         self.database = database
         self.promotes = promotes
         self.serving: int | None = None
-        """The version whose tables are to be read, as was seen last; None: none can be yet. Code
-        that must be certain asks ``streams_projections`` in its own transaction."""
+        """The version whose tables are to be read, as last seen; None: there is none yet. Code that
+        must be certain queries ``streams_projections`` in its own transaction."""
         self._connection = connection
         self._on_promote = on_promote
         self.transactions = Transactions(database)
@@ -132,7 +132,7 @@ class Projection:
 
     @property
     def group(self) -> str:
-        """The group in which it handles."""
+        """The group of this version."""
         return group_of(self.name, self.version)
 
     def stats(self) -> ProjectionStats:
@@ -143,9 +143,9 @@ class Projection:
     # -- in a handler's transaction
 
     def check(self, message: Message[Any]) -> None:
-        """See that a message is not handled on purpose once more.
+        """Check that a message is not being handled again on purpose.
 
-        :raises ConfigError: it is: the group was reset, or this is a replay.
+        :raises ConfigError: it is, as the group was reset, or this is a replay.
         """
         if reset_generation(message.assignment):
             raise ConfigError(
@@ -156,13 +156,13 @@ class Projection:
             )
 
     def handle(self, dialect: DialectName, patience: float) -> Steps[None]:
-        """Statements of each transaction of a handler."""
+        """The statements of this version in each transaction of a handler."""
         return tables.handle(dialect, self.name, self.version, patience, HOLD)
 
     # -- beside the processors
 
     async def follow(self) -> None:
-        """Make it known, and promote it when it can be; until cancelled."""
+        """Declare the version in the database, and promote it when possible; until cancelled."""
         try:
             while True:
                 pause = IDLE_INTERVAL
@@ -186,7 +186,7 @@ class Projection:
             logger.error("%r: cannot be promoted, looks again: %s", self, describe_error(error))
 
     async def look(self) -> bool:
-        """Look once. True: there is nothing more to be done here for now."""
+        """Poll once. True: there is nothing more to do for now."""
         known = await self.known_versions()
         serving = max((each.version for each in known if each.serves), default=None)
         if self.promotes and (serving is None or serving < self.version):
@@ -197,11 +197,12 @@ class Projection:
         return not self.promotes or (serving is not None and serving >= self.version)
 
     async def known_versions(self) -> list[KnownVersion]:
-        """What the database knows of the projection; this version is made known there."""
+        """The projection's versions in the database, where this version is declared if it is
+        missing."""
         if not self._known:
             await self._make_known()
         found = await self.transactions.run(tables.versions_of(self.name), reading=True)
-        if all(each.version != self.version for each in found):  # somebody deleted its row
+        if all(each.version != self.version for each in found):  # its row was deleted
             await self._make_known()
             found = await self.transactions.run(tables.versions_of(self.name), reading=True)
         return found
@@ -225,7 +226,7 @@ class Projection:
     # -- promoting
 
     async def promote(self) -> Outcome:
-        """Promote it, if it has come far enough.
+        """Promote the version, if it has come far enough.
 
         :raises LogError: the log does not answer.
         :raises Exception: the database's own error, or what ``on_promote`` raised; nothing has
@@ -248,7 +249,8 @@ class Projection:
         outcome = await self._promote_over(serving, holds=True)
         ends = time.monotonic() + HOLD
         while not outcome.promoted and outcome.is_near and time.monotonic() < ends:
-            # On SQLite nobody else gets on while the transaction is open: so it is begun again.
+            # On SQLite no other writer can go on while the transaction is open, so it is begun
+            # again.
             await asyncio.sleep(LOOK_AGAIN)
             outcome = await self._promote_over(serving, holds=False)
         if outcome.promoted:
@@ -257,12 +259,13 @@ class Projection:
         return outcome
 
     async def _promote_over(self, serving: int | None, *, holds: bool) -> Outcome:
-        """Promote it in one transaction, if nothing of the serving version is missing.
+        """Promote the version in one transaction, if it lacks nothing that the serving version has
+        handled.
 
-        :param holds: on SQLite: if something is, make that stand still.
+        :param holds: on SQLite: if something is missing, pause the serving version.
         """
         log, theirs, ours = self._connection.log, Scopes(), Scopes()
-        if serving is not None:  # the log is asked before everybody waits for this transaction
+        if serving is not None:  # the log is asked before others wait for this transaction
             group = group_of(self.name, serving)
             theirs = await asyncio.to_thread(_scopes, log, group, self.topics)
             ours = await asyncio.to_thread(_scopes, log, self.group, self.topics)
@@ -290,15 +293,16 @@ class Projection:
         return Outcome(True)
 
     def _has_all_of(self, serving: int, theirs: Scopes, ours: Scopes) -> Work[bool]:
-        """Make the serving version stand still until this transaction ends, and see that nothing
-        of it is missing here.
+        """Pause the serving version until this transaction ends, and check that this version lacks
+        nothing that it has handled.
 
-        :param ours: as they were a moment ago or before: that is not more than is settled now.
+        :param ours: this version's positions of a moment ago or earlier, which are not beyond the
+            current ones.
         """
         dialect = self.database.dialect
         yield from tables.stop(dialect, self.name, serving)
         if (yield from find_version(dialect)) is None:
-            return True  # no inbox is there yet: nothing was handled by anybody
+            return True  # there is no inbox yet: nothing was handled
         ends = time.monotonic() + HOLD
         while (yield from _is_behind(dialect, theirs, ours)):
             if dialect == "sqlite" or time.monotonic() > ends:
@@ -312,7 +316,7 @@ class Projection:
 
 
 def find_table(database: Database[Any]) -> Work[bool]:
-    """Whether the table of projections is there."""
+    """Whether the table of projections exists."""
     return (yield from tables.find_table(database.dialect))  # known once a session is open
 
 
@@ -323,17 +327,17 @@ def committed(steps: Steps[None]) -> Work[None]:
 
 
 def _is_behind(dialect: DialectName, theirs: Scopes, ours: Scopes) -> Steps[bool]:
-    """Whether the serving version has handled something that this one has not."""
+    """Whether the serving version has handled messages that this one has not."""
     for place, (scope, settled) in ours.items():
         if place not in theirs:
-            return True  # the partition was added since: the next look knows it
+            return True  # the partition was added since: the next poll knows it
         if (yield from tables.is_behind(dialect, theirs[place][0], scope, settled)):
             return True
     return False
 
 
 def ends_of(log: Log, topics: Iterable[str]) -> Ends:
-    """Where topics end now (blocks)."""
+    """The current ends of topics (blocks)."""
     return {
         topic: {
             partition: log.watermarks(topic, partition)[1]
@@ -351,8 +355,8 @@ def _positions(log: Log, group: str, topics: Iterable[str]) -> Ends:
 
 
 def _settled(log: Log, group: str, topics: Iterable[str]) -> Ends:
-    """The positions of a group; where its topics begin, if that is further: what was there before
-    is gone, and a partition of which nothing was handled has no position."""
+    """The positions of a group, or the beginnings of its topics if those are further: earlier
+    messages are gone, and a partition of which nothing was handled has no position."""
     found = _positions(log, group, topics)
     return {
         topic: {
@@ -364,7 +368,7 @@ def _settled(log: Log, group: str, topics: Iterable[str]) -> Ends:
 
 
 def _first_behind(log: Log, goal: Ends, settled: Ends, *, near: int | None) -> str:
-    """Where a version has not come far enough; empty: nowhere.
+    """Describes where a version has not come far enough; empty: nowhere.
 
     :param near: the serving version, of which at most :data:`NEAR` messages may be missing; None:
         nothing may be.
@@ -372,7 +376,7 @@ def _first_behind(log: Log, goal: Ends, settled: Ends, *, near: int | None) -> s
     for topic, ends in goal.items():
         for partition, end in ends.items():
             position = settled.get(topic, {}).get(partition, 0)
-            if position < end:  # a topic that was made anew since may end before that
+            if position < end:  # a topic that was created again since may end before that
                 end = min(end, log.watermarks(topic, partition)[1])
             if position >= end:
                 continue

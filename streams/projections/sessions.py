@@ -1,10 +1,9 @@
 """A transaction of any of the databases, from a coroutine.
 
-What is done in it is written once, as a generator (:data:`Work`). On a plain database all of it
-runs in one call of one thread, from the transaction's beginning to its end. Its library may want
-that (Django's connections belong to threads); and a SQLite file's lock, for which everybody waits
-who writes to it, is never held while the thread waits for the loop: code that blocks the loop may
-be waiting for that lock.
+Its actions are written once, as a generator (:data:`Work`). On a plain database all of them run in
+one call of one thread, from the transaction's beginning to its end. The library may require that
+(Django's connections belong to threads); and a SQLite file's write lock is never held while the
+thread waits for the loop: code that blocks the loop may be waiting for that lock.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ T = TypeVar("T")
 
 
 class Blocking(NamedTuple):
-    """A call that blocks, as those of a log do; yielded, what it returns comes back."""
+    """A blocking call, such as one of a log; the generator that yields it gets its result."""
 
     function: Callable[[], Any]
 
@@ -34,13 +33,13 @@ class WithConnection(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """The transaction's end; what was not committed by then is rolled back."""
+    """Commits the transaction; without it the transaction is rolled back."""
 
 
 Action: TypeAlias = "Statement | Blocking | WithConnection | Commit"
 
 Work: TypeAlias = "Generator[Action, Any, T]"
-"""What is done in a transaction, one after the other, and what it comes to."""
+"""The actions of a transaction, one after the other, and its result."""
 
 
 class Transactions:
@@ -52,9 +51,9 @@ class Transactions:
         self._turn = asyncio.Lock()
 
     async def run(self, work: Work[T], *, reading: bool = False) -> T:
-        """Do this in a transaction; what it comes to.
+        """Do this work in a transaction; returns its result.
 
-        :param reading: it changes nothing.
+        :param reading: the work changes nothing.
         """
         async with self._turn:
             if self.database.asynchronous:
@@ -62,7 +61,7 @@ class Transactions:
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, "streams-projection")
             future = self._worker.submit(self._run_plain, work, reading)
-            # A cancellation comes when it has ended all the same.
+            # A cancellation takes effect only when the call has ended.
             return await run_to_completion(asyncio.wrap_future(future))
 
     def _run_plain(self, work: Work[T], reading: bool) -> T:
@@ -110,7 +109,8 @@ class Transactions:
             await run_to_completion(session.rollback())
 
     def close(self) -> None:
-        """No transaction is open any more; one may be begun again, on another loop, too."""
+        """Close the resources, when no transaction is open any more; another may be begun later,
+        also on another loop."""
         self._turn = asyncio.Lock()
         worker, self._worker = self._worker, None
         if worker is not None:

@@ -1,7 +1,7 @@
 """The table of projections, for PostgreSQL and SQLite, and every statement that is run upon it.
 
 ``streams_projections`` has a row for each version of each projection. ``serves`` is true for at
-most one version of a projection: the one whose tables are to be read. Readers ask it in their own
+most one version of a projection: the one whose tables are to be read. Readers query it in their own
 transaction::
 
     SELECT version FROM streams_projections WHERE name = 'balances' AND serves
@@ -55,11 +55,11 @@ CREATE TABLE streams_projections (
 }
 
 Ends = Mapping[str, Mapping[int, int]]
-"""Positions, by topic and partition."""
+"""Positions by topic and partition."""
 
 
 class KnownVersion(NamedTuple):
-    """A version of a projection, as the database knows it."""
+    """A version of a projection in the database."""
 
     version: int
     serves: bool
@@ -67,12 +67,12 @@ class KnownVersion(NamedTuple):
 
 
 def ddl(dialect: DialectName) -> str:
-    """What makes the table."""
+    """The statements that create the table."""
     return f"{_CREATE[dialect]};\n"
 
 
 def find_table(dialect: DialectName) -> Steps[bool]:
-    """Whether the table is there."""
+    """Whether the table exists."""
     if dialect == "postgresql":
         rows = yield Statement(
             "SELECT count(*) FROM pg_catalog.pg_class "
@@ -86,7 +86,8 @@ def find_table(dialect: DialectName) -> Steps[bool]:
 
 
 def create_missing(dialect: DialectName) -> Steps[None]:
-    """Make the table, once, whoever else tries. The first statements of their transaction."""
+    """Create the table, once, even if several processes try. Must be the first statements of their
+    transaction."""
     yield from begin_locking(dialect)
     if dialect == "postgresql":
         yield Statement(f"SELECT pg_advisory_xact_lock({PREPARING})")
@@ -107,7 +108,7 @@ def versions_of(name: str) -> Steps[list[KnownVersion]]:
 
 
 def declare(dialect: DialectName, name: str, version: int, goal: Ends) -> Steps[None]:
-    """A version is there; nothing, if that is known. The first statements of their transaction."""
+    """Insert a version, unless it is known. Must be the first statements of their transaction."""
     yield from begin_locking(dialect)
     text = json.dumps(
         {
@@ -123,7 +124,7 @@ def declare(dialect: DialectName, name: str, version: int, goal: Ends) -> Steps[
 
 
 def _ends_of(name: str, version: int, goal: str) -> Ends:
-    """:raises ConfigError: it is none of ours."""
+    """:raises ConfigError: this package did not write it."""
     try:
         found = json.loads(goal)
         return {
@@ -150,7 +151,7 @@ WHERE name = $1 AND version = $2""",
 
 
 def promote(dialect: DialectName, name: str, version: int) -> Steps[None]:
-    """From now on this version serves."""
+    """Make this version the serving one."""
     yield Statement("UPDATE streams_projections SET serves = (1 = 0) WHERE name = $1", (name,))
     if dialect == "sqlite":
         yield Statement("UPDATE streams_projections SET held_until = NULL WHERE name = $1", (name,))
@@ -158,7 +159,7 @@ def promote(dialect: DialectName, name: str, version: int) -> Steps[None]:
 
 
 def forget(name: str, version: int) -> Steps[None]:
-    """A version is gone."""
+    """Delete a version's row."""
     yield Statement(
         "DELETE FROM streams_projections WHERE name = $1 AND version = $2", (name, version)
     )
@@ -183,7 +184,7 @@ def forget_handled(dialect: DialectName, scope: int, limit: int) -> Steps[bool]:
 
 
 def lock_number(name: str, version: int) -> int:
-    """The advisory lock of a version on PostgreSQL; of version 0: of who promotes another."""
+    """The number of a version's advisory lock on PostgreSQL; version 0: the lock for promoting."""
     return int.from_bytes(digest("projection", name, version)[:8], "big") >> 1
 
 
@@ -216,7 +217,7 @@ def handle(
             yield Statement(_LOCK_IMPATIENTLY, (milliseconds(patience), number))
         return
     if not (yield from find_table(dialect)):
-        return  # so nobody can have been promoted
+        return  # so no version can have been promoted
     rows = yield Statement(
         "SELECT held_until - (julianday('now') - 2440587.5) * 86400 "
         "FROM streams_projections WHERE name = $1 AND version = $2",
@@ -237,7 +238,7 @@ def hold(name: str, version: int, seconds: float) -> Steps[None]:
 
 
 def stop(dialect: DialectName, name: str, version: int) -> Steps[None]:
-    """No handler of the version is in a transaction until this one ends."""
+    """Keep the version's handlers out of transactions until this one ends."""
     if dialect == "postgresql":
         yield Statement(
             "SELECT pg_advisory_xact_lock(CAST($1 AS bigint))", (lock_number(name, version),)
