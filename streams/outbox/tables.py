@@ -42,26 +42,26 @@ BUCKETS = 16
 """Buckets of keys that the relays of one outbox share, on PostgreSQL."""
 
 ROW_BYTES = 256
-"""What a row counts beside its payload, where bytes are bounded."""
+"""Bytes that a row counts besides its payload, where bytes are bounded."""
 
 _IS_WITHIN_BYTES = f"total - size - {ROW_BYTES} < :bytes"
-"""Whether what stands before a row leaves room for it; the first one is always taken."""
+"""Whether the rows before a row leave room for it; the first row is always taken."""
 
 COUNT_LIMIT = 100_000
-"""Rows that are counted at most; more are as many."""
+"""The most rows that are counted; larger numbers are reported as this one."""
 
 _TABLE = re.compile(r"(?:[a-z_][a-z0-9_]{0,47}\.)?[a-z_][a-z0-9_]{0,47}", re.ASCII)
 
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_][a-z0-9_]*)")
 
 _ORDER_OF_TOPIC = "aggregatetype, sequence"
-"""What the index of topics has."""
+"""The columns of the index of topics."""
 
 _COLUMNS = "id, aggregatetype, aggregateid, type, payload, messageid, keytype, headers"
 _PARAMETERS = ("id", "topic", "key", "type", "payload", "messageid", "keytype", "headers")
 
 ROWS_AT_ONCE = 64
-"""Rows that one statement writes, at most."""
+"""The most rows that one statement writes."""
 
 
 Parameters = Mapping[str, Any]
@@ -69,14 +69,14 @@ NO_PARAMETERS: Parameters = {}
 
 
 def statement(sql: str, parameters: Parameters = NO_PARAMETERS) -> Statement:
-    """A statement as :mod:`streams.databases` runs it."""
+    """A statement in the form that :mod:`streams.databases` runs."""
     numbered, names = _numbered(sql)
     return Statement(numbered, [parameters[name] for name in names])
 
 
 @lru_cache(256)
 def _numbered(sql: str) -> tuple[str, tuple[str, ...]]:
-    """With ``$1``, ``$2``..., each once, and the names that these stand for."""
+    """The SQL with ``$1``, ``$2``..., each once, and the names of these parameters."""
     names: list[str] = []
 
     def replace(found: re.Match[str]) -> str:
@@ -87,13 +87,13 @@ def _numbered(sql: str) -> tuple[str, tuple[str, ...]]:
 
 
 class Row(NamedTuple):
-    """A row as a relay reads it.
+    """A row that a relay reads.
 
     :param id: the message ID.
     :param key: ``aggregateid``.
-    :param size: of payload, headers and ID in bytes.
-    :param held: a row before it of the same key has failed, or waits itself, so this one has to;
-        or is undeclared.
+    :param size: bytes of payload, headers and ID.
+    :param held: an earlier row of the same key has failed, waits itself, or is undeclared, so this
+        one must wait.
     """
 
     sequence: int
@@ -112,13 +112,13 @@ _PAYLOAD = Row._fields.index("payload")
 
 
 class Backlog(NamedTuple):
-    """How many rows there are, each up to :data:`COUNT_LIMIT`.
+    """The numbers of rows, each up to :data:`COUNT_LIMIT`.
 
     :param depth: to be relayed.
     :param oldest: seconds since the first of them was written; None: there is none.
-    :param failed: that could not be published.
-    :param waiting: behind those, of the same keys.
-    :param undeclared: that wait for a relay whose app declares their topic.
+    :param failed: rows that could not be published.
+    :param waiting: rows behind those, of the same keys.
+    :param undeclared: rows that wait for a relay whose app declares their topic.
     """
 
     depth: int
@@ -131,7 +131,7 @@ class Backlog(NamedTuple):
 class UndeclaredTopic(NamedTuple):
     """A topic of rows that wait for a relay whose app declares it.
 
-    :param rows: how many; all topics together up to :data:`COUNT_LIMIT`.
+    :param rows: the number of rows; all topics together up to :data:`COUNT_LIMIT`.
     :param age: seconds since the first of those was written.
     """
 
@@ -141,7 +141,7 @@ class UndeclaredTopic(NamedTuple):
 
 
 class HeldRow(NamedTuple):
-    """A row as people see it.
+    """A row for display.
 
     :param age: seconds since it was written.
     :param waiting: rows of its key that wait behind it.
@@ -161,7 +161,7 @@ class HeldRow(NamedTuple):
 
 
 def _suffixes(rows: int) -> Iterator[str]:
-    """What stands behind the names of the parameters of each of several rows."""
+    """The suffixes of the parameters' names for each of several rows."""
     return iter([""] if rows == 1 else [f"_{row}" for row in range(rows)])
 
 
@@ -175,7 +175,7 @@ def parameters_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def portions(count: int) -> Iterator[slice]:
-    """So many rows in portions of powers of two, so that there are few different statements."""
+    """Splits a number of rows into powers of two, so that there are few different statements."""
     start, size = 0, ROWS_AT_ONCE
     while start < count:
         while size > count - start:
@@ -187,7 +187,7 @@ def portions(count: int) -> Iterator[slice]:
 class Tables:
     """The names of the tables.
 
-    :param table: of the outbox, in lower case, with a schema in front or without.
+    :param table: the outbox's table, in lower case, with or without a schema.
     :raises ConfigError: it is no such name.
     """
 
@@ -218,7 +218,7 @@ class Tables:
             (self.undeclared_index, UNDECLARED),
         )
         self.channel = f"streams_{table}".replace(".", "_")[:63]
-        """What relays LISTEN to on PostgreSQL."""
+        """The channel of the relays' LISTEN on PostgreSQL."""
 
 
 class Dialect:
@@ -233,23 +233,23 @@ class Dialect:
     # -- what differs
 
     def schema(self) -> Sequence[str]:
-        """What creates the tables, where they are missing."""
+        """The statements that create missing tables."""
         raise NotImplementedError
 
     def list_of(self, name: str, kind: str) -> str:
-        """The values of a parameter that is a list, as a query: its column is ``value``."""
+        """A query of the values of a list parameter; its column is ``value``."""
         raise NotImplementedError
 
     def among(self, value: str, name: str, kind: str) -> str:
-        """Whether a value is among those of a parameter that is a list."""
+        """A condition: the value is in a list parameter."""
         return f"{value} IN ({self.list_of(name, kind)})"
 
     def list_parameter(self, found: Sequence[int] | Sequence[str]) -> object:
-        """A list as a parameter."""
+        """Convert a list to a parameter."""
         raise NotImplementedError
 
     def length_of(self, text: str) -> str:
-        """The bytes of a column of text."""
+        """The bytes of a text column."""
         raise NotImplementedError
 
     bucket = "0"
@@ -267,7 +267,7 @@ class Dialect:
     def insert(self, *, notify: bool, rows: int = 1) -> str:
         """Write a row, and wake the relays once that is committed.
 
-        :param rows: write so many, in their order; see :func:`parameters_of_rows`.
+        :param rows: write this many rows, in their order; see :func:`parameters_of_rows`.
         """
         id, *others = _PARAMETERS
         values = ", ".join(
@@ -282,7 +282,7 @@ class Dialect:
         return sql
 
     def insert_for_debezium(self) -> str:
-        """Write a row and say its sequence, for :meth:`delete_one`."""
+        """Write a row and return its sequence, for :meth:`delete_one`."""
         return f"{self.insert(notify=False)} RETURNING sequence"
 
     def delete_one(self) -> str:
@@ -290,21 +290,22 @@ class Dialect:
         return f"DELETE FROM {self.tables.outbox} WHERE sequence = :sequence"
 
     def has_outbox(self) -> str:
-        """Whether the table is there: one row, true or false."""
+        """Whether the table exists: one row, true or false."""
         raise NotImplementedError
 
     def lock_creation(self) -> str:
-        """Let nobody else create tables until the transaction ends; empty: nobody can."""
+        """Keep others from creating tables until the transaction ends; empty: not needed."""
         return ""
 
     def has_topic_index(self) -> str:
-        """Whether the index is there by which a topic is read alone: one row, true or false."""
+        """Whether the index of topics exists, by which a topic is read alone: one row, true or
+        false."""
         raise NotImplementedError
 
     # -- relaying
 
     def fetch(self, *, of_topic: bool = False) -> str:
-        """Rows of a relay's buckets in their order, up to a number and a size; always one.
+        """Rows of a relay's buckets in their order, up to a number and a size, but at least one.
 
         :param of_topic: see :meth:`ready_rows`.
         """
@@ -317,17 +318,17 @@ class Dialect:
             """
 
     def _with_total(self, rows: str, order: str) -> str:
-        """Rows with the bytes of all up to each, for :data:`_IS_WITHIN_BYTES`."""
+        """Rows with the cumulative bytes up to each, for :data:`_IS_WITHIN_BYTES`."""
         return (
             f"SELECT r.*, sum(size + {ROW_BYTES}) OVER ("
             f"ORDER BY {order} ROWS UNBOUNDED PRECEDING) AS total FROM ({rows}) AS r"
         )
 
     def ready_rows(self, *, of_topic: bool = False) -> str:
-        """The same, up to a number.
+        """As :meth:`fetch`, up to a number.
 
-        :param of_topic: of one topic alone, so that no row of another one is looked at; needs the
-            index of topics. Else of all topics but the busy ones, past whose rows it walks.
+        :param of_topic: rows of one topic, without scanning those of others; needs the index of
+            topics. Else rows of all topics except the busy ones, whose rows are scanned.
         """
         return self._ready(
             f"""sequence, {self.bucket} AS bucket,
@@ -343,7 +344,7 @@ class Dialect:
     def _ready(self, columns: str, *, of_topic: bool) -> str:
         """See :meth:`ready_rows`.
 
-        :param columns: what is selected of each.
+        :param columns: the columns to select.
         """
         which = f"aggregatetype NOT IN ({self.list_of('busy', 'text')})"
         order = "sequence"
@@ -360,8 +361,8 @@ class Dialect:
             """
 
     def topics_with_rows(self) -> str:
-        """Those of some topics that have rows to be relayed, of whosever buckets; needs the index
-        of topics, in which each is looked up."""
+        """The topics among some that have rows to be relayed, in any bucket; needs the index of
+        topics, in which each is looked up."""
         first = (
             f"SELECT aggregatetype FROM {self.tables.outbox} WHERE state = {READY} "
             "AND aggregatetype >= t.value ORDER BY aggregatetype LIMIT 1"
@@ -371,7 +372,7 @@ class Dialect:
         )
 
     def _owned(self) -> str:
-        """Whether a row is of a relay's buckets."""
+        """Whether a row is in a relay's buckets."""
         owned = (
             f"SELECT bucket FROM {self.tables.buckets} WHERE owner = :relay "
             f"AND {self.among('bucket', 'buckets', 'integer')}"
@@ -379,17 +380,17 @@ class Dialect:
         return self.within(self.bucket, owned)
 
     def within(self, value: str, query: str) -> str:
-        """Whether a value is among what a query gives, which is run once."""
+        """A condition: the value is in the result of a query, which is run once."""
         return f"{value} IN ({query})"
 
     def _held(self, row: str) -> str:
-        """Whether a row before this one, of the same key, is not to be relayed."""
+        """Whether an earlier row of the same key is not to be relayed."""
         states = (FAILED, WAITING, UNDECLARED)
         return f"({' OR '.join(self._before(row, state) for state in states)})"
 
     def _before(self, row: str, state: int) -> str:
-        """Whether a row before this one, of the same key, is in a state. Nearly always none of any
-        key is: that is looked up once for a statement, and nothing for each row then (with AND for
+        """Whether an earlier row of the same key is in a state. Nearly always no row of any key is:
+        that is looked up once per statement, and no row needs a lookup then (with AND instead of
         CASE, SQLite would look up both)."""
         outbox = self.tables.outbox
         return (
@@ -400,7 +401,7 @@ class Dialect:
         )
 
     def delete(self) -> str:
-        """Delete rows that the log has."""
+        """Delete rows that the log has confirmed."""
         rows = self.among("sequence", "sequences", "bigint")
         return f"DELETE FROM {self.tables.outbox} WHERE {rows}"
 
@@ -410,7 +411,7 @@ class Dialect:
         return f"UPDATE {self.tables.outbox} SET state = {FAILED}, error = :error WHERE {rows}"
 
     def hold(self) -> str:
-        """Have rows wait behind one of their key that failed, or that waits, or is undeclared."""
+        """Make rows wait behind one of their key that failed, waits, or is undeclared."""
         rows = self.among("sequence", "sequences", "bigint")
         return (
             f"UPDATE {self.tables.outbox} AS o SET state = {WAITING} "
@@ -418,24 +419,24 @@ class Dialect:
         )
 
     def set_aside(self) -> str:
-        """Have rows wait for a relay whose app declares their topic."""
+        """Make rows wait for a relay whose app declares their topic."""
         rows = self.among("sequence", "sequences", "bigint")
         return (
             f"UPDATE {self.tables.outbox} SET state = {UNDECLARED} WHERE state = {READY} AND {rows}"
         )
 
     def release_undeclared(self) -> str:
-        """Have rows of a relay's buckets wait no longer whose topic its app declares."""
+        """Release the undeclared rows of a relay's buckets whose topic its app declares."""
         return (
             f"UPDATE {self.tables.outbox} SET state = {READY} WHERE state = {UNDECLARED} "
             f"AND {self.among('aggregatetype', 'topics', 'text')} AND {self._owned()}"
         )
 
     def keys_to_release(self) -> str:
-        """Keys of a relay's buckets, and of some topics, that wait behind what is not there any
-        more: the first row that waits of each, up to a number.
+        """Keys of a relay's buckets and of some topics that wait behind a row that is gone: the
+        first waiting row of each, up to a number.
 
-        However many rows of a key wait, one is looked at: from one key the next is looked up, in
+        However many rows of a key wait, only one is read: from one key the next is looked up, in
         the order of the index.
         """
 
@@ -463,7 +464,8 @@ class Dialect:
             """
 
     def release_waiting(self) -> str:
-        """Have the first rows of a key wait no longer, up to a number; those that were released.
+        """Release the first waiting rows of a key, up to a number; returns those that were
+        released.
 
         The key is that of the row ``:first``.
         """
@@ -506,7 +508,7 @@ class Dialect:
         return f"{self._people_select()} {where} ORDER BY o.sequence LIMIT :limit"
 
     def undeclared_topics(self) -> str:
-        """See :class:`UndeclaredTopic`; those of the most rows first."""
+        """See :class:`UndeclaredTopic`; those with the most rows first."""
         return (
             "SELECT aggregatetype, count(*), max(age) FROM (SELECT aggregatetype, "
             f"{self.age} AS age FROM {self.tables.outbox} WHERE state = {UNDECLARED} "
@@ -515,7 +517,7 @@ class Dialect:
         )
 
     def find_rows(self) -> str:
-        """Rows by a message ID or a sequence."""
+        """Find rows by a message ID or a sequence."""
         return (
             f"{self._people_select(', o.headers, ' + self.payload)} "
             f"WHERE o.messageid = :name OR CAST(o.id AS text) = :name OR o.sequence = :sequence "
@@ -536,21 +538,21 @@ class Dialect:
         )
 
     def keys_of_failed(self) -> str:
-        """The keys of failed rows, of which some or all are to be tried again."""
+        """The keys of the failed rows that are to be retried, some or all."""
         return (
             f"SELECT sequence, aggregatetype, aggregateid FROM {self.tables.outbox} "
             f"WHERE state = {FAILED} ORDER BY sequence"
         )
 
     def retry_row(self) -> str:
-        """Try a failed row again."""
+        """Retry a failed row."""
         return (
             f"UPDATE {self.tables.outbox} SET state = {READY}, error = NULL "
             f"WHERE state = {FAILED} AND sequence = :sequence"
         )
 
     def retry_key(self) -> str:
-        """And what waited behind it."""
+        """Release the rows that waited behind a retried one."""
         return (
             f"UPDATE {self.tables.outbox} SET state = {READY} "
             f"WHERE state = {WAITING} AND aggregatetype = :topic AND aggregateid = :key"
@@ -559,14 +561,14 @@ class Dialect:
     # -- relays and buckets
 
     def register(self) -> str:
-        """A relay is there."""
+        """Register a relay."""
         return (
             f"INSERT INTO {self.tables.relays} (relay, beat, lock_number, seen) "
             f"VALUES (:relay, 1, :lock, {self.now})"
         )
 
     def beat(self) -> str:
-        """It is still there; no row where it was taken for dead."""
+        """Raise a relay's beat; returns no row if it was taken for dead."""
         return (
             f"UPDATE {self.tables.relays} SET beat = beat + 1, seen = {self.now} "
             "WHERE relay = :relay RETURNING beat"
@@ -577,41 +579,41 @@ class Dialect:
         return f"SELECT relay, beat, lock_number FROM {self.tables.relays} WHERE relay <> :relay"
 
     def remove_relay(self) -> str:
-        """A relay is dead, unless its beat has gone on."""
+        """Remove a dead relay, unless its beat has changed."""
         return (
             f"DELETE FROM {self.tables.relays} WHERE relay = :relay AND beat = :beat "
             "RETURNING relay"
         )
 
     def leave(self) -> str:
-        """A relay ends."""
+        """Remove a relay that ends."""
         return f"DELETE FROM {self.tables.relays} WHERE relay = :relay"
 
     def add_bucket(self) -> str:
-        """A bucket is there."""
+        """Insert a bucket."""
         return f"INSERT INTO {self.tables.buckets} (bucket) VALUES (:bucket) ON CONFLICT DO NOTHING"
 
     def owners(self) -> str:
-        """The owner of each bucket, empty where it has none that lives."""
+        """The owner of each bucket, empty if it has no live one."""
         return (
             f"SELECT bucket, coalesce(r.relay, '') FROM {self.tables.buckets} AS b "
             f"LEFT JOIN {self.tables.relays} AS r ON r.relay = b.owner ORDER BY bucket"
         )
 
     def own(self) -> str:
-        """Own buckets, or nobody does."""
+        """Set or clear the owner of buckets."""
         return (
             f"UPDATE {self.tables.buckets} SET owner = :owner "
             f"WHERE {self.among('bucket', 'buckets', 'integer')}"
         )
 
     def relays_seen(self) -> str:
-        """How many relays there are, and how many seconds ago the last was there."""
+        """The number of relays, and the seconds since the last heartbeat."""
         raise NotImplementedError
 
 
 def _element_for(found: Sequence[int] | Sequence[str]) -> Callable[[Any], str]:
-    """What makes of each of them how it stands in the text of an array of PostgreSQL's."""
+    """A function that formats each element for the text of a PostgreSQL array."""
     return str if found and isinstance(found[0], int) else _text_element
 
 
@@ -629,7 +631,7 @@ _OWN_COLUMNS: Mapping[str, str] = {
     "state": f"smallint NOT NULL DEFAULT {READY}",
     "error": "text",
 }
-"""The columns of an outbox on PostgreSQL that Debezium's has not."""
+"""The columns of an outbox on PostgreSQL that Debezium's does not have."""
 
 
 class PostgresDialect(Dialect):
@@ -663,17 +665,17 @@ class PostgresDialect(Dialect):
         return f"SELECT pg_advisory_xact_lock(hashtext('{self.tables.channel}'), 1)"
 
     def read_payload_as(self, column_type: str) -> None:
-        """What the type of ``payload`` is; of an outbox of Debezium's it may be ``jsonb``."""
+        """Read the type of ``payload``; in an outbox made for Debezium it may be ``jsonb``."""
         if column_type != "bytea":
             self.payload = "convert_to(CAST(payload AS text), 'UTF8')"
             self.size = "coalesce(octet_length(CAST(payload AS text)), 0)"
 
     def missing_columns(self, found: Iterable[str]) -> Sequence[str]:
-        """Which of our own columns are not among those of a table."""
+        """The own columns that are missing among those of a table."""
         return sorted(_OWN_COLUMNS.keys() - set(found), key=list(_OWN_COLUMNS).index)
 
     def add_columns(self, missing: Sequence[str]) -> str:
-        """What gives an outbox of Debezium's the columns that it lacks."""
+        """The statements that add missing columns to an outbox made for Debezium."""
         added = ", ".join(
             f"ADD COLUMN {name} {_OWN_COLUMNS[name]}{' UNIQUE' if name == 'sequence' else ''}"
             for name in missing
@@ -730,8 +732,8 @@ class PostgresDialect(Dialect):
         return f"CAST(CAST(:{name} AS text) AS {kind}[])"
 
     def among(self, value: str, name: str, kind: str) -> str:
-        """See :meth:`Dialect.among`. Not a query, so that an index is used whatever the planner
-        thinks that the table holds."""
+        """See :meth:`Dialect.among`. Not a query, so that an index is used whatever the planner's
+        statistics."""
         return f"{value} = ANY({self._array(name, kind)})"
 
     def list_parameter(self, found: Sequence[int] | Sequence[str]) -> object:
@@ -751,12 +753,12 @@ class PostgresDialect(Dialect):
 
 
 class SqliteDialect(Dialect):
-    """SQLite, 3.35 and later. One relay at a time has all keys."""
+    """SQLite, 3.35 and later. One relay at a time owns all keys."""
 
     bucket_count = 1
     now = "(julianday('now') - 2440587.5) * 86400.0"
     age = f"{now} - created"
-    size = (  # of a blob it is known without reading that
+    size = (  # a blob's length is known without reading it
         "CASE typeof(payload) WHEN 'blob' THEN length(payload) "
         "ELSE coalesce(length(CAST(payload AS blob)), 0) END"
     )
@@ -823,12 +825,12 @@ class SqliteDialect(Dialect):
         return f"coalesce(length(CAST({text} AS blob)), 0)"
 
     def fetch_as_document(self, *, of_topic: bool = False) -> str:
-        """As :meth:`fetch`, all rows in one, for :func:`rows_of_document`: a JSON document of what
-        they hold, where each payload is its length, and the payloads one after the other. Only how
-        large rows are is added up; what they hold is read of those that are taken.
+        """As :meth:`fetch`, with all rows in one, for :func:`rows_of_document`: a JSON document of
+        the rows, with the length of each payload in its place, and the concatenated payloads. Sizes
+        are added up without reading the contents, which are read only for the rows that are taken.
 
-        It fails where a row has what JSON cannot hold, or where SQLite makes no text so long; and
-        the document of a file whose texts are UTF-16 is UTF-16 itself, which is no JSON.
+        It fails if a row has values that JSON cannot hold, or if the text is too long for SQLite;
+        and the document of a file with UTF-16 texts is UTF-16 itself, which is no JSON.
         """
         columns = f"sequence, {self._row_size()} AS size, {self._held('o')} AS held"
         ready = self._ready(columns, of_topic=of_topic)
@@ -860,10 +862,9 @@ class SqliteDialect(Dialect):
 
 
 def rows_of_document(document: bytes, payloads: bytes) -> list[Row]:
-    """The rows that :meth:`SqliteDialect.fetch_as_document` has put together.
+    """The rows in the result of :meth:`SqliteDialect.fetch_as_document`.
 
-    :raises ValueError: one of them has a text that is no UTF-8, or the payloads are not what the
-        document says.
+    :raises ValueError: a text is not UTF-8, or the payloads do not match the document.
     """
     found: list[list[Any]] = orjson.loads(document)
     end = 0
