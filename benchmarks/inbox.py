@@ -45,7 +45,8 @@ UPDATE_MANY = (
 )
 INSERT = "INSERT INTO seen (id) VALUES (%s) ON CONFLICT DO NOTHING"
 INSERT_MANY = "INSERT INTO seen (id) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING RETURNING id"
-TAKE = "SELECT streams_inbox_take(%s, %s, %s, %s, %s, %s)"
+TAKE = "SELECT streams_inbox_take(%s, %s, %s, %s, %s, %s, %s, %s)"
+NONE_CAME_BACK = ("", "")
 TIMEOUTS = ("10000", "10000")
 """Timeouts in milliseconds: of a statement for a lock, and between two statements."""
 
@@ -149,6 +150,7 @@ class _InboxTables:
             ",".join([str(each.partition) for each in found]),
             ",".join([str(each.offset) for each in found]),
             ",".join(["0"] * len(found)),
+            *NONE_CAME_BACK,
             *TIMEOUTS,
         )
         done = await connection.execute(TAKE, parameters)
