@@ -58,7 +58,7 @@ def app_and_topic(command: str, first: str, second: str | None) -> tuple[str | N
     if second is not None:
         return first, second
     if ":" in first:
-        raise UsageError(f"{first}: which of its topics? streams {command} {first} TOPIC")
+        raise UsageError(f"{first}: no topic given; write streams {command} {first} TOPIC")
     return None, first
 
 

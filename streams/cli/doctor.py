@@ -27,31 +27,28 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    target: Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")],
+    target: Annotated[str, Argument(metavar="MODULE:APP", help="The app, such as shop:app.")],
     prometheus: Annotated[
         str | None,
         Option(
             "--prometheus",
             envvar="STREAMS_PROMETHEUS",
             metavar="URL",
-            help="Where Prometheus is: http://localhost:9090.",
+            help="URL of Prometheus: http://localhost:9090.",
         ),
     ] = None,
-    strict: Annotated[
-        bool, Option("--strict", help="What cannot be known counts as wrong.")
-    ] = False,
+    strict: Annotated[bool, Option("--strict", help="Treat unknown items as wrong.")] = False,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
-    r"""Hold an app and its log against the checklist.
+    r"""Check an app and its log against the checklist.
 
-    Are messages persisted, are they handled once, where do those go that
-    cannot be handled, is memory bounded, is somebody told when it goes
-    wrong, do retries end, is the order of keys kept, is what is deleted meant
-    to be, are the histories of aggregates whole and readable, do views come on,
-    do process managers react: yes, no, or why that cannot be known, and what
-    to do. Nothing is changed. The exit status
-    is 1 if anything is wrong.
+    Are messages persisted and handled once, where do messages go that cannot be
+    handled, is memory bounded, do failures raise alerts, do retries end, is the
+    order of keys kept, is deletion intended, are the histories of aggregates
+    complete and readable, do views progress, do process managers react? Each
+    answer is yes, no or unknown, with the reason and what to do. Nothing is
+    changed. The exit status is 1 if anything is wrong.
 
     [bold]Examples[/bold]
 
@@ -82,7 +79,7 @@ def doctor(
     else:
         output.print_line(f"{target} on {app.url_source}")
         if app.lifespan is not None:
-            output.print_note("what the app's lifespan declares is not looked at")
+            output.print_note("declarations made in the app's lifespan are not checked")
         output.print_table(
             ["", "item", "of", "why", "do"],
             [[f.verdict.value, f.item, f.subject, f.reason, f.advice or None] for f in findings],
@@ -106,7 +103,7 @@ def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
     try:
         log = open_log(app.url, app.driver_config, app.clock, app.member, mode="ro")
     except NotFound as error:
-        yield None, one_line(f"{error} (running the app once makes one)")
+        yield None, one_line(f"{error} (running the app once creates it)")
         return
     except LogError as error:
         yield None, one_line(str(error))

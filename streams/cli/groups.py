@@ -23,15 +23,15 @@ app = typer.Typer(no_args_is_help=True, help="List, show and delete consumer gro
 AT_ONCE = 8
 """How many groups are queried at the same time: each takes several answers of a server."""
 
-Name = Annotated[str, Argument(metavar="GROUP", help="Its name.")]
+Name = Annotated[str, Argument(metavar="GROUP", help="Name of the group.")]
 
 
 @app.command("ls")
 def list_groups(show_all: ShowAll = False, url: Url = None, json: Json = False) -> None:
-    r"""List the groups: who runs, and what is waiting.
+    r"""List the consumer groups with their members and lag.
 
-    Those that the toolkit keeps for itself (they follow delays, journals of
-    sagas, or mark dead letters as dealt with) are left out, unless --all is
+    Groups that the toolkit keeps for itself (to follow delays and journals of
+    sagas, or to mark dead letters as handled) are left out unless --all is
     given.
 
     [bold]Examples[/bold]
@@ -84,10 +84,10 @@ def _group_json(log: Log, name: str) -> dict[str, Any]:
 
 @app.command("show")
 def show_group(group: Name, url: Url = None, json: Json = False) -> None:
-    """Show where a group is in every partition.
+    """Show a group's position and lag in each partition.
 
-    The oldest message that is not settled holds its partition's position back:
-    its age and its key are shown. [cyan]ahead[/cyan] counts what is settled behind it.
+    The oldest unsettled message holds back its partition's position; its age
+    and key are shown. [cyan]ahead[/cyan] counts the later messages that are settled.
 
     [bold]Examples[/bold]
 
@@ -129,7 +129,7 @@ def _partition_json(log: Log, found: GroupPosition) -> dict[str, Any]:
 def delete_group(group: Name, yes: Yes = False, url: Url = None) -> None:
     """Delete a group and its positions.
 
-    Should its processors start again, they begin as a new group does.
+    If its processors start again, they begin like a new group.
 
     [bold]Examples[/bold]
 

@@ -10,23 +10,25 @@ from typer import Argument
 from streams.cli import output
 from streams.cli.command_errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="The tables of processors with transaction=.")
+app = typer.Typer(
+    no_args_is_help=True, help="Print the SQL for the tables of processors with transaction=."
+)
 
 
 @app.callback()
 def inbox() -> None:
-    """The tables of processors with transaction=."""
+    """Print the SQL for the tables of processors with transaction=."""
 
 
 @app.command("ddl")
 def ddl(
     dialect: Annotated[str, Argument(metavar="DIALECT", help="postgresql or sqlite.")],
 ) -> None:
-    r"""Print the SQL that makes the inbox's tables.
+    r"""Print the SQL that creates the inbox's tables.
 
-    Processors make them by themselves when they start, if they may. Where
-    they may not, run this once, as somebody who may, and declare the
-    database with create=False.
+    Processors create them when they start, if they have permission to. If they
+    do not, run this once as a user who has, and declare the database with
+    create=False.
 
     [bold]Examples[/bold]
 

@@ -70,10 +70,9 @@ def require_partition(
     absolute = isinstance(offsets, str) and offsets not in ("earliest", "latest")
     if isinstance(offsets, Mapping):
         if partition is not None:
-            raise UsageError(f"{option} names its partitions already: leave --partition out")
+            raise UsageError(f"{option} already names its partitions: leave --partition out")
     elif absolute and partition is None and count > 1:
-        which = f"an offset of which of the {count} partitions?"
-        raise UsageError(f"{option} {offsets}: {which} Add --partition N")
+        raise UsageError(f"{option} {offsets}: the topic has {count} partitions; add --partition N")
 
 
 def format_positions(log: Log, positions: Mapping[int, int]) -> str:

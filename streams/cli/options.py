@@ -24,8 +24,8 @@ Url = Annotated[
     Option(
         "--url",
         metavar="URL",
-        help="The log: sqlite:///app.db, redis://host:6379/0, kafka://host:9092. "
-        "If not given: STREAMS_URL.",
+        help="URL of the log: sqlite:///app.db, redis://host:6379/0, kafka://host:9092. "
+        "Default: STREAMS_URL.",
     ),
 ]
 AppUrl = Annotated[
@@ -33,23 +33,25 @@ AppUrl = Annotated[
     Option(
         "--url",
         metavar="URL",
-        help="The log, instead of the app's own: sqlite:///app.db, redis://host:6379/0, "
+        help="URL of the log, instead of the app's own: sqlite:///app.db, redis://host:6379/0, "
         "kafka://host:9092. If neither is given: STREAMS_URL.",
     ),
 ]
-ShowAll = Annotated[bool, Option("--all", help="Also those that the toolkit keeps for itself.")]
-Json = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
-Yes = Annotated[bool, Option("--yes", "-y", help="Do not ask.")]
+ShowAll = Annotated[bool, Option("--all", help="Include those that the toolkit keeps for itself.")]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, Option("--yes", "-y", help="Do not ask for confirmation.")]
 Partition = Annotated[
     int | None, Option("--partition", "-p", min=0, metavar="N", help="Only this partition.")
 ]
-Key = Annotated[str | None, Option("--key", "-k", metavar="KEY", help="Only messages of this key.")]
+Key = Annotated[
+    str | None, Option("--key", "-k", metavar="KEY", help="Only messages with this key.")
+]
 Index = Annotated[
     str | None,
     Option(
         "--index",
         metavar="DIR",
-        help="On Kafka: a folder that keeps for the next call which events count.",
+        help="On Kafka: a directory that stores which events count, for the next call.",
     ),
 ]
 
@@ -102,7 +104,9 @@ def open_url(
         output.print_note(f"on {source}")
     if index is not None:
         if not source.url.startswith("kafka"):
-            raise UsageError("--index: only Kafka has to find out which events count; leave it out")
+            raise UsageError(
+                "--index is only for Kafka: other logs already know which events count"
+            )
         driver_config = {**driver_config, "event_index": index, "index_snapshots": 0}
     with closing(open_log(source.url, driver_config, mode=mode)) as log:
         try:
@@ -141,7 +145,7 @@ def parse_address(text: str) -> tuple[str, int]:
     if not colon or not (port.isascii() and port.isdecimal()) or (":" in bare and bare == host):
         raise UsageError(f"{text!r}: an address is written as HOST:PORT, such as 0.0.0.0:9100")
     if int(port) > 65_535:
-        raise UsageError(f"{text!r}: there is no port {port}; the last one is 65535")
+        raise UsageError(f"{text!r}: there is no port {port}; the highest is 65535")
     return bare or "0.0.0.0", int(port)  # noqa: S104 - asked for
 
 
@@ -154,5 +158,5 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody is there to be asked: say --yes")
+        raise UsageError(f"{question} There is no terminal to ask on: add --yes")
     typer.confirm(escape(question), abort=True, err=True)

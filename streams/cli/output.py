@@ -102,7 +102,7 @@ class LeftOut:
             print_note(
                 f"{self._topic}: {plural(self._count, 'record')} left out that can be no "
                 f"{self._what}: {', '.join(self._places)}{more} (`streams tail {self._topic} "
-                "--from PLACE -n 1` shows one)"
+                "--from OFFSET -n 1` shows one)"
             )
 
 

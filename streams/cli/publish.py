@@ -35,29 +35,27 @@ MAX_LINE = 64 << 20
 
 
 def publish(
-    topic: Annotated[str, Argument(metavar="TOPIC", help="Where to.")],
-    file: Annotated[str, Argument(metavar="FILE", help="JSON lines; - is standard input.")] = "-",
+    topic: Annotated[str, Argument(metavar="TOPIC", help="Topic to publish to.")],
+    file: Annotated[str, Argument(metavar="FILE", help="JSON lines; - for standard input.")] = "-",
     key: Annotated[
-        str | None, Option("--key", "-k", metavar="KEY", help="The key of all of them.")
+        str | None, Option("--key", "-k", metavar="KEY", help="Key of all messages.")
     ] = None,
     key_field: Annotated[
-        str | None, Option("--key-field", metavar="FIELD", help="The field with the key.")
+        str | None, Option("--key-field", metavar="FIELD", help="Field with the key.")
     ] = None,
     id_field: Annotated[
-        str | None, Option("--id-field", metavar="FIELD", help="The field with the message ID.")
+        str | None, Option("--id-field", metavar="FIELD", help="Field with the message ID.")
     ] = None,
-    skip: Annotated[
-        bool, Option("--skip", help="Pass invalid lines over instead of stopping.")
-    ] = False,
+    skip: Annotated[bool, Option("--skip", help="Skip invalid lines instead of stopping.")] = False,
     url: Url = None,
     json: Json = False,
 ) -> None:
     """Publish JSON lines, one message each.
 
-    The value of a message is its line, byte for byte. At an invalid line
-    nothing more is written; what stands before it is. Messages of one key keep
-    their order. With [cyan]--id-field[/cyan] it is harmless to publish a file twice:
-    consumers handle a message ID once.
+    The value of a message is its line, byte for byte. The command stops
+    at an invalid line; the lines before it are published. Messages of one key
+    keep their order. With [cyan]--id-field[/cyan], a file can be published twice without
+    harm: consumers handle each message ID once.
 
     [bold]Examples[/bold]
 
@@ -68,7 +66,7 @@ def publish(
     from streams.log.events import events_only
 
     if key is not None and key_field is not None:
-        raise UsageError("--key and --key-field: give one of them")
+        raise UsageError("--key and --key-field cannot be combined")
     maker = _RecordMaker(None if key is None else argument_bytes(key), key_field, id_field)
     written, skipped = 0, 0
     with ExitStack() as stack:
@@ -88,7 +86,7 @@ def publish(
     if json:
         output.print_json({"topic": topic, "published": written, "skipped": skipped})
     else:
-        also = f", {output.plural(skipped, 'invalid line')} passed over" if skipped else ""
+        also = f", {output.plural(skipped, 'invalid line')} skipped" if skipped else ""
         output.print_note(f"{output.plural(written, 'message')} published to {topic}{also}")
 
 
@@ -100,7 +98,7 @@ def _open_source(file: str) -> Iterator[tuple[BufferedReader, int | None]]:
             yield source, os.fstat(source.fileno()).st_size or None
         return
     if sys.stdin.isatty():
-        output.print_note("reading JSON lines from the terminal; Ctrl-D ends")
+        output.print_note("reading JSON lines from the terminal; press Ctrl-D to end")
     yield cast(BufferedReader, sys.stdin.buffer), None
 
 
@@ -177,16 +175,16 @@ def _json_error_text(error: Exception) -> str:
 
 def _text_field(value: Any, name: str) -> str | None:
     if not isinstance(value, dict):
-        raise ValueError(f"no field {name!r}: the value is no object")
+        raise ValueError(f"no field {name!r}: the value is not an object")
     if name not in value:
         known = ", ".join(list(value)[:10]) or "none"
-        raise ValueError(f"no field {name!r}; there is: {known}")
+        raise ValueError(f"no field {name!r}; it has: {known}")
     found = value[name]
     if found is None or isinstance(found, str):
         return found
     if isinstance(found, int) and not isinstance(found, bool):
         return str(found)
-    raise ValueError(f"field {name!r}: text or a whole number is needed")
+    raise ValueError(f"field {name!r}: it must be text or a whole number")
 
 
 def _make_records(
@@ -201,7 +199,7 @@ def _make_records(
             problem = f"line {number}: {error}"
             if not skip:
                 return found, problem
-            print_error(f"{problem}: passed over")
+            print_error(f"{problem}: skipped")
     return found, None
 
 

@@ -89,53 +89,54 @@ class _Range:
 
 def replay(
     first: Annotated[
-        str, Argument(metavar="APP|TOPIC", help="The topic, or MODULE:APP before it.")
+        str, Argument(metavar="APP|TOPIC", help="Topic, or MODULE:APP followed by it.")
     ],
     second: Annotated[
-        str | None, Argument(metavar="TOPIC", help="The topic, behind an app.")
+        str | None, Argument(metavar="TOPIC", help="Topic, if an app comes first.")
     ] = None,
     into: Annotated[
-        str | None, Option("--into", metavar="PROCESSOR", help="Run its handler over it.")
+        str | None, Option("--into", metavar="PROCESSOR", help="Run its handler on the messages.")
     ] = None,
     to: Annotated[
-        str | None, Option("--to", metavar="TOPIC", help="Write it to another topic.")
+        str | None, Option("--to", metavar="TOPIC", help="Write the messages to another topic.")
     ] = None,
     start: Annotated[
-        str, Option("--start", "-s", metavar="PLACE", help=f"Where to begin: {OFFSET_HELP}.")
+        str, Option("--start", "-s", metavar="OFFSET", help=f"Where to start: {OFFSET_HELP}.")
     ] = "earliest",
     end: Annotated[
-        str, Option("--end", "-e", metavar="PLACE", help="Where to end, before that place.")
+        str, Option("--end", "-e", metavar="OFFSET", help="Stop before this offset.")
     ] = "latest",
     partition: Partition = None,
     key: Key = None,
     rate: Annotated[
-        float | None, Option("--rate", metavar="N", help="Messages a second, at most.")
+        float | None, Option("--rate", metavar="N", help="At most N messages per second.")
     ] = None,
     window: Annotated[
-        int | None, Option("--window", min=0, metavar="N", help="Message IDs remembered; 0: none.")
+        int | None, Option("--window", min=0, metavar="N", help="Remember N message IDs; 0: none.")
     ] = None,
     errors: Annotated[
-        OnError, Option("--errors", help="At a message that fails for good.")
+        OnError, Option("--errors", help="What to do when a message fails for good.")
     ] = OnError.stop,
     index: Index = None,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
-    """Read a range of a topic again, moving nobody.
+    """Read a range of a topic again, without moving any group.
 
-    Messages are printed as JSON lines, unless they go somewhere:
+    Messages are printed as JSON lines, unless a destination is given:
 
-      [cyan]--into PROCESSOR[/cyan] runs its handler as it is declared (retries,
-      concurrency, batches, filter; the dedup window is the replay's own).
-      What it returns is not published, and nothing becomes a dead letter.
+      [cyan]--into PROCESSOR[/cyan] runs its handler as declared (retries,
+      concurrency, batches, filter), with a dedup window of the replay's own.
+      What the handler returns is not published, and no message becomes a
+      dead letter.
 
-      [cyan]--to TOPIC[/cyan] writes them as they stand: bytes, key, headers and ID.
+      [cyan]--to TOPIC[/cyan] writes them unchanged: bytes, key, headers and ID.
 
-    Of the events of an aggregate, its ID and their versions are printed; behind
-    the app that declares it, the events are those that its code reads today.
+    Events of an aggregate are printed with its ID and their versions; with the
+    app that declares it, as its code reads them today.
 
-    No group is joined. To let a group itself go over a topic again, with all
-    that it writes, see [cyan]streams reset[/cyan].
+    The command joins no group. To make a group handle a topic again, including
+    everything that it writes, see [cyan]streams reset[/cyan].
 
     [bold]Examples[/bold]
 
@@ -150,11 +151,11 @@ def replay(
 
     target, topic = app_and_topic("replay", first, second)
     if into is not None and to is not None:
-        raise UsageError("--into and --to: give one of them")
+        raise UsageError("--into and --to cannot be combined")
     if into is not None and target is None:
-        raise UsageError(f"--into {into}: of which app? Write MODULE:APP before {topic}")
+        raise UsageError(f"--into {into} needs an app: write MODULE:APP before {topic}")
     if rate is not None and not 0 < rate < float("inf"):
-        raise UsageError(f"--rate {rate:g}: messages a second, more than 0")
+        raise UsageError(f"--rate {rate:g}: must be greater than 0")
     span = _Range(topic, start, end, partition, key)
     app = None if target is None else load_app(target, url)
     url_source = resolve_url(url) if app is None else app.url_source
@@ -162,7 +163,9 @@ def replay(
         _print_range(app, span, url_source, rate, index)
         return
     if index is not None:
-        raise UsageError("--index: for what is printed; an app says event_index= in its URL")
+        raise UsageError(
+            "--index is only for printed messages; an app takes event_index= in its URL"
+        )
     app = Streams(url_source.url) if app is None else app
     if not json:
         output.print_note(f"replaying {topic} on {url_source}")
@@ -170,7 +173,7 @@ def replay(
     began = time.monotonic()
     result = _replay_range(app, span, into, to, rate=rate, dedup=dedup, errors=errors, began=began)
     for failure in result.failures[:MAX_FAILURES_SHOWN]:
-        print_error(f"passed over {failure}")
+        print_error(f"skipped {failure}")
     if json:
         output.print_json(_summary_json(result, time.monotonic() - began))
     else:
@@ -259,14 +262,14 @@ def _replay_range(
             except ReplayFailed as failed:
                 where = format_positions(app.log, failed.result.positions)
                 raise CommandFailed(
-                    f"stopped at {failed.failure}; {_summary_text(failed.result, began)}; go on "
-                    f"with --start {where}, or pass such messages over with --errors skip"
+                    f"stopped at {failed.failure}; {_summary_text(failed.result, began)}; "
+                    f"continue with --start {where}, or skip such messages with --errors skip"
                 ) from failed
             except asyncio.CancelledError:
                 if last_result.positions:
                     where = format_positions(app.log, last_result.positions)
                     summary = _summary_text(last_result, began)
-                    print_error(f"interrupted; {summary}; go on with --start {where}")
+                    print_error(f"interrupted; {summary}; continue with --start {where}")
                 raise
 
     with output.progress_bar(f"replaying {span.topic}") as show_progress:

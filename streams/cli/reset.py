@@ -19,40 +19,40 @@ if TYPE_CHECKING:
 
 
 def reset(
-    group: Annotated[str, Argument(metavar="GROUP", help="Whom to move.")],
-    topic: Annotated[str, Argument(metavar="TOPIC", help="In which topic.")],
+    group: Annotated[str, Argument(metavar="GROUP", help="Group to move.")],
+    topic: Annotated[str, Argument(metavar="TOPIC", help="Topic in which to move it.")],
     to: Annotated[
         str,
         Option(
             "--to",
-            metavar="PLACE",
+            metavar="OFFSET",
             help="earliest, latest, an offset, a position (orders/0/17), a time "
-            "(2013-01-05T10:00Z), that long ago (2h30m), or -N: back by N messages, in each "
-            "partition, from where it is.",
+            "(2013-01-05T10:00Z), that long ago (2h30m), or -N: N messages back from the "
+            "group's position, in each partition.",
         ),
     ],
     partition: Partition = None,
     dry_run: Annotated[
-        bool, Option("--dry-run", "-n", help="Show what would change, and change nothing.")
+        bool, Option("--dry-run", "-n", help="Show what would change, without changing it.")
     ] = False,
     force: Annotated[
-        bool, Option("--force", help="Even while it runs; its members start over from there.")
+        bool, Option("--force", help="Move it even while it runs; its members restart from there.")
     ] = False,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Move a group to another place in a topic.
+    """Move a group to another offset in a topic.
 
-    Stop its processors first: a group that runs is not moved, unless forced.
-    What it handles again counts as new; its dedup window begins empty.
+    Stop its processors first: a running group is moved only with --force.
+    Messages that it handles again count as new: its dedup window starts empty.
 
     [bold]Examples[/bold]
 
       [cyan]streams reset billing orders --to earliest --dry-run[/cyan]
       [cyan]streams reset billing orders --to 2013-01-05T10:00Z[/cyan]
-      [cyan]streams reset billing orders --to -500[/cyan]        the last 500 again
+      [cyan]streams reset billing orders --to -500[/cyan]        handle the last 500 again
       [cyan]streams reset billing orders --to 1041 --partition 3[/cyan]
-      [cyan]streams reset billing orders --to latest[/cyan]      give up what is waiting
+      [cyan]streams reset billing orders --to latest[/cyan]      skip what is waiting
     """
     from streams.errors import GroupNotEmpty
     from streams.replay.offset_reset import apply_reset, plan_reset

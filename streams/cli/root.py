@@ -83,23 +83,23 @@ def _print_version(requested: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, Option("--version", callback=_print_version, is_eager=True, help="Say the version.")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Event streams on Kafka, Redis, or a file: run, look, publish, replay, repair.
+    """Event streams on Kafka, Redis or SQLite: run, inspect, publish, replay, repair.
 
-    Which log: what [cyan]--url[/cyan] says, else what an app's code gives, else
+    The log is that of [cyan]--url[/cyan], else of the app's code, else of
     [cyan]STREAMS_URL[/cyan]: sqlite:///app.db, redis://host:6379/0, kafka://host:9092.
 
     [bold]First steps[/bold]
 
       [cyan]export STREAMS_URL=sqlite:///app.db[/cyan]
       [cyan]streams run shop:app[/cyan]            run the app in shop.py
-      [cyan]streams topics ls[/cyan]               what topics are there
+      [cyan]streams topics ls[/cyan]               list the topics
       [cyan]streams tail orders -f[/cyan]          watch messages arrive
-      [cyan]streams groups show billing[/cyan]     how far a group is
-      [cyan]streams dead ls[/cyan]                 what could not be handled
-      [cyan]streams web[/cyan]                     all of it in a browser
+      [cyan]streams groups show billing[/cyan]     show a group's progress
+      [cyan]streams dead ls[/cyan]                 list what could not be handled
+      [cyan]streams web[/cyan]                     show all of it in a browser
     """
 
 
@@ -153,7 +153,7 @@ def _invoke(arguments: Sequence[str]) -> int:
     except typer.Exit as ended:
         return ended.exit_code
     except typer.Abort:
-        print_error("aborted, nothing was done")
+        print_error("aborted, nothing was changed")
         return FAILED
     except (PipeClosed, BrokenPipeError):
         raise

@@ -72,18 +72,18 @@ class LogLevel(StrEnum):
 
 
 def run(
-    target: Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")],
+    target: Annotated[str, Argument(metavar="MODULE:APP", help="The app, such as shop:app.")],
     url: AppUrl = None,
     log_level: Annotated[
         LogLevel | None,
-        Option("--log-level", "-l", help="Minimum log level (info, or the app's own)."),
+        Option("--log-level", "-l", help="Minimum log level (default: info, or the app's own)."),
     ] = None,
     log_format: Annotated[
         LogFormat | None,
         Option(
             "--log-format",
             envvar="STREAMS_LOG_FORMAT",
-            help="How log lines are written: as text, or a JSON object each.",
+            help="Format of log lines: text, or one JSON object per line.",
         ),
     ] = None,
     http: Annotated[
@@ -92,7 +92,7 @@ def run(
             "--http",
             envvar="STREAMS_HTTP",
             metavar="HOST:PORT",
-            help="Serve /metrics, /healthz and /readyz there.",
+            help="Serve /metrics, /healthz and /readyz on this address.",
         ),
     ] = None,
     workers: Annotated[
@@ -105,7 +105,7 @@ def run(
             "-m",
             envvar="STREAMS_MEMBER",
             metavar="NAME",
-            help="This process's own name in its groups, the same after a restart.",
+            help="Name of this process in its groups, kept across restarts.",
         ),
     ] = None,
     worker: Annotated[str | None, Option("--worker", hidden=True)] = None,
@@ -113,21 +113,21 @@ def run(
     """Run an app's processors.
 
     They run until SIGINT (Ctrl-C) or SIGTERM. The first signal lets handlers
-    finish and commits positions, a second one ends the process at once. The
+    finish and commits positions; a second one ends the process at once. The
     exit status is 1 if a processor died.
 
     With --workers the app runs in that many processes, which share its
-    groups; one that dies is started again. With --http as well, worker N
+    groups; a worker that dies is restarted. With --http as well, worker N
     listens on PORT + N - 1.
 
-    With --member a process that is started again has its partitions back at
-    once, however it ended (static membership); with --workers, -1, -2 ... is
-    added to the name. A process whose name another one takes ends with status
-    79 and should not be started again.
+    With --member, a restarted process gets its partitions back at once, however
+    it ended (static membership); with --workers, -1, -2 ... is appended to the
+    name. A process whose name is taken by another one exits with status 79 and
+    should not be restarted.
 
-    With --log-format json each line on standard error is a JSON object: time,
+    With --log-format json, each line on standard error is a JSON object: time,
     level, logger, message, worker (its number, or null), exception. It also
-    takes the place of what the app itself has set up to write to the terminal.
+    replaces the log handlers of the app that write to the terminal.
 
     [bold]Examples[/bold]
 

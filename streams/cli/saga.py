@@ -34,7 +34,7 @@ Newest = Annotated[
         "--newest",
         min=0,
         metavar="N",
-        help="Look at the last N entries of each partition of the journal; 0: at all.",
+        help="Read the last N entries of each partition of the journal; 0: all.",
     ),
 ]
 
@@ -52,17 +52,18 @@ exist."""
 @app.command("list")
 def list_sagas(
     name: Annotated[
-        str | None, Argument(metavar="SAGA", help="Of which orchestrator; else of all.")
+        str | None, Argument(metavar="SAGA", help="The orchestrator's name; default: all.")
     ] = None,
-    include_ended: Annotated[bool, Option("--all", help="Also those that are over.")] = False,
+    include_ended: Annotated[bool, Option("--all", help="Include those that have ended.")] = False,
     newest: Newest = NEWEST,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    r"""List the sagas that are not over, the one that moved last at the end.
+    r"""List the sagas that have not ended, the most recently changed one last.
 
-    They run, go backward ([cyan]compensating[/cyan]), could not be undone whole
-    ([cyan]failed[/cyan]), or cannot go on with the code there is ([cyan]stopped[/cyan]).
+    They are running, are being undone ([cyan]compensating[/cyan]), could not be undone
+    completely ([cyan]failed[/cyan]), or cannot continue with the present code
+    ([cyan]stopped[/cyan]).
 
     [bold]Examples[/bold]
 
@@ -87,7 +88,7 @@ def list_sagas(
             if not listing.is_complete:
                 output.print_note(
                     f"{journal.topic}: only the last {newest:,} entries of each partition were "
-                    "looked at; --newest 0 looks at all"
+                    "read; --newest 0 reads all"
                 )
     columns = {"saga": "saga", "id": "id", "status": "status", "at": "steps", "since": "seconds"}
     output.print_rows(found, columns | {"why": "why"}, json=json)
@@ -97,7 +98,7 @@ def list_sagas(
 def show_status(
     name: Name, id: Id, newest: Newest = NEWEST, url: Url = None, json: Json = False
 ) -> None:
-    """Show where a saga stands, and its context.
+    """Show a saga's status and its context.
 
     [bold]Examples[/bold]
 
@@ -126,10 +127,10 @@ def show_status(
 def resume_saga(
     name: Name, id: Id, newest: Newest = NEWEST, url: Url = None, json: Json = False
 ) -> None:
-    """Go on with a saga that stands still.
+    """Resume a saga that was stopped or that failed.
 
-    One that was stopped goes on where it stood: deploy what it was stopped for
-    first. Of one that failed, the compensations that failed are tried again.
+    A stopped saga continues where it was: first deploy what it was stopped for.
+    For a failed saga, the failed compensations are tried again.
 
     [bold]Examples[/bold]
 
@@ -148,16 +149,18 @@ def resume_saga(
 def abandon_saga(
     name: Name,
     id: Id,
-    reason: Annotated[str, Option("--reason", "-r", metavar="TEXT", help="Why; it is kept.")] = "",
+    reason: Annotated[
+        str, Option("--reason", "-r", metavar="TEXT", help="The reason; it is kept.")
+    ] = "",
     yes: Yes = False,
     newest: Newest = NEWEST,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Take no further step of a saga, neither forward nor backward.
+    """Abandon a saga: take no further step, neither forward nor backward.
 
-    What it has done stays done. A step that is being called at this moment
-    finishes, and nothing follows on it.
+    What it has done stays done. A step that is running at this moment finishes,
+    and nothing follows it.
 
     [bold]Examples[/bold]
 

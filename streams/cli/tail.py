@@ -31,10 +31,10 @@ POLL_INTERVAL = 0.2
 
 def tail(
     first: Annotated[
-        str, Argument(metavar="APP|TOPIC", help="The topic, or MODULE:APP before it.")
+        str, Argument(metavar="APP|TOPIC", help="Topic, or MODULE:APP followed by it.")
     ],
     second: Annotated[
-        str | None, Argument(metavar="TOPIC", help="The topic, behind an app.")
+        str | None, Argument(metavar="TOPIC", help="Topic, if an app comes first.")
     ] = None,
     number: Annotated[
         int | None,
@@ -43,37 +43,37 @@ def tail(
             "--lines",
             min=0,
             metavar="N",
-            help="So many of the last messages (10); with --from, of the first from there.",
+            help="The last N messages (default 10); with --from, the first N from there.",
         ),
     ] = None,
     follow: Annotated[
-        bool, Option("-f", "--follow", help="Go on with what arrives, until Ctrl-C.")
+        bool, Option("-f", "--follow", help="Keep printing new messages until Ctrl-C.")
     ] = False,
     start: Annotated[
         str | None,
-        Option("--from", metavar="PLACE", help=f"Everything from there on: {OFFSET_HELP}."),
+        Option("--from", metavar="OFFSET", help=f"Print everything from there on: {OFFSET_HELP}."),
     ] = None,
     partition: Partition = None,
     key: Key = None,
     raw: Annotated[
         bool,
-        Option("--raw", help="Of an event topic, all records as they stand, whatever they are."),
+        Option("--raw", help="Print all records of an event topic as stored, events or not."),
     ] = False,
     index: Index = None,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
-    """Show the last messages of a topic, and what arrives.
+    """Show the last messages of a topic, and new ones as they arrive.
 
-    No group is joined, and no position moves. Of the events of an aggregate, its
-    ID and their versions are shown; on Kafka it is first found out which count.
-    Behind the app that declares the aggregate they are shown as its code reads
-    them today, upcasts included; without it, and with --raw, as they are stored.
+    The command joins no group and moves no position. Events of an aggregate are
+    shown with its ID and their versions; on Kafka, it first finds out which events
+    count. With the app that declares the aggregate, events are shown as its code
+    reads them today, upcasts included; without it, or with --raw, as stored.
 
     [bold]Examples[/bold]
 
       [cyan]streams tail orders[/cyan]
-      [cyan]streams tail orders -n 0 -f[/cyan]           only what arrives from now on
+      [cyan]streams tail orders -n 0 -f[/cyan]           only new messages
       [cyan]streams tail orders -f -k customer-42[/cyan]
       [cyan]streams tail orders --from 15m --json | jq .value[/cyan]
       [cyan]streams tail orders --from orders/0/4519 -n 5[/cyan]
@@ -85,7 +85,7 @@ def tail(
     target, topic = app_and_topic("tail", first, second)
     offsets = None if start is None else parse_offsets(start, "--from", topic)
     if follow and offsets is not None and number is not None:
-        raise UsageError("--from, -n and --follow: leave one of them out")
+        raise UsageError("--from, -n and --follow cannot be combined: leave one of them out")
     count = 10 if number is None else number
     key_bytes = None if key is None else argument_bytes(key)
     if offsets is None and count == 0:

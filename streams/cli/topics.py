@@ -19,27 +19,25 @@ if TYPE_CHECKING:
     from streams.config import Retention
     from streams.log.protocol import Log
 
-app = typer.Typer(no_args_is_help=True, help="List, create, delete and show topics.")
+app = typer.Typer(no_args_is_help=True, help="List, show, create, change and delete topics.")
 
-Name = Annotated[str, Argument(metavar="TOPIC", help="Its name.")]
+Name = Annotated[str, Argument(metavar="TOPIC", help="Name of the topic.")]
 
 
 KeepFor = Annotated[
     str | None,
-    Option("--keep-for", metavar="TIME", help="Drop messages older than 90s, 12h, 7d..."),
+    Option("--keep-for", metavar="TIME", help="Delete messages older than this: 90s, 12h, 7d."),
 ]
 Keep = Annotated[
     int | None,
-    Option("--keep", min=1, metavar="N", help="Keep about so many a partition (not Kafka)."),
+    Option("--keep", min=1, metavar="N", help="Keep about N messages per partition (not Kafka)."),
 ]
 KeepBytes = Annotated[
     int | None,
-    Option(
-        "--keep-bytes", min=1, metavar="N", help="Keep about so many bytes a partition (Kafka)."
-    ),
+    Option("--keep-bytes", min=1, metavar="N", help="Keep about N bytes per partition (Kafka)."),
 ]
 Compacted = Annotated[
-    bool, Option("--compacted", help="Keep the last message of each key alone (Kafka).")
+    bool, Option("--compacted", help="Keep only the last message of each key (Kafka).")
 ]
 
 
@@ -47,8 +45,8 @@ Compacted = Annotated[
 def list_topics(show_all: ShowAll = False, url: Url = None, json: Json = False) -> None:
     r"""List the topics.
 
-    What the toolkit keeps beside them (dead letters, retries, delays, journals
-    of sagas) is left out, unless --all is given.
+    Topics that the toolkit keeps for itself (dead letters, retries, delays,
+    journals of sagas) are left out unless --all is given.
 
     [bold]Examples[/bold]
 
@@ -88,7 +86,7 @@ def list_topics(show_all: ShowAll = False, url: Url = None, json: Json = False) 
 
 @app.command("show")
 def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
-    """Show a topic: where each partition begins and ends.
+    """Show a topic's retention, and where each partition begins and ends.
 
     [bold]Examples[/bold]
 
@@ -119,7 +117,7 @@ def _partition_json(log: Log, topic: str, partition: int) -> dict[str, Any]:
 def create_topic(
     topic: Name,
     partitions: Annotated[
-        int, Option("--partitions", "-p", min=1, metavar="N", help="How many.")
+        int, Option("--partitions", "-p", min=1, metavar="N", help="Number of partitions.")
     ] = 1,
     keep_for: KeepFor = None,
     keep: Keep = None,
@@ -127,14 +125,14 @@ def create_topic(
     compacted: Compacted = False,
     config: Annotated[
         list[str] | None,
-        Option("--config", metavar="NAME=VALUE", help="A setting of the server's own."),
+        Option("--config", metavar="NAME=VALUE", help="A setting of the server; repeatable."),
     ] = None,
     url: Url = None,
 ) -> None:
     """Create a topic.
 
-    Doing it again is harmless; with another number of partitions it is an
-    error. Messages that a group has not handled are kept whatever their age,
+    Creating a topic again is harmless; with another number of partitions it is
+    an error. Messages that a group has not handled are kept whatever their age,
     except on Kafka.
 
     [bold]Examples[/bold]
@@ -162,7 +160,7 @@ def create_topic(
     if differs and retention != Retention() and info.retention_known:
         options_text = output.retention_options(retention)
         output.print_note(
-            f"{topic} was there, and its retention is as it was: streams topics retain {topic} "
+            f"{topic} already exists and keeps its retention: streams topics retain {topic} "
             f"{options_text} changes it"
         )
 
@@ -182,8 +180,8 @@ def set_retention(
 ) -> None:
     """Change how long a topic keeps its messages.
 
-    What is given replaces what the topic had: of the bounds, those that are
-    left out do not hold any more.
+    The given options replace the topic's retention: bounds that are left out
+    no longer apply.
 
     [bold]Examples[/bold]
 
@@ -197,7 +195,7 @@ def set_retention(
     retention = _parse_retention(keep_for, keep, keep_bytes, compacted=compacted)
     if for_ever == (retention != Retention()):
         raise UsageError(
-            "say how long messages are kept: --for-ever, or one or more of --keep-for, --keep, "
+            "give how long messages are kept: --for-ever, or one or more of --keep-for, --keep, "
             "--keep-bytes and --compacted"
         )
     with open_url(url) as log:

@@ -23,32 +23,37 @@ PORT = 8765
 def web(
     target: Annotated[
         str | None,
-        Argument(metavar="MODULE:APP", help="An app whose types, sagas and views are shown, too."),
+        Argument(metavar="MODULE:APP", help="App whose types, sagas and views are shown, too."),
     ] = None,
     url: AppUrl = None,
     host: Annotated[
-        str, Option("--host", metavar="ADDRESS", help="Where to listen.")
+        str, Option("--host", metavar="ADDRESS", help="Address to listen on.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, Option("--port", min=0, max=65_535, metavar="N", help="0: any that is free.")
+        int,
+        Option(
+            "--port", min=0, max=65_535, metavar="N", help="Port to listen on; 0: any free one."
+        ),
     ] = PORT,
     write: Annotated[
-        bool, Option("--write", help="Let visitors act; without it they only look.")
+        bool, Option("--write", help="Let visitors act; without it the dashboard is read-only.")
     ] = False,
     payloads: Annotated[
         bool,
-        Option("--payloads/--no-payloads", help="Show what is in messages: values, keys, headers."),
+        Option(
+            "--payloads/--no-payloads", help="Show the contents of messages: values, keys, headers."
+        ),
     ] = True,
     password_file: Annotated[
         Path | None,
         Option(
             "--password-file",
             metavar="FILE",
-            help="Ask for one of its NAME:PASSWORD lines. Else: STREAMS_WEB_PASSWORDS.",
+            help="File of NAME:PASSWORD lines to log in with. Default: STREAMS_WEB_PASSWORDS.",
         ),
     ] = None,
     tls_cert: Annotated[
-        Path | None, Option("--tls-cert", metavar="FILE", help="Serve https with it.")
+        Path | None, Option("--tls-cert", metavar="FILE", help="Certificate to serve https with.")
     ] = None,
     tls_key: Annotated[
         Path | None, Option("--tls-key", metavar="FILE", help="The certificate's key.")
@@ -58,23 +63,26 @@ def web(
         Option(
             "--allow-host",
             metavar="NAME",
-            help="A name by which it may be asked for, beside this machine's own.",
+            help="Accept requests for this host name, too; repeatable.",
         ),
     ] = None,
     environment: Annotated[
-        str, Option("--environment", metavar="NAME", help="Shown on every page: production.")
+        str,
+        Option(
+            "--environment", metavar="NAME", help="Name to show on every page, such as production."
+        ),
     ] = "",
 ) -> None:
     """Show the log in a browser: topics, messages, groups, dead letters and more.
 
-    Only this machine reaches it, and nothing can be changed, unless you say
-    otherwise. At another address it asks for a password and serves https.
+    By default, only this machine can reach it, and nothing can be changed. On
+    other addresses, it requires passwords and https.
 
     [bold]Examples[/bold]
 
-      [cyan]streams web --url sqlite:///app.db[/cyan]     whatever writes to it
-      [cyan]streams web shop:app --write[/cyan]           with its types, and to put things right
-      [cyan]streams web --port 0[/cyan]                   at a port that is free
+      [cyan]streams web --url sqlite:///app.db[/cyan]     without an app
+      [cyan]streams web shop:app --write[/cyan]           with its types, and with actions
+      [cyan]streams web --port 0[/cyan]                   on any free port
     """
     from streams.cli.logging_setup import configure_logging
     from streams.web.access import ACTION_NAMES, Access
@@ -83,7 +91,7 @@ def web(
     from streams.web.server import check_address, serve
 
     if (tls_cert is None) != (tls_key is None):
-        raise UsageError("--tls-cert and --tls-key: give both, or none")
+        raise UsageError("--tls-cert and --tls-key: give both or neither")
     app = _app(target, url)
     access = Access(read=True, payloads=payloads, actions=ACTION_NAMES if write else frozenset())
     if password_file is not None:

@@ -161,7 +161,7 @@ def test_ids_are_listed_in_order_and_page_by_page(filled: Bank) -> None:
 
     first = filled("ls", "NAME", "-n", "2", "--json")
     assert [each["id"] for each in first.json] == ["a-1", "a-2"]
-    assert first.err == "there are more: -n 0 lists all, --after a-2 goes on\n"
+    assert first.err == "there are more: -n 0 lists all, --after a-2 continues\n"
     rest = filled("ls", "NAME", "-n", "2", "--after", "a-2", "--json")
     assert [each["id"] for each in rest.json] == ["b-1", "ü"]
     assert rest.err == ""
@@ -289,9 +289,9 @@ def test_what_cannot_be_decoded_is_listed_and_shown_as_it_is_stored(filled: Bank
     assert filled("ls", "older:app", "--undecodable", "--json").json[0]["undecodable"] == 2
     one = filled("ls", "older:app", "NAME", "--undecodable", "-n", "1", "--json")
     assert [each["id"] for each in one.json] == ["a-1"]
-    assert "--after a-1 goes on" in one.err
+    assert "--after a-1 continues" in one.err
     few = filled("ls", "older:app", "NAME", "--undecodable", "--scan", "1")
-    assert f"{filled.name}: only 1 aggregates were looked at" in few.err
+    assert f"{filled.name}: only 1 aggregates were checked" in few.err
     assert "a-1" in few.out
     assert "b-1" not in few.out
 
@@ -462,14 +462,17 @@ def test_what_is_not_there_is_named_and_what_is_near(filled: Bank) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("ls NAME --undecodable", "with which code? Write MODULE:APP before the name"),
-        ("ls --prefix a", "the IDs of which aggregate? Give its name"),
-        ("ls a b", "'a' is no app: streams aggregates ls [MODULE:APP] [NAME]"),
-        ("show bank:app NAME", "which of them? streams aggregates show bank:app"),
-        ("show a b c", "'a' is no app: streams aggregates show [MODULE:APP] NAME ID"),
-        ("drop-snapshots bank:app", "of which aggregate?"),
-        ("drop-snapshots NAME --unused", "not used by which code?"),
-        ("drop-snapshots bank:app NAME --unused -f x", "give one of them"),
+        ("ls NAME --undecodable", "needs an app's code: write MODULE:APP before the name"),
+        ("ls --prefix a", "need the name of an aggregate"),
+        ("ls a b", "'a' is not an app: streams aggregates ls [MODULE:APP] [NAME]"),
+        ("show bank:app NAME", "no ID given; write streams aggregates show bank:app"),
+        ("show a b c", "'a' is not an app: streams aggregates show [MODULE:APP] NAME ID"),
+        (
+            "drop-snapshots bank:app",
+            "no aggregate given; write streams aggregates drop-snapshots bank:app NAME",
+        ),
+        ("drop-snapshots NAME --unused", "--unused needs an app's code"),
+        ("drop-snapshots bank:app NAME --unused -f x", "cannot be combined"),
         ("ls .py:x", "an app is written as MODULE:APP"),
     ],
 )
@@ -502,7 +505,9 @@ def test_an_aggregate_whose_topic_is_not_there_yet_is_not_made(bank: Bank) -> No
     open_log(bank.url).close()
     found = bank("ls", "bank:app", "--undecodable", "--json")
     assert found.json[0]["aggregates"] == found.json[0]["undecodable"] == 0
-    assert found.err == f"{bank.name}: not there yet; the app makes its topic when it runs\n"
+    assert (
+        found.err == f"{bank.name}: its topic does not exist yet; the app creates it when it runs\n"
+    )
     ended = bank("show", "bank:app", "NAME", "a-1")
     assert (ended.status, ended.out) == (1, "")
     log: Any = open_log(bank.url)

@@ -70,10 +70,10 @@ def test_dead_letters_are_listed_shown_put_back_once_and_purged(failed: Shell, r
 
     oldest = run("dead", "ls", "billing", "orders", "--limit", "2", "--json")
     assert oldest.json == listed[:2]
-    assert oldest.err == "the oldest 2, and there are more; --limit N lists N\n"
+    assert oldest.err == "only the oldest 2 are listed; --limit N lists more\n"
     assert run("dead", "ls", "billing", "orders", "--limit", "3").err == ""
     missing = run("dead", "show", "billing", "orders", "77/1")
-    assert "there is no letter '77/1'" in missing.err
+    assert "there is no dead letter '77/1'" in missing.err
 
     assert run("dead", "retry", "billing", "orders", "--yes", "--json").json["retried"] == 3
     assert run("dead", "retry", "billing", "orders", "--yes", "--json").json["retried"] == 0
@@ -162,8 +162,10 @@ def test_all_of_them_are_asked_about_as_some_are(failed: Shell, run: Run, verb: 
     for words, number in (([], 3), (["--since", "1h"], 3), (["-n", "9"], 3)):
         unasked = run("dead", verb, "billing", "orders", *words)
         assert unasked.status == 2
-        assert unasked.err.startswith(f"streams: {number} letters of orders.billing.dead: to be ")
-        assert "Nobody is there to be asked: say --yes" in unasked.err
+        assert unasked.err.startswith(
+            f"streams: {number} dead letters of orders.billing.dead will be "
+        )
+        assert "There is no terminal to ask on: add --yes" in unasked.err
     assert waiting(failed) == 3
     assert run("dead", verb, "billing", "orders", "--yes").status == 0
     assert waiting(failed) == 0
@@ -304,7 +306,10 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
         ) in printed.err
 
     unasked = run("dead", "retry", "billing", "orders", "--keys")
-    assert (unasked.status, "to be retried? Nobody is there" in unasked.err) == (2, True)
+    assert (unasked.status, "will be retried. Continue? There is no terminal" in unasked.err) == (
+        2,
+        True,
+    )
     assert run("dead", "retry", "billing", "orders", "--key", "a", "--json").json["retried"] == 1
     assert run("dead", "edit", "billing", "orders", "b", "--value", "2").status == 0
     assert run("dead", "drop", "billing", "orders", "c", "--json").json["dropped"] == 1
@@ -315,7 +320,7 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
         (["edit", "billing", "orders", "a"], "--value or --file"),
         (["edit", "billing", "orders", "a", "-f", "missing.json"], "missing.json"),
         (["retry", "billing", "orders", "--key", "a", "--keys"], "not both"),
-        (["retry", "billing", "orders", "--keys", "-n", "1"], "not for closed keys"),
+        (["retry", "billing", "orders", "--keys", "-n", "1"], "not apply to closed keys"),
     ):
         refused = run("dead", *words)
         assert refused.status in (1, 2)

@@ -165,13 +165,13 @@ def test_a_log_that_is_not_there(shell: Shell, doctor: Any) -> None:
     assert "refused" in found["why"]
     found = no(doctor("--url", "sqlite:///none.db"), "persisted")
     assert f"there is no file {shell.folder / 'none.db'}; beside it there is " in found["why"]
-    assert "running the app once makes one" in found["why"]
+    assert "running the app once creates it" in found["why"]
     assert not (shell.folder / "none.db").exists()
 
 
 def test_partitions_that_are_not_those_declared(shell: Shell, doctor: Any) -> None:
     app(shell, **{"partitions=2": "partitions=3"})
-    assert no(doctor(), "persisted")["why"] == "it has 2 partitions, and is declared with 3"
+    assert no(doctor(), "persisted")["why"] == "it has 2 partitions, but is declared with 3"
 
 
 def test_what_a_file_lies_on(tmp_path: Path) -> None:
@@ -267,20 +267,20 @@ def test_dead_letters_that_are_gone_before_anybody_looks(shell: Shell, doctor: A
     app(shell)
     name = "orders.billing.dead"
     (found,) = findings(doctor(), "dead letters")
-    assert found["why"] == f"they go to {name}, made at its first start"
+    assert found["why"] == f"they go to {name}, created at its first start"
     with shell.log() as log:
         log.create_topic(name, 2)
         letters = [Record(b"x", None, f"{n}", partition=0) for n in range(3)]
         log.append(name, letters, lambda answers: None)
     (found,) = findings(doctor(), "dead letters")
-    assert (found["verdict"], found["why"]) == ("yes", f"3 letters in {name}")
+    assert (found["verdict"], found["why"]) == ("yes", f"3 dead letters in {name}")
     assert found["do"] == "streams dead ls billing orders"
     with shell.log() as log:  # the first and the last were dealt with
         log.reset_offsets(name, name, {0: Committed(1, encode(1, 0, [(2, 3)]).progress)})
-    assert findings(doctor(), "dead letters")[0]["why"] == f"1 letter in {name}"
+    assert findings(doctor(), "dead letters")[0]["why"] == f"1 dead letter in {name}"
     with shell.log() as log:
         log.create_topic(name, 2, Retention(seconds=3600))
-    assert no(doctor(), "dead letters")["why"] == f"{name} keeps them 60m, and then they are gone"
+    assert no(doctor(), "dead letters")["why"] == f"{name} keeps them 60m, and then deletes them"
     with shell.log() as log:
         log.create_topic(name, 2, Retention(messages=100))
     assert "keeps 100 of them" in no(doctor(), "dead letters")["why"]
@@ -292,7 +292,7 @@ def test_dead_letters_that_are_gone_before_anybody_looks(shell: Shell, doctor: A
 def test_handlers_that_never_get_their_messages(shell: Shell, doctor: Any) -> None:
     declared(shell, "flow=__import__('streams').Flow(messages=4)")
     found = no(doctor(), "backpressure")
-    assert found["why"] == "its handlers can have 8 messages at once, Flow holds 4"
+    assert found["why"] == "its handlers can have 8 messages, but Flow holds 4"
 
 
 def test_more_than_the_memory_there_is(
@@ -362,15 +362,15 @@ def test_prometheus_that_watches(shell: Shell, doctor: Any) -> None:
     with prometheus(answers()) as url:
         result = doctor("--prometheus", url, "--strict")
     assert result.status == 0, result.out
-    assert findings(result, "monitoring")[0]["why"] == "Prometheus has figures of every processor"
+    assert findings(result, "monitoring")[0]["why"] == "Prometheus has metrics of every processor"
     assert findings(result, "alerts")[0]["verdict"] == "yes"
 
 
 @pytest.mark.parametrize(
     ("item", "there", "why"),
     [
-        ("monitoring", answers(processors=("other",)), "Prometheus has no figures of bill"),
-        ("alerts", answers(alerts=REQUIRED_ALERTS[1:]), f"it has no rule {REQUIRED_ALERTS[0]}"),
+        ("monitoring", answers(processors=("other",)), "Prometheus has no metrics of bill"),
+        ("alerts", answers(alerts=REQUIRED_ALERTS[1:]), f"it lacks the rules {REQUIRED_ALERTS[0]}"),
         ("alerts", answers(managers=0), "it has the rules, and no Alertmanager to tell"),
     ],
 )
@@ -419,7 +419,7 @@ def test_retries_that_hammer_or_outlive_what_they_rest_on(shell: Shell, doctor: 
         log.create_topic("orders", 2, Retention(seconds=3600))
     app(shell, **{"processor": f'group="billing", {hours}', ", retention=Retention()": ""})
     assert no(doctor(), "retries")["why"] == (
-        "60 attempts within 9h, and orders keeps messages for 60m only"
+        "60 attempts within 9h, but orders keeps messages only for 60m"
     )
 
 
@@ -501,7 +501,7 @@ def test_order_that_is_given_up(shell: Shell, doctor: Any) -> None:
     )
     result = doctor()
     assert result.status == 0
-    assert findings(result, "order")[0]["why"] == "no topic declares a key: none is promised"
+    assert findings(result, "order")[0]["why"] == "no topic declares a key: no order is promised"
 
 
 def test_keys_that_are_torn_or_missing(shell: Shell, doctor: Any) -> None:
@@ -558,7 +558,7 @@ def test_what_nobody_said_of_retention(shell: Shell, doctor: Any) -> None:
     app(shell, **{", retention=Retention()": ""})
     (found,) = findings(doctor(), "retention")
     assert (found["of"], found["verdict"]) == ("topic orders", "unknown")
-    assert found["why"] == "kept for ever, as nobody said so"
+    assert found["why"] == "kept for ever, as no retention is declared"
     assert "retention=Retention()" in found["do"]
     kept(shell, "Retention()")
     (found,) = findings(doctor(), "retention")
@@ -571,7 +571,7 @@ def test_a_topic_that_keeps_its_messages_otherwise_than_declared(
     kept(shell, "Retention(seconds=7 * 86400, messages=1000)")
     found = no(doctor(), "retention")
     assert found["why"] == (
-        "kept for ever, and declared to be kept for 7d, about 1,000 a partition"
+        "kept for ever, but declared to be kept for 7d, about 1,000 a partition"
     )
     assert found["do"] == (
         "streams topics retain orders --keep-for 7d --keep 1000, or declare retention=Retention()"
@@ -613,7 +613,10 @@ def test_a_queue_that_is_not_there_yet(shell: Shell, doctor: Any) -> None:
     )
     sys.modules.pop("clinic", None)
     first, second = findings(doctor(), "retention")
-    assert (first["verdict"], first["why"]) == ("yes", "not there yet, to be kept for 1h")
+    assert (first["verdict"], first["why"]) == (
+        "yes",
+        "it does not exist yet, and is to be kept for 1h",
+    )
     assert (second["verdict"], second["of"]) == ("unknown", "topic others")
 
 
@@ -641,7 +644,7 @@ async def send(message) -> None:
     for environment in ({}, {"STREAMS_URL": at}):
         said = shell("doctor", "mailer:app", "--json", env=environment)
         (found,) = findings(said, "dead letters")
-        assert found["why"] == "1 letter in lost-mails"
+        assert found["why"] == "1 dead letter in lost-mails"
         program, *words = shlex.split(found["do"])
         assert program == "streams"
         assert ("--url" in words) == (not environment)

@@ -147,7 +147,7 @@ def test_another_number_of_partitions(clinic: Clinic) -> None:
     clinic.fill()
     clinic.write(lambda text: text.replace("partitions=2", "partitions=3"))
     why, advice = clinic.no()
-    assert "has 2 partitions, and is declared with 3" in why
+    assert "has 2 partitions, but is declared with 3" in why
     assert "declare partitions=2" in advice
     assert "no" not in [verdict for verdict, why, _ in clinic("persisted") if "partitions" in why]
 
@@ -212,7 +212,7 @@ def test_records_that_no_aggregate_wrote_on_redis(redis_url: str, run: Run, shel
     with Redis(host=place.hostname or "", port=place.port or 0) as redis:
         redis.xadd(f"{{{clinic.topic}:0}}", {b"value": b"1"})
     why, advice = clinic.no()
-    assert why.startswith("1 of its last 4 records were written by no aggregate")
+    assert why.startswith("1 of its last 4 records were not written by an aggregate")
     assert "(an ACL)" in advice
 
 

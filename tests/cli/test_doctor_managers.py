@@ -125,7 +125,7 @@ def test_messages_that_nobody_reads(clinic: Clinic) -> None:
     clinic.work(Tick("a", "notice"))
     clinic.publish(Tick("a", "notice"), Tick("b", "notice"))
     why, advice = clinic.no()
-    assert why == f"2 messages in clinic-ticks wait, and nobody reads them in group {NAME}"
+    assert why == f"2 messages in clinic-ticks wait, and no process reads them in group {NAME}"
     assert advice.startswith(f"run the app; streams managers show {clinic.module}:app {NAME}")
 
 

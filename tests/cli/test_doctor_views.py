@@ -86,7 +86,7 @@ def clinic(run: Run, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Clinic:
 def test_a_view_that_is_well(clinic: Clinic) -> None:
     clinic.fill(5)
     assert clinic() == [
-        (f"view {NAME} version 1", "yes", "serving: 1 document, none of which stands still", "")
+        (f"view {NAME} version 1", "yes", "serving: 1 document, none of which is stopped", "")
     ]
 
 
@@ -119,7 +119,7 @@ def test_documents_that_stand_still(clinic: Clinic) -> None:
     clinic.fill(13, fold=failing)
     of, why, advice = clinic.no()
     assert of == f"view {NAME} version 1"
-    assert why.startswith("1 document stands still, such as 'a' at accounts.events/")
+    assert why.startswith("1 document is stopped, such as 'a' at accounts.events/")
     assert "ZeroDivisionError: thirteen" in why
     assert f"streams views stopped {NAME} --version 1 --url sqlite:////" in advice
     assert f"streams views retry {NAME} KEY" in advice
@@ -200,7 +200,7 @@ def test_a_view_that_is_far_behind(clinic: Clinic, monkeypatch: pytest.MonkeyPat
 
     asyncio.run(act())
     _, why, advice = clinic.no()
-    assert why == "it is 4 events behind, and nobody runs it"
+    assert why == "it is 4 events behind, and no process runs it"
     assert advice.startswith("run the app; ")
 
 
@@ -210,7 +210,7 @@ def test_versions_that_nobody_runs_and_nobody_serves_from(clinic: Clinic) -> Non
     clinic.write(lambda text: text.replace("version=1", "version=2"))
     of, why, advice = clinic.no()
     assert of == f"view {NAME} version 1"
-    assert why == "nobody runs it and nobody serves from it; it keeps 1 document"
+    assert why == "no process runs it or serves from it; it keeps 1 document"
     assert f"streams views drop {NAME} --version 1" in advice
 
 

@@ -197,7 +197,7 @@ def test_an_app_alone_names_no_topic_and_upcasts_that_end_nowhere_are_said_once(
 ) -> None:
     ended = run("tail", "today:app")
     assert ended.status == 2
-    assert "which of its topics? streams tail today:app TOPIC" in ended.err
+    assert "no topic given; write streams tail today:app TOPIC" in ended.err
     wrong = TODAY.replace("CONFIG", "None").replace("-> None:", "-> Nothing:")
     old.write("wrong.py", wrong)
     for command in ("tail", "replay"):
@@ -264,7 +264,7 @@ def test_an_index_is_for_kafka(filled: Shell, run: Run) -> None:
     for command in (("tail", "accounts.events"), ("replay", "accounts.events")):
         ended = run(*command, "--index", "kept")
         assert ended.status == 2
-        assert "only Kafka" in ended.err
+        assert "only for Kafka" in ended.err
 
 
 def test_on_kafka_they_are_known_by_their_headers(

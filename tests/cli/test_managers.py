@@ -109,7 +109,7 @@ def test_what_a_manager_has_done_and_waits_for(office: Office) -> None:
     text = office("show APP NAME").out
     assert f"{office.name}: reads {office.prefix}-ticks" in text
     assert f"group {office.name}" in text
-    assert "nobody runs it" in text
+    assert "no process runs it" in text
     assert "MANAGER" in office("ls APP").out
 
 
@@ -194,7 +194,7 @@ def test_a_bound_on_what_is_looked_at_is_said(office: Office) -> None:
     bounded = office("ls APP --newest 2 --json")
     (row,) = bounded.json
     assert (row["instances"], row["running"], row["complete"]) == (6, None, False)
-    assert "only the last 2 reactions and timeouts of each partition were looked at" in bounded.err
+    assert "only the last 2 reactions and timeouts of each partition were read" in bounded.err
     (row,) = office("ls APP --newest 0 --json").json
     assert (row["instances"], row["running"], row["complete"]) == (6, 6, True)
 
@@ -220,7 +220,7 @@ def test_a_manager_that_never_ran(office: Office) -> None:
     found = office("ls APP --json")
     (row,) = found.json
     assert (row["instances"], row["running"], row["timeouts"], row["lag"]) == (0, 0, 0, 0)
-    assert "not there yet" in found.err
+    assert "its topics do not exist yet" in found.err
     office.name = row["manager"]
     assert office("show APP NAME --json").json["places"] == []
     assert "there is no such instance" in office("show APP NAME x").err

@@ -77,7 +77,7 @@ def test_at_a_failure_it_stops_and_says_how_to_go_on(filled: Shell, run: Run) ->
     )
     assert skipped.json["failed"] == 1
     assert skipped.json["failures"][0]["error"] == "Reject: thirteen"
-    assert "passed over orders/" in skipped.err
+    assert "skipped orders/" in skipped.err
     # The window of the second replay is its own: the second copy of 5 is new to it.
     numbers = [int(line.split()[1]) for line in filled.read("totals.txt")]
     assert numbers[12:] == [*range(14, 20), 5]

@@ -218,23 +218,23 @@ def test_documents_that_stand_still_are_listed_and_folded_on(desk: Desk) -> None
     assert first.err == "there are more: -n 0 lists all\n"
     assert "\x1b" not in first.out
     shown = desk("show", "NAME")
-    assert "documents that stand still: 2" in shown.out
+    assert "stopped documents: 2" in shown.out
     assert "\x1b" not in shown.out
 
     late = desk("retry", "NAME", "a", "--timeout", "10ms")
     assert (late.status, late.out) == (1, "")
-    assert "no process that runs version 1 has folded 'a' on within 10ms" in late.err
-    assert "1 document to be folded on" in desk("show", "NAME").out
+    assert "no process that runs version 1 has resumed 'a' within 10ms" in late.err
+    assert "1 document to be resumed" in desk("show", "NAME").out
     with desk.app(fold=failing):
         again = desk("retry", "NAME", "b")
         assert again.status == 1
-        assert "'b' stands still again: ZeroDivisionError" in again.out
+        assert "'b' is stopped again: ZeroDivisionError" in again.out
     with desk.app() as bank:
-        assert desk("retry", "NAME", "b").out == f"{desk.name}: 'b' goes on\n"
+        assert desk("retry", "NAME", "b").out == f"{desk.name}: 'b' is resumed\n"
         done_json = desk("retry", "NAME", "a", "--json").json
         assert done_json["goes_on"] is True
         assert bank.app.wait(bank.balances.get("a")) == Balance("", 13, 1)
-    assert desk("retry", "NAME", "c").out == f"{desk.name}: 'c' does not stand still\n"
+    assert desk("retry", "NAME", "c").out == f"{desk.name}: 'c' is not stopped\n"
     missing = desk("retry", "NAME", "d")
     assert (missing.status, missing.err) == (
         1,
@@ -246,7 +246,7 @@ def test_a_version_is_made_anew_and_nothing_serves_meanwhile(desk: Desk) -> None
     desk.fill()
     asked = desk("rebuild", "NAME", "--version", "1")
     assert asked.status == 2
-    assert f"Delete 6 documents of {desk.name} version 1, to be made anew?" in asked.err
+    assert f"Delete 6 documents of {desk.name} version 1, to rebuild it?" in asked.err
     assert "Nothing serves from it meanwhile" in asked.err
     folded: list[int] = []
     go_on = threading.Event()

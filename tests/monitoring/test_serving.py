@@ -384,7 +384,7 @@ def test_addresses() -> None:
     ("words", "said"),
     [
         (("--http", "9100"), "'9100': an address is written as HOST:PORT, such as 0.0.0.0:9100"),
-        (("--http", ":99999"), "':99999': there is no port 99999; the last one is 65535"),
+        (("--http", ":99999"), "':99999': there is no port 99999; the highest is 65535"),
         (
             ("--http", ":65535", "--workers", "2"),
             "--http 0.0.0.0:65535: 2 workers need as many ports from there",

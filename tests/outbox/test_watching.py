@@ -127,8 +127,8 @@ def test_a_topic_that_no_relay_declares_is_named(
         ("ls shop:app", 1, "declares no outbox"),
         ("ls APP --table other", 1, "declares no outbox 'other'"),
         ("show APP 7", 1, "has no row '7'"),
-        ("retry APP", 2, "takes rows, or --all"),
-        ("retry APP 7 --all", 2, "takes rows, or --all"),
+        ("retry APP", 2, "takes rows or --all"),
+        ("retry APP 7 --all", 2, "takes rows or --all"),
         ("retry APP 7", 1, "row '7' is not there"),
         ("retry APP --all", 2, "say --yes"),
     ],
@@ -158,7 +158,7 @@ def findings(run: Run, module: str) -> list[tuple[str, str]]:
 def test_the_doctor(module: str, place: Place, run: Run) -> None:
     world = World(place.dsn, relayed_by="command")
     commit(world, place, "a", 1)
-    assert findings(run, module) == [("no", "nobody relays it, and 1 row waits")]
+    assert findings(run, module) == [("no", "no process relays it, and 1 row waits")]
     said = json.loads(run("doctor", module, "--json").out)["findings"]
     (remedy,) = [each["do"] for each in said if each["item"] == "outbox"]
     assert "outbox relay" in remedy

@@ -102,7 +102,8 @@ def test_a_letter_is_shown_without_reading_all_that_were_dealt_with(
         assert _find_dead_letter(log, "billing", "orders", wanted, name)["id"] == wanted
         assert log.records <= most
     log.reset()
-    with pytest.raises(CommandFailed, match="no letter 'id-7' waits, nor is it one of the newest"):
+    waits = "no dead letter 'id-7' waits, nor is it one of the newest"
+    with pytest.raises(CommandFailed, match=waits):
         _find_dead_letter(log, "billing", "orders", "id-7", name)
     assert log.records <= 1 + 100
 

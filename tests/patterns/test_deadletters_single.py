@@ -270,7 +270,7 @@ async def test_the_command_line_picks_out_counts_and_edits(
                 assert found.documents[0]["matching"] == count, (words, found)
         assert await world.manager.count() == 6
         unasked = await world.command("retry", "--error", "bank")
-        assert (unasked.status, "3 letters" in unasked.err, "--yes" in unasked.err) == (
+        assert (unasked.status, "3 dead letters" in unasked.err, "--yes" in unasked.err) == (
             2,
             True,
             True,

@@ -79,8 +79,8 @@ async def test_letters_in_a_topic_of_another_name_are_found(stage: Stage) -> Non
         refused = await asked(stage, words[0], group, topic.name, *words[1:])
         assert refused.status == 1
         assert refused.err == (
-            f"streams: there is no dead letter topic {usual!r}; letters of group {group} and topic "
-            f"{topic.name} stand in {grave}: add --name {grave}\n"
+            f"streams: there is no dead letter topic {usual!r}; dead letters of group {group} and "
+            f"topic {topic.name} are in {grave}: add --name {grave}\n"
         )
 
     # --name alone lists whatever stands there, and the usual options pick out of it.
@@ -93,7 +93,7 @@ async def test_letters_in_a_topic_of_another_name_are_found(stage: Stage) -> Non
     assert wrong.status == 1
     assert wrong.err.endswith(f"; did you mean {grave!r}?\n")
     other = await asked(stage, "ls", f"{group}x", topic.name, "--name", grave)
-    assert f"in {grave} are letters of GROUP TOPIC: {group} {topic.name}\n" in other.err
+    assert f"{grave} holds dead letters of GROUP TOPIC: {group} {topic.name}\n" in other.err
 
     # The group's topic of the usual name may be there as well, from before the name was changed.
     stage.anchor.create_topic(usual, 1)

@@ -146,7 +146,9 @@ async def test_the_doctor(kind: Kind, place: str, monkeypatch: pytest.MonkeyPatc
         world = World(url, "numbers", kind, place, [1])
         async with world.app.connected():
             pass
-        assert await findings(1) == [(one, "unknown", "no version serves yet, and nobody runs it")]
+        assert await findings(1) == [
+            (one, "unknown", "no version serves yet, and no process runs it")
+        ]
         async with world.app:
             await until(lambda: world.projection(1).serving == 1, lambda: "it does not serve")
             assert await findings(1) == [(one, "yes", "serves")]
@@ -161,16 +163,20 @@ async def test_the_doctor(kind: Kind, place: str, monkeypatch: pytest.MonkeyPatc
             await world.topic.publish_many(range(20))
         ((subject, verdict, why),) = await findings(1)
         assert (subject, verdict) == (one, "no")
-        assert why.endswith("messages behind, and nobody runs it")
+        assert why.endswith("messages behind, and no process runs it")
         assert await findings(2) == [
-            (one, "no", "it serves, and nobody declares or runs it: its tables stand still"),
-            (two, "no", "it is 23 messages behind, and nobody runs it"),
+            (
+                one,
+                "no",
+                "it serves, but no process declares or runs it: its tables are not updated",
+            ),
+            (two, "no", "it is 23 messages behind, and no process runs it"),
         ]
         world = World(url, "numbers", kind, place, [1, 2])
         async with world.app:
             await until(lambda: world.projection(2).serving == 2, lambda: "it does not serve")
         assert await findings(2) == [
-            (one, "no", "nobody runs it and it does not serve"), (two, "yes", "serves"),
+            (one, "no", "no process runs it, and it does not serve"), (two, "yes", "serves"),
         ]  # fmt: skip
         async with world.app.connected():
             await operations.drop(world.app.log, world.app.projections, NAME, 1)

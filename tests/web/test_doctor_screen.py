@@ -115,7 +115,7 @@ async def test_what_is_in_messages_is_not_told_without_the_permission(stage: Sta
             assert "key-of-eve" in seen.text
         async with visit(Dashboard(bank.app, access="read")) as visitor:
             seen = await looked(visitor)
-            assert "1 document stands still, such as '(not shown)'" in seen.text
+            assert "1 document is stopped, such as '(not shown)'" in seen.text
             for page in (seen, await visitor.get("/")):
                 assert "unlucky secret" not in page.html
                 assert "key-of-eve" not in page.html

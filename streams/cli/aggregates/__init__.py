@@ -44,21 +44,23 @@ PAGE = 1_000
 def list_aggregates(
     first: Annotated[
         str | None,
-        Argument(metavar="APP|NAME", help="The aggregate's name, or MODULE:APP before it."),
+        Argument(metavar="APP|NAME", help="Aggregate's name, or MODULE:APP followed by it."),
     ] = None,
     second: Annotated[
-        str | None, Argument(metavar="NAME", help="The aggregate's name, behind an app.")
+        str | None, Argument(metavar="NAME", help="Aggregate's name, if an app comes first.")
     ] = None,
-    prefix: Annotated[str, Option("--prefix", metavar="TEXT", help="Only IDs that begin so.")] = "",
+    prefix: Annotated[
+        str, Option("--prefix", metavar="TEXT", help="Only IDs with this prefix.")
+    ] = "",
     after: Annotated[
-        str | None, Option("--after", metavar="ID", help="Only IDs behind this one, in order.")
+        str | None, Option("--after", metavar="ID", help="Only IDs after this one, in order.")
     ] = None,
     number: Annotated[
-        int, Option("-n", "--lines", min=0, metavar="N", help="So many IDs at most; 0: all.")
+        int, Option("-n", "--lines", min=0, metavar="N", help="At most N IDs; 0: all.")
     ] = 100,
     undecodable: Annotated[
         bool,
-        Option("--undecodable", help="Those with an event that the app's code cannot go on from."),
+        Option("--undecodable", help="Only those with an event at which the app's code stops."),
     ] = False,
     scan: Annotated[
         int,
@@ -66,7 +68,7 @@ def list_aggregates(
             "--scan",
             min=0,
             metavar="N",
-            help="With --undecodable: look at so many aggregates at most; 0: at all.",
+            help="With --undecodable: check at most N aggregates; 0: all.",
         ),
     ] = 100_000,
     url: AppUrl = None,
@@ -75,8 +77,8 @@ def list_aggregates(
     r"""List the aggregates of a log or an app, or the IDs of one aggregate.
 
     Without a name: how many aggregates, events and causes each event topic
-    holds, and snapshots by the fingerprint of the code that made them. With
-    one: the IDs in their order, with versions.
+    holds, and snapshots by the fingerprint of the code that made them. With a
+    name: the IDs in order, with their versions.
 
     [bold]Examples[/bold]
 
@@ -87,9 +89,9 @@ def list_aggregates(
     """
     target, (name,) = _split_words("ls", (first, second), 1)
     if undecodable and target is None:
-        raise UsageError("--undecodable: with which code? Write MODULE:APP before the name")
+        raise UsageError("--undecodable needs an app's code: write MODULE:APP before the name")
     if name is None and (prefix or after is not None):
-        raise UsageError("--prefix and --after: the IDs of which aggregate? Give its name")
+        raise UsageError("--prefix and --after need the name of an aggregate")
     with open_place(target, url) as place:
         if name is None:
             list_topics(place, scan if undecodable else None, json=json)
@@ -108,30 +110,34 @@ def list_aggregates(
 @app.command("show")
 def show_aggregate(
     first: Annotated[
-        str, Argument(metavar="APP|NAME", help="The aggregate's name, or MODULE:APP before it.")
+        str, Argument(metavar="APP|NAME", help="Aggregate's name, or MODULE:APP followed by it.")
     ],
-    second: Annotated[str, Argument(metavar="NAME|ID", help="Its ID; behind an app, the name.")],
-    third: Annotated[str | None, Argument(metavar="ID", help="The ID, behind an app.")] = None,
+    second: Annotated[
+        str, Argument(metavar="NAME|ID", help="Aggregate's ID; after an app, its name.")
+    ],
+    third: Annotated[
+        str | None, Argument(metavar="ID", help="Aggregate's ID, if an app comes first.")
+    ] = None,
     at: Annotated[
         str | None,
         Option(
             "--at",
-            metavar="PLACE",
-            help="As of a version (17), a time (2013-01-05T10:00Z), or that long ago (2h30m).",
+            metavar="VERSION|TIME",
+            help="Show it as of a version (17), a time (2013-01-05T10:00Z), or that long ago (2h).",
         ),
     ] = None,
-    events: Annotated[bool, Option("--events", "-e", help="Also its events.")] = False,
+    events: Annotated[bool, Option("--events", "-e", help="Show its events, too.")] = False,
     number: Annotated[
-        int, Option("-n", "--lines", min=0, metavar="N", help="So many of the last events; 0: all.")
+        int, Option("-n", "--lines", min=0, metavar="N", help="At most the last N events; 0: all.")
     ] = 1_000,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
     r"""Show an aggregate: version, state, snapshots, events.
 
-    The state and what old events are today come from the app's code; without
-    an app, events are shown as they are stored. An event that cannot be decoded
-    is shown as it is stored, and why it cannot.
+    The app's code computes the state and reads old events as today's; without
+    an app, events are shown as stored. An event that cannot be decoded is shown
+    as stored, with the reason.
 
     [bold]Examples[/bold]
 
@@ -142,7 +148,9 @@ def show_aggregate(
     """
     target, (name, id) = _split_words("show", (first, second, third), 2)
     if name is None or id is None:
-        raise UsageError(f"{second}: which of them? streams aggregates show {first} {second} ID")
+        raise UsageError(
+            f"{second}: no ID given; write streams aggregates show {first} {second} ID"
+        )
     moment = None if at is None else _parse_at(at)
     with open_place(target, url) as place:
         info = place.event_topic(name)
@@ -157,10 +165,10 @@ def show_aggregate(
 @app.command("drop-snapshots")
 def drop_snapshots(
     first: Annotated[
-        str, Argument(metavar="APP|NAME", help="The aggregate's name, or MODULE:APP before it.")
+        str, Argument(metavar="APP|NAME", help="Aggregate's name, or MODULE:APP followed by it.")
     ],
     second: Annotated[
-        str | None, Argument(metavar="NAME", help="The aggregate's name, behind an app.")
+        str | None, Argument(metavar="NAME", help="Aggregate's name, if an app comes first.")
     ] = None,
     fingerprint: Annotated[
         str | None,
@@ -175,8 +183,8 @@ def drop_snapshots(
 ) -> None:
     """Delete snapshots of an aggregate.
 
-    They are only a cache: what is deleted changes no state and no version, but
-    until there are new ones loading takes longer.
+    They are only a cache: deleting them changes no state and no version, but
+    loading takes longer until there are new ones.
 
     [bold]Examples[/bold]
 
@@ -186,11 +194,13 @@ def drop_snapshots(
     """
     target, (name,) = _split_words("drop-snapshots", (first, second), 1)
     if name is None:
-        raise UsageError(f"{first}: of which aggregate? streams aggregates drop-snapshots NAME")
+        raise UsageError(
+            f"{first}: no aggregate given; write streams aggregates drop-snapshots {first} NAME"
+        )
     if unused and target is None:
-        raise UsageError("--unused: not used by which code? Write MODULE:APP before the name")
+        raise UsageError("--unused needs an app's code: write MODULE:APP before the name")
     if unused and fingerprint is not None:
-        raise UsageError("--unused and --fingerprint: give one of them")
+        raise UsageError("--unused and --fingerprint cannot be combined")
     with open_place(target, url, "rw") as place:
         topic = place.event_topic(name).name
         kinds = dict(place.log.event_totals(topic).snapshots)
@@ -230,7 +240,7 @@ def _split_words(
     if len(given) > count:
         usage = {"ls": "[NAME]", "show": "NAME ID", "drop-snapshots": "NAME"}[command]
         raise UsageError(
-            f"{given[0]!r} is no app: streams aggregates {command} [MODULE:APP] {usage}"
+            f"{given[0]!r} is not an app: streams aggregates {command} [MODULE:APP] {usage}"
         )
     return target, (*given, *[None] * (count - len(given)))
 

@@ -90,7 +90,7 @@ def _declared_json(place: Place, name: str, scan: int | None) -> dict[str, Any]:
     try:
         place.log.topic(aggregate.events.name)
     except NotFound:
-        output.print_note(f"{name}: not there yet; the app makes its topic when it runs")
+        output.print_note(f"{name}: its topic does not exist yet; the app creates it when it runs")
         nothing = dict.fromkeys(("aggregates", "events", "causes", "cause_bytes"), 0)
         row: dict[str, Any] = {
             "aggregate": name,
@@ -158,7 +158,7 @@ def list_ids(keys: Iterator[HistoryKey], number: int, *, json: bool) -> None:
     output.print_rows(found, {"id": "id", "version": "version", "closed": "closed"}, json=json)
     if last is not None and number and next(keys, None) is not None:
         output.print_note(
-            f"there are more: -n 0 lists all, --after {output.bytes_text(last.key)} goes on"
+            f"there are more: -n 0 lists all, --after {output.bytes_text(last.key)} continues"
         )
 
 
@@ -183,7 +183,7 @@ def list_stopped(
     checked.close()
     output.print_rows(found, {"id": "id", "version": "version", "why": "why"}, json=json)
     if number and len(found) == number:
-        output.print_note(f"there may be more: -n 0 lists all, --after {found[-1]['id']} goes on")
+        output.print_note(f"there may be more: -n 0 lists all, --after {found[-1]['id']} continues")
 
 
 def _check(
@@ -209,8 +209,8 @@ def _check(
             show_progress(looked_at, total)
     if scan and looked_at == scan and next(keys, None) is not None:
         output.print_note(
-            f"{name}: only {scan:,} aggregates were looked at; --scan 0 looks at all, --after "
-            f"{output.bytes_text(last)} goes on"
+            f"{name}: only {scan:,} aggregates were checked; --scan 0 checks all, --after "
+            f"{output.bytes_text(last)} continues"
         )
 
 

@@ -66,7 +66,7 @@ class Place(NamedTuple):
             raise CommandFailed(f"the log has no aggregates {name!r}{more}") from error
         if not info.is_event_topic:
             raise CommandFailed(
-                f"topic {topic!r} holds no histories; streams tail {topic} shows what stands in it"
+                f"topic {topic!r} holds no histories; streams tail {topic} shows what is in it"
             )
         return info
 

@@ -21,7 +21,7 @@ import typer
 from streams.cli.dead import closed_keys, edit, listing, purge, retry, show
 
 app = typer.Typer(
-    no_args_is_help=True, help="List, show, retry and purge dead letters; decide what closes a key."
+    no_args_is_help=True, help="List, show, retry, edit and purge dead letters; reopen closed keys."
 )
 app.command("ls")(listing.list_dead_letters)
 app.command("show")(show.show_dead_letter)

@@ -23,16 +23,16 @@ def list_closed_keys(
     group: Group,
     topic: Topic,
     limit: Annotated[
-        int, Option("--limit", "-n", min=1, metavar="N", help="So many at most.")
+        int, Option("--limit", "-n", min=1, metavar="N", help="List at most N.")
     ] = 1_000,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """List the closed keys, and what closes them.
+    """List the closed keys, and the messages that close them.
 
     A processor with DeadLetters(sequenced=True) closes a key when a message of
-    it is dead: later messages of that key are parked behind it, until it is
-    retried, edited or dropped.
+    that key fails for good: later messages of the key are parked behind it
+    until it is retried, edited or dropped.
 
     [bold]Examples[/bold]
 
@@ -58,10 +58,10 @@ def list_closed_keys(
 def drop_closed_key(
     group: Group, topic: Topic, key: ClosedKeyName, url: Url = None, json: Json = False
 ) -> None:
-    """Let go of the message that closes a key.
+    """Drop the message that closes a key.
 
-    Those that wait behind it are handled. The log keeps it as long as it keeps
-    TOPIC.GROUP.parked.
+    The messages parked behind it are handled. The log keeps the dropped message
+    as long as it keeps TOPIC.GROUP.parked.
 
     [bold]Examples[/bold]
 

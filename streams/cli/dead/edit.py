@@ -31,14 +31,14 @@ def edit_dead_letter(
         str | None, Argument(metavar="WHICH", help="PARTITION/OFFSET, message ID, or closed key.")
     ] = None,
     key: Annotated[
-        str | None, Option("--key", "-k", metavar="KEY", help="The closed key, instead.")
+        str | None, Option("--key", "-k", metavar="KEY", help="Closed key, instead of WHICH.")
     ] = None,
-    value: Annotated[
-        str | None, Option("--value", metavar="TEXT", help="What its value is to be.")
-    ] = None,
+    value: Annotated[str | None, Option("--value", metavar="TEXT", help="The new value.")] = None,
     file: Annotated[
         Path | None,
-        Option("--file", "-f", metavar="FILE", help="The same, from a file; - is standard input."),
+        Option(
+            "--file", "-f", metavar="FILE", help="File with the new value; - for standard input."
+        ),
     ] = None,
     name: Name = None,
     url: Url = None,
@@ -46,13 +46,13 @@ def edit_dead_letter(
 ) -> None:
     """Put a dead letter back with another value.
 
-    It opens in your editor (VISUAL or EDITOR), unless --value or --file says
-    what its value is to be. Its bytes are taken as they are. It keeps its key,
-    headers and ID, and says where it came from and that it was edited. A letter
-    that was not changed in the editor stays where it is.
+    The value opens in your editor (VISUAL or EDITOR), unless --value or --file
+    gives the new one. Its bytes are used as they are. The message keeps its key,
+    headers and ID, and records where it came from and that it was edited. A dead
+    letter that is not changed in the editor stays where it is.
 
-    Of what closes a key, the edited message is handled in its place, and then
-    those that wait behind it.
+    If the message closes a key, the edited message is handled in its place, and
+    then the messages parked behind it.
 
     [bold]Examples[/bold]
 
@@ -67,7 +67,7 @@ def edit_dead_letter(
     if (which is None) == (key is None):
         raise UsageError("streams dead edit takes WHICH or --key")
     if key is not None and name is not None:
-        raise UsageError("streams dead edit: --name is not for closed keys")
+        raise UsageError("streams dead edit: --name does not apply to closed keys")
     data = editor.replacement_value(value, file)
     command = editor.editor_command() if data is None else []
 
@@ -87,8 +87,8 @@ def edit_dead_letter(
         selection = dead_letters.select_named([which], lambda row: is_of(row, group, topic))
         if selection.count > 1:
             raise CommandFailed(
-                f"{dead_letters.name}: {selection.count} letters have the ID {which!r}; name one "
-                f"by its PARTITION/OFFSET, see streams dead ls {group} {topic}"
+                f"{dead_letters.name}: {selection.count} dead letters have the ID {which!r}; name "
+                f"one by its PARTITION/OFFSET, see streams dead ls {group} {topic}"
             )
         (partition, end), *_ = selection.end_offsets.items()
         with closing(dead_letters.row_at(partition, end - 1)) as rows:
@@ -101,7 +101,7 @@ def edit_dead_letter(
             edited=new_value(row),
         )
         if not done:
-            raise CommandFailed(f"{dead_letters.name}: letter {which!r} was dealt with meanwhile")
+            raise CommandFailed(f"{dead_letters.name}: dead letter {which!r} was handled meanwhile")
     action = LetterAction("edited", "edited and put back", f"to {destination}")
     print_handled(group, topic, done, action, json=json)
 
@@ -128,6 +128,6 @@ def _closed_key_meant(
     except NotFound:
         return head
     raise UsageError(
-        f"{which!r} is a closed key and a letter: give it as --key, or the letter as its "
-        f"PARTITION/OFFSET, see streams dead ls {group} {topic}"
+        f"{which!r} is both a closed key and a dead letter: give the key as --key, or the dead "
+        f"letter as its PARTITION/OFFSET, see streams dead ls {group} {topic}"
     )

@@ -38,7 +38,7 @@ def editor_command() -> list[str]:
     except ValueError as error:
         raise UsageError(f"EDITOR={name!r}: {error}") from None
     if not words:
-        problem = "streams dead edit takes --value or --file, or EDITOR from the environment"
+        problem = "streams dead edit needs --value, --file, or EDITOR in the environment"
         raise UsageError(problem)
     return words
 
@@ -60,10 +60,10 @@ def edit_in_editor(data: bytes, command: list[str]) -> bytes:
         except OSError as error:
             raise CommandFailed(f"{editor} cannot be run: {error.strerror}") from None
         if status != 0:
-            raise CommandFailed(f"{editor} ended with status {status}: nothing is changed")
+            raise CommandFailed(f"{editor} exited with status {status}: nothing was changed")
         found = path.read_bytes()
     if not data.endswith(b"\n"):
         found = found.removesuffix(b"\n").removesuffix(b"\r")
     if found == data:
-        raise CommandFailed("the value was not changed in the editor: the letter stays as it is")
+        raise CommandFailed("the value was not changed in the editor: the dead letter is kept")
     return found

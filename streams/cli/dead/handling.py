@@ -56,17 +56,17 @@ def handle_letters(
     """
     if request.which:
         if request.limit is not None:
-            raise UsageError("--limit is for all letters, or those that an option picks out")
+            raise UsageError("--limit cannot be combined with WHICH")
         selection = dead_letters.select_named(request.which, request.matches)
     else:
         selection = dead_letters.select(request.matches, request.limit)
-    number = output.plural(selection.count, "letter")
+    number = output.plural(selection.count, "dead letter")
     deed = f"{action.done_text}, {action.destination}"
     if request.dry_run:
         print_dry_run(request, selection.count, action.field, f"{number} would be {deed}")
         return
     if selection.count and not request.which:
-        confirm(f"{number} of {dead_letters.name}: to be {deed}?", yes=request.yes)
+        confirm(f"{number} of {dead_letters.name} will be {deed}. Continue?", yes=request.yes)
     done = handle(selection)
     print_handled(request.group, request.topic, done, action, json=request.json)
 
@@ -74,19 +74,19 @@ def handle_letters(
 def print_dry_run(request: LetterRequest, count: int, field: str, text: str) -> None:
     """Print how many letters are selected, of which none was changed."""
     group, topic, counts = request.group, request.topic, {field: 0, "matching": count}
-    print_counts(group, topic, counts, f"{text}; nothing is changed", json=request.json)
+    print_counts(group, topic, counts, f"{text}; nothing was changed", json=request.json)
 
 
 def print_handled(group: str, topic: str, done: int, action: LetterAction, *, json: bool) -> None:
     """Print how many dead letters were handled."""
-    text = f"{output.plural(done, 'letter')} {action.done_text}, {action.destination}"
+    text = f"{output.plural(done, 'dead letter')} {action.done_text}, {action.destination}"
     print_counts(group, topic, {action.field: done}, text, json=json)
 
 
 def print_decided(group: str, topic: str, count: int, field: str, *, json: bool) -> None:
     """Print for how many closed keys a command was written."""
     keys = output.plural(count, "key")
-    text = f"{keys} {field}; whoever owns the partition follows, once it runs"
+    text = f"{keys} {field}; the partition's owner acts on it once it runs"
     print_counts(group, topic, {field: count}, text, json=json)
 
 

@@ -37,14 +37,16 @@ if TYPE_CHECKING:
 
 def list_dead_letters(
     group: Annotated[
-        str | None, Argument(metavar="GROUP", help="Whose; all there are, if not given.")
+        str | None, Argument(metavar="GROUP", help="Consumer group of the dead letters.")
     ] = None,
-    topic: Annotated[str | None, Argument(metavar="TOPIC", help="Of which topic.")] = None,
+    topic: Annotated[
+        str | None, Argument(metavar="TOPIC", help="Topic that the group was reading.")
+    ] = None,
     include_handled: Annotated[
-        bool, Option("--all", help="Also those that were retried or purged.")
+        bool, Option("--all", help="Include those that were retried or purged.")
     ] = False,
     limit: Annotated[
-        int, Option("--limit", "-n", min=1, metavar="N", help="The oldest N only.")
+        int, Option("--limit", "-n", min=1, metavar="N", help="Only the oldest N.")
     ] = 1_000,
     error: options.ErrorText = None,
     key: options.Keys = None,
@@ -54,12 +56,12 @@ def list_dead_letters(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    r"""List the dead letters that wait, the oldest first.
+    r"""List the waiting dead letters, oldest first.
 
-    Without a group and a topic, list where there are any: the topics that are
-    named as dead letter topics are, those whose newest messages are dead letters,
-    and those where keys are closed (DeadLetters(sequenced=True)).
-    With [cyan]--name[/cyan] alone, list the letters of that topic, of whatever group.
+    Without a group and a topic, list the topics that have any: topics named like
+    dead letter topics, topics whose newest messages are dead letters, and topics
+    with closed keys (DeadLetters(sequenced=True)).
+    With [cyan]--name[/cyan] alone, list the dead letters in that topic, of any group.
 
     [bold]Examples[/bold]
 
@@ -95,10 +97,10 @@ def list_dead_letters(
                     found.append(summary)
             more = next(matching, None) is not None
         if more:
-            output.print_note(f"the oldest {limit:,}, and there are more; --limit N lists N")
+            output.print_note(f"only the oldest {limit:,} are listed; --limit N lists more")
         elif rows.is_truncated:
             where = dead_letters.name
-            output.print_note(f"only the oldest {SCAN_LIMIT:,} letters of {where} were looked at")
+            output.print_note(f"only the oldest {SCAN_LIMIT:,} dead letters of {where} were read")
         if not found and group is not None and topic is not None:
             print_other_topics(log, group, topic, dead_letters.name)
         if group is not None and topic is not None:
@@ -115,7 +117,7 @@ def _print_topics(log: Log, *, json: bool) -> None:
     found = [_topic_json(log, each) for each in search.topics]
     if not search.complete:
         output.print_note(
-            "not every partition was looked at for dead letters: name the topic with --name"
+            "not every partition was searched for dead letters: name the topic with --name"
         )
     closed = find_closed_keys(log)
     found += [_closed_json(*each) for each in closed]
@@ -138,7 +140,7 @@ def _print_topics(log: Log, *, json: bool) -> None:
     )
     if (example := next((each for each in words if "--name" in each), None)) is not None:
         output.print_note(
-            "a topic with another name than TOPIC.GROUP.dead is given as --name: streams dead ls "
+            "a topic that is not named TOPIC.GROUP.dead is given as --name: streams dead ls "
             f"{example}"
         )
 

@@ -6,20 +6,20 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-Group = Annotated[str, Argument(metavar="GROUP", help="Whose dead letters.")]
-Topic = Annotated[str, Argument(metavar="TOPIC", help="Of which topic.")]
+Group = Annotated[str, Argument(metavar="GROUP", help="Consumer group of the dead letters.")]
+Topic = Annotated[str, Argument(metavar="TOPIC", help="Topic that the group was reading.")]
 WhichLetters = Annotated[
     list[str] | None,
-    Argument(metavar="[WHICH]...", help="PARTITION/OFFSET or message ID; all, if not given."),
+    Argument(metavar="[WHICH]...", help="PARTITION/OFFSET or message ID; default: all."),
 ]
 Name = Annotated[
     str | None,
-    Option("--name", metavar="TOPIC", help="Their topic, if it is not TOPIC.GROUP.dead as usual."),
+    Option("--name", metavar="TOPIC", help="Dead letter topic, if it is not TOPIC.GROUP.dead."),
 ]
 ClosedKeyName = Annotated[str, Argument(metavar="KEY", help="The closed key.")]
 Limit = Annotated[
     int | None,
-    Option("--limit", "-n", min=1, metavar="N", help="The oldest N of each partition only."),
+    Option("--limit", "-n", min=1, metavar="N", help="Only the oldest N of each partition."),
 ]
 ErrorText = Annotated[
     str | None,
@@ -29,15 +29,17 @@ ErrorText = Annotated[
 ]
 Keys = Annotated[
     list[str] | None,
-    Option("--key", "-k", metavar="KEY", help="Only those of this key; repeatable."),
+    Option("--key", "-k", metavar="KEY", help="Only those with this key; repeatable."),
 ]
 Since = Annotated[
     str | None,
     Option(
-        "--since", metavar="TIME", help="Only those that failed since then: 2h, 2013-01-05T10:00Z."
+        "--since",
+        metavar="TIME",
+        help="Only those that failed since this time: 2h, 2013-01-05T10:00Z.",
     ),
 ]
 Until = Annotated[
-    str | None, Option("--until", metavar="TIME", help="Only those that failed before that.")
+    str | None, Option("--until", metavar="TIME", help="Only those that failed before this time.")
 ]
-DryRun = Annotated[bool, Option("--dry-run", help="Say how many, and change nothing.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the number, and change nothing.")]

@@ -24,14 +24,14 @@ def purge_dead_letters(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Set the dead letters that wait aside: all, some, or single ones.
+    """Set waiting dead letters aside: all, some, or single ones.
 
-    They are not retried and not listed any more. Nothing is deleted:
+    They are no longer retried or listed. Nothing is deleted:
     [cyan]streams dead ls --all[/cyan] lists them.
 
-    Unless each letter is named they are counted first, and you are asked;
-    --yes does not ask, and --dry-run only counts. What closes a key is let go
-    of with [cyan]streams dead drop[/cyan].
+    Unless each dead letter is named, the command counts them first and asks;
+    --yes does not ask, and --dry-run only counts. The message that closes a key
+    is dropped with [cyan]streams dead drop[/cyan].
 
     [bold]Examples[/bold]
 

@@ -40,10 +40,10 @@ def retry_dead_letters(
             "--key",
             "-k",
             metavar="KEY",
-            help="Only those of this key; repeatable. A closed key: see above.",
+            help="Only those with this key; repeatable. For a closed key, see above.",
         ),
     ] = None,
-    keys: Annotated[bool, Option("--keys", help="All closed keys, instead.")] = False,
+    keys: Annotated[bool, Option("--keys", help="Retry all closed keys instead.")] = False,
     since: options.Since = None,
     until: options.Until = None,
     dry_run: options.DryRun = False,
@@ -52,19 +52,20 @@ def retry_dead_letters(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Put the dead letters that wait back: all, some, or single ones.
+    """Put waiting dead letters back: all, some, or single ones.
 
-    They go to the topic TOPIC.GROUP.retry, which the group's processors read
-    beside TOPIC: no other group sees them again. A letter is put back once;
-    should it fail again, it is a new dead letter, which still says where it
-    came from. Those of a key go back in the order in which they failed.
-    Messages that a delay topic could not deliver go back into that topic.
+    They are written to TOPIC.GROUP.retry, which the group's processors read
+    beside TOPIC: no other group sees them again. A dead letter is put back once;
+    if it fails again, it becomes a new dead letter, which still names its origin.
+    Those of one key go back in the order in which they failed. Messages that a
+    delay topic could not deliver go back into that topic.
 
-    Unless each letter or key is named they are counted first, and you are
-    asked; --yes does not ask, and --dry-run only counts.
+    Unless each dead letter or key is named, the command counts them first and
+    asks; --yes does not ask, and --dry-run only counts.
 
-    Where a message closes a key (DeadLetters(sequenced=True)), --key lets it
-    be handled again, and then those that wait behind it; --keys all of them.
+    If a message closes a key (DeadLetters(sequenced=True)), --key has it handled
+    again, and then the messages parked behind it; --keys does so for all closed
+    keys.
 
     [bold]Examples[/bold]
 
@@ -82,7 +83,7 @@ def retry_dead_letters(
     if which and keys:
         raise UsageError("streams dead retry takes WHICH or --keys, not both")
     if keys and (limit is not None or name is not None):
-        raise UsageError("streams dead retry: --limit and --name are not for closed keys")
+        raise UsageError("streams dead retry: --limit and --name do not apply to closed keys")
     request = LetterRequest(group, topic, which, letter_filter, limit, dry_run, yes, json)
     with open_url(url) as log:
         if keys or (key and not which and name is None):
@@ -153,7 +154,7 @@ def _require_closed(
 
 def _retry_closed_keys(log: Log, request: LetterRequest, heads: list[ClosedKeyHead]) -> None:
     if request.limit is not None:
-        raise UsageError("streams dead retry: --limit and --name are not for closed keys")
+        raise UsageError("streams dead retry: --limit and --name do not apply to closed keys")
     closed_keys = open_closed_keys(log, request.group, request.topic)
     number = output.plural(len(heads), "key")
     if request.dry_run:
@@ -161,7 +162,7 @@ def _retry_closed_keys(log: Log, request: LetterRequest, heads: list[ClosedKeyHe
         return
     wanted = request.letter_filter
     if heads and (wanted.keys is None or not replace(wanted, keys=None).matches_all):
-        confirm(f"{number} of {closed_keys.name}: to be retried?", yes=request.yes)
+        confirm(f"{number} of {closed_keys.name} will be retried. Continue?", yes=request.yes)
     for head in heads:
         closed_keys.send_command("retry", head)
     print_decided(request.group, request.topic, len(heads), "retried", json=request.json)

@@ -28,17 +28,17 @@ def show_dead_letter(
     which: Annotated[
         str | None,
         Argument(
-            metavar="WHICH", help="Its position, PARTITION/OFFSET or message ID; else the oldest."
+            metavar="WHICH", help="Position, PARTITION/OFFSET or message ID; default: the oldest."
         ),
     ] = None,
     key: Annotated[
-        str | None, Option("--key", "-k", metavar="KEY", help="What closes this key, instead.")
+        str | None, Option("--key", "-k", metavar="KEY", help="Show what closes this key instead.")
     ] = None,
     name: Name = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Show one dead letter whole, with its traceback.
+    """Show one dead letter in full, with its traceback.
 
     [bold]Examples[/bold]
 
@@ -97,7 +97,7 @@ def _find_dead_letter(
     rows = dead_letters.rows()
     if found := find(rows):
         return found
-    problem = "no dead letter waits" if which is None else f"there is no letter {which!r}"
+    problem = "no dead letter waits" if which is None else f"there is no dead letter {which!r}"
     if rows.is_truncated:
         problem += f" among the oldest {SCAN_LIMIT:,}"
     if which is not None:
@@ -106,8 +106,8 @@ def _find_dead_letter(
             return found
         if not newest.is_whole:
             problem = (
-                f"no letter {which!r} waits, nor is it one of the newest {RESOLVED_LIMIT:,} of a "
-                "partition; give its PARTITION/OFFSET"
+                f"no dead letter {which!r} waits, nor is it one of the newest {RESOLVED_LIMIT:,} "
+                "of a partition; give its PARTITION/OFFSET"
             )
     hint = f"see streams dead ls {group} {topic} --all"
     raise CommandFailed(f"{dead_letters.name}: {problem}; {hint}")

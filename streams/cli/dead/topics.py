@@ -60,7 +60,7 @@ def open_dead_letters(
     except NotFound as error:
         found = find_dead_letter_topics(log, output.call_or_report).topics
         known = [each.name for each in found]
-        hint = suggestion(name or default_name, known) if known else "there is none at all"
+        hint = suggestion(name or default_name, known) if known else "the log has none"
         if group is not None and topic is not None:
             if others := other_topics_of(found, group, topic, ""):
                 hint = _use_name_hint(others, group, topic)
@@ -82,8 +82,8 @@ def open_to_resolve(log: Log, group: str, topic: str, name: str | None) -> DeadL
         sources, looked_at = sample_sources(log, log.topic(found.name), MAX_PARTITIONS)
         if looked_at and not sources:
             raise CommandFailed(
-                f"{found.name} holds no dead letters: none of its newest messages says which topic "
-                "and group it is of; streams dead ls says which topics do"
+                f"{found.name} holds no dead letters: none of its newest messages names its topic "
+                "and group; streams dead ls lists the topics that do"
             )
     try:
         found.require_no_reader()
@@ -101,7 +101,7 @@ def print_other_topics(log: Log, group: str, topic: str, name: str) -> None:
         output.print_note(_use_name_hint(others, group, topic))
     elif here and (topic, group) not in here:
         whose = ", ".join(f"{group} {topic}" for topic, group in here)
-        output.print_note(f"in {name} are letters of GROUP TOPIC: {whose}")
+        output.print_note(f"{name} holds dead letters of GROUP TOPIC: {whose}")
 
 
 def find_closed_keys(
@@ -146,5 +146,5 @@ def print_closed_keys(source: ParkedSource, counts: KeyCounts) -> None:
 
 
 def _use_name_hint(names: list[str], group: str, topic: str) -> str:
-    where = f"letters of group {group} and topic {topic} stand in {', '.join(names)}"
+    where = f"dead letters of group {group} and topic {topic} are in {', '.join(names)}"
     return f"{where}: add --name {names[0]}"

@@ -27,14 +27,14 @@ from streams.cli.options import AppUrl, Json
 
 app = typer.Typer(no_args_is_help=True, help="List and show process managers.")
 
-Target = Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")]
+Target = Annotated[str, Argument(metavar="MODULE:APP", help="The app, such as shop:app.")]
 Newest = Annotated[
     int,
     Option(
         "--newest",
         min=0,
         metavar="N",
-        help="Look at the last N reactions and timeouts of each partition; 0: at all.",
+        help="Read the last N reactions and timeouts of each partition; 0: all.",
     ),
 ]
 
@@ -47,15 +47,15 @@ def list_managers(
 ) -> None:
     r"""List the process managers of an app.
 
-    How many processes run each, how many of its instances have not ended, the
-    timeouts that wait and those of them that are overdue, the commands that
-    were refused, messages that it could not react to and nobody has dealt with
-    ([cyan]dead[/cyan]), and messages that it has not come to yet.
+    Each row shows how many processes run the manager, how many of its instances
+    have not ended, its waiting and overdue timeouts, the commands that were
+    refused, the waiting dead letters of messages that it could not react to
+    ([cyan]dead[/cyan]), and the messages that it has not handled yet ([cyan]lag[/cyan]).
 
     [bold]Examples[/bold]
 
       [cyan]streams managers ls shop:app[/cyan]
-      [cyan]streams managers ls shop:app --newest 0[/cyan]            looks at everything
+      [cyan]streams managers ls shop:app --newest 0[/cyan]            reads everything
       [cyan]streams managers ls shop:app --json | jq '.\[] | select(.dead > 0)'[/cyan]
     """
     with open_place(target, url) as place:
@@ -70,9 +70,7 @@ def list_managers(
 def show_manager(
     target: Target,
     name: Annotated[str, Argument(metavar="NAME", help="The manager's name.")],
-    id: Annotated[
-        str | None, Argument(metavar="ID", help="The key of one of its instances.")
-    ] = None,
+    id: Annotated[str | None, Argument(metavar="ID", help="Key of one of its instances.")] = None,
     number: Annotated[
         int,
         Option(
@@ -80,7 +78,7 @@ def show_manager(
             "--lines",
             min=0,
             metavar="N",
-            help="So many of the next timeouts, or of an instance's last reactions; 0: all.",
+            help="The next N timeouts, or the last N reactions of an instance; 0: all.",
         ),
     ] = 20,
     newest: Newest = NEWEST,
@@ -89,10 +87,10 @@ def show_manager(
 ) -> None:
     """Show a process manager, or one of its instances.
 
-    Of a manager: what it is declared with, the topics that it reads with how
-    far it is, and the timeouts that come next. Of an instance: its state, the
-    timeouts and commands that it waits for, and its reactions, each with what
-    became of its commands.
+    For a manager: its declaration, the topics that it reads and its progress in
+    them, and the next timeouts. For an instance: its state, the timeouts and
+    commands that it waits for, and its reactions, each with the outcome of its
+    commands.
 
     [bold]Examples[/bold]
 

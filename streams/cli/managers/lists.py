@@ -47,7 +47,7 @@ def manager_row(place: Place, inspector: ManagerInspector, newest: int | None) -
     if not (totals.is_complete and timeouts.is_complete):
         output.print_note(
             f"{name}: only the last {newest:,} reactions and timeouts of each partition were "
-            "looked at; --newest 0 looks at all"
+            "read; --newest 0 reads all"
         )
     if totals.unreadable:
         reactions = output.plural(totals.unreadable, "reaction")
@@ -84,7 +84,7 @@ def await_index_of(place: Place, inspector: ManagerInspector) -> None:
         place.log.topic(inspector.reactions_topic)
     except NotFound:
         name = inspector.manager.name
-        output.print_note(f"{name}: not there yet; the app makes its topics when it runs")
+        output.print_note(f"{name}: its topics do not exist yet; the app creates them when it runs")
         return
     await_index(place.log, inspector.reactions_topic)
 

@@ -96,7 +96,7 @@ def print_manager(document: Mapping[str, Any]) -> None:
         if definition[field]:
             lines[field] = ", ".join(definition[field])
     for group, members in document["members"].items():
-        lines[f"group {group}"] = ", ".join(members) or "nobody runs it"
+        lines[f"group {group}"] = ", ".join(members) or "no process runs it"
     for topic, count in document["dead_letters"].items():
         lines[f"dead in {topic}"] = output.plural(count, "message")
     output.print_mapping(lines)

@@ -23,21 +23,23 @@ from streams.cli.options import AppUrl, Json, Yes, confirm
 from streams.cli.outbox.place import load_outbox, load_outboxes
 from streams.cli.outbox.rows import outbox_json, print_outboxes, print_row, row_json
 
-app = typer.Typer(no_args_is_help=True, help="List, show and retry what is in an outbox; relay it.")
+app = typer.Typer(no_args_is_help=True, help="List, show and retry rows of an outbox; relay them.")
 
-Target = Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")]
+Target = Annotated[str, Argument(metavar="MODULE:APP", help="The app, such as shop:app.")]
 Table = Annotated[
     str | None,
-    Option("--table", metavar="NAME", help="The outbox, where the app has several: its table."),
+    Option("--table", metavar="NAME", help="Table of the outbox, if the app has several."),
 ]
 
 
 @app.command("ls")
 def list_outboxes(
     target: Target,
-    every: Annotated[bool, Option("--all", help="All rows, also those that are to come.")] = False,
+    every: Annotated[
+        bool, Option("--all", help="Include rows that are still to be relayed.")
+    ] = False,
     number: Annotated[
-        int, Option("-n", "--lines", min=1, metavar="N", help="So many rows of each, at most.")
+        int, Option("-n", "--lines", min=1, metavar="N", help="At most N rows of each outbox.")
     ] = 20,
     table: Table = None,
     url: AppUrl = None,
@@ -45,9 +47,9 @@ def list_outboxes(
 ) -> None:
     r"""List the outboxes of an app, and the rows that could not be published.
 
-    Of each outbox: how many rows are to be relayed, how old the first of them
+    For each outbox: how many rows are to be relayed, how old the first of them
     is, how many could not be published ([cyan]failed[/cyan]), how many wait behind
-    those, as they are of the same keys, how many wait for a relay whose app
+    those because they have the same keys, how many wait for a relay whose app
     declares their topic ([cyan]undeclared[/cyan]), and how many relays there are.
 
     [bold]Examples[/bold]
@@ -72,12 +74,12 @@ def list_outboxes(
 @app.command("show")
 def show_row(
     target: Target,
-    row: Annotated[str, Argument(metavar="ROW", help="A message ID, or a row's number.")],
+    row: Annotated[str, Argument(metavar="ROW", help="Message ID or row number.")],
     table: Table = None,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
-    """Show a row: what it would be published as, and why it was not.
+    """Show a row as it would be published, and why it was not.
 
     [bold]Examples[/bold]
 
@@ -100,7 +102,7 @@ def show_row(
 def retry_rows(
     target: Target,
     rows: Annotated[
-        list[str] | None, Argument(metavar="ROW...", help="Message IDs, or rows' numbers.")
+        list[str] | None, Argument(metavar="ROW...", help="Message IDs or row numbers.")
     ] = None,
     every: Annotated[bool, Option("--all", help="All rows that could not be published.")] = False,
     yes: Yes = False,
@@ -108,10 +110,10 @@ def retry_rows(
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
-    """Have rows that could not be published tried again.
+    """Retry rows that could not be published.
 
-    The rows of the same key that wait behind it follow, in their order. It is
-    the relays that publish them.
+    Rows of the same key that wait behind them follow in order. The relays do
+    the publishing.
 
     [bold]Examples[/bold]
 
@@ -121,7 +123,7 @@ def retry_rows(
     from streams.outbox.inspection import inspect, retry
 
     if bool(rows) == every:
-        raise UsageError("streams outbox retry takes rows, or --all")
+        raise UsageError("streams outbox retry takes rows or --all")
     configure_warnings()
     outbox = load_outbox(target, table, url)
     if every:
@@ -140,9 +142,9 @@ def relay(
     table: Table = None,
     url: AppUrl = None,
 ) -> None:
-    """Take what is in the app's outboxes to the log, until SIGINT or SIGTERM.
+    """Relay the app's outboxes to the log, until SIGINT or SIGTERM.
 
-    No processor runs here. Any number of relays may, beside those of
+    No processors run here. Any number of relays can run, beside those of
     [cyan]streams run[/cyan]: they share the keys, and take over from each other.
 
     [bold]Examples[/bold]

@@ -46,7 +46,7 @@ def load_outbox(target: str, table: str | None, url: str | None) -> Outbox:
     found = load_outboxes(target, table, url)
     if len(found) > 1:
         names = ", ".join(each.name for each in found)
-        raise CommandFailed(f"{target} declares several outboxes: say --table, one of {names}")
+        raise CommandFailed(f"{target} declares several outboxes: give --table, one of {names}")
     return found[0]
 
 

@@ -38,9 +38,9 @@ app = typer.Typer(
     no_args_is_help=True, help="List and show SQL projections; promote and drop versions."
 )
 
-Target = Annotated[str, Argument(metavar="MODULE:APP", help="Where the app is.")]
+Target = Annotated[str, Argument(metavar="MODULE:APP", help="The app, such as shop:app.")]
 Name = Annotated[str, Argument(metavar="NAME", help="The projection's name: its group.")]
-Version = Annotated[int, Option("--version", min=1, metavar="N", help="Which version.")]
+Version = Annotated[int, Option("--version", min=1, metavar="N", help="Version number.")]
 
 
 def _on_app(
@@ -65,9 +65,9 @@ def _on_app(
 def list_projections(target: Target, url: AppUrl = None, json: Json = False) -> None:
     r"""List the projections of an app, a row for each version.
 
-    Which version serves, how many processes run it, and how much of its
-    topics it has handled. What is still behind and runs is measured for a
-    second: messages a second, and the time left.
+    Each row shows whether the version serves, how many processes run it, and
+    how much of its topics it has handled. A version that runs and is behind is
+    measured for a second: messages per second, and the time left.
 
     [bold]Examples[/bold]
 
@@ -83,7 +83,7 @@ def list_projections(target: Target, url: AppUrl = None, json: Json = False) -> 
 
 @app.command("show")
 def show_projection(target: Target, name: Name, url: AppUrl = None, json: Json = False) -> None:
-    """Show a projection: its versions, and how far each is in each partition.
+    """Show a projection: its versions, and their progress in each partition.
 
     [bold]Examples[/bold]
 
@@ -98,10 +98,10 @@ def show_projection(target: Target, name: Name, url: AppUrl = None, json: Json =
 
 @app.command("promote")
 def promote_version(target: Target, name: Name, version: Version, url: AppUrl = None) -> None:
-    """Have a version serve, if it has handled all that the one before it has.
+    """Make a version serve, if it has handled all that the one before it has.
 
-    That is done by the app by itself, unless it says promote=False. There is no
-    way back: what was wrong becomes right in the next version.
+    The app does this itself, unless the version is declared with promote=False.
+    It cannot be undone: correct a mistake in the next version.
 
     [bold]Examples[/bold]
 
@@ -121,10 +121,10 @@ def promote_version(target: Target, name: Name, version: Version, url: AppUrl = 
 def drop_version(
     target: Target, name: Name, version: Version, yes: Yes = False, url: AppUrl = None
 ) -> None:
-    """Forget a version that does not serve and that nobody runs: its group and what the inbox has
-    of it.
+    """Forget a version that does not serve and that no process runs.
 
-    Its tables are yours: drop them when nobody reads them any more.
+    This deletes its group and its rows in the inbox. Its tables are yours: drop
+    them once they are no longer read.
 
     [bold]Examples[/bold]
 
@@ -146,11 +146,11 @@ def drop_version(
 def ddl(
     dialect: Annotated[str, Argument(metavar="DIALECT", help="postgresql or sqlite.")],
 ) -> None:
-    r"""Print the SQL that makes the table of projections.
+    r"""Print the SQL that creates the table of projections.
 
-    Processors make it by themselves when they start, if they may. Where they
-    may not, run this once, as somebody who may, and declare the database
-    with create=False.
+    Processors create it when they start, if they have permission to. If they do
+    not, run this once as a user who has, and declare the database with
+    create=False.
 
     [bold]Examples[/bold]
 

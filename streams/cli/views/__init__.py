@@ -28,17 +28,17 @@ from streams.cli.views.place import open_place
 from streams.cli.views.view import print_view, view_json
 
 app = typer.Typer(
-    no_args_is_help=True, help="List and show views; promote, rebuild, drop versions."
+    no_args_is_help=True, help="List and show views; promote, rebuild and drop versions."
 )
 
 Name = Annotated[str, Argument(metavar="NAME", help="The view's name.")]
-Version = Annotated[int, Option("--version", min=1, metavar="N", help="Which version.")]
+Version = Annotated[int, Option("--version", min=1, metavar="N", help="Version number.")]
 AnyVersion = Annotated[
     int | None,
-    Option("--version", min=1, metavar="N", help="Which version; else the one that serves."),
+    Option("--version", min=1, metavar="N", help="Version number; default: the one that serves."),
 ]
 Lines = Annotated[
-    int, Option("-n", "--lines", min=0, metavar="N", help="So many documents at most; 0: all.")
+    int, Option("-n", "--lines", min=0, metavar="N", help="At most N stopped documents; 0: all.")
 ]
 
 
@@ -46,10 +46,10 @@ Lines = Annotated[
 def list_views(url: Url = None, json: Json = False) -> None:
     r"""List the views of a log, a row for each version.
 
-    Which version serves, how many processes run it, its documents, how many of
-    them stand still where the view's function failed, and how much of its
-    events is folded. What is still behind and runs is measured for a second:
-    events a second, and the time left.
+    Each row shows whether the version serves, how many processes run it, its
+    documents, how many of them are stopped because the view's function failed,
+    and how much of its events is folded. A version that runs and is behind is
+    measured for a second: events per second, and the time left.
 
     [bold]Examples[/bold]
 
@@ -77,7 +77,7 @@ def show_view(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Show a view: its versions, how far each partition is, what stands still.
+    """Show a view: its versions, the progress of each partition, stopped documents.
 
     [bold]Examples[/bold]
 
@@ -96,11 +96,11 @@ def show_view(
 def list_stopped(
     name: Name, version: AnyVersion = None, number: Lines = 100, url: Url = None, json: Json = False
 ) -> None:
-    r"""List the documents that stand still, where the view's function failed.
+    r"""List the documents that are stopped because the view's function failed.
 
-    Each with the position of the event at which it does, and what the function
-    raised. Once the function is mended, [cyan]streams views retry[/cyan] has one
-    folded on.
+    Each is shown with the position of the event at which it stopped, and what
+    the function raised. Once the function is fixed, [cyan]streams views retry[/cyan]
+    resumes a document.
 
     [bold]Examples[/bold]
 
@@ -122,16 +122,16 @@ def promote_version(
     name: Name,
     version: Version,
     force: Annotated[
-        bool, Option("--force", help="Also if it has not come as far as it has to.")
+        bool, Option("--force", help="Promote it even if it has not caught up.")
     ] = False,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Have a version serve, in all processes that declare it.
+    """Make a version serve, in all processes that declare it.
 
-    For versions declared with promote=False; the others are promoted when they
-    have come as far as the version before them. It cannot be undone: a version
-    before the promoted one does not serve again.
+    This is for versions declared with promote=False; others are promoted once
+    they have caught up with the version before them. It cannot be undone: a
+    version before the promoted one does not serve again.
 
     [bold]Examples[/bold]
 
@@ -153,18 +153,19 @@ def rebuild_version(
     name: Name,
     version: Version,
     wait: Annotated[
-        bool, Option("--wait", help="Until it is built again; a process must run it.")
+        bool, Option("--wait", help="Wait until it is rebuilt; a process must run it.")
     ] = False,
     yes: Yes = False,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Delete a version's documents, so that they are made anew.
+    """Delete a version's documents, so that they are rebuilt.
 
-    Whoever runs the version begins again at its first event. Until it has come
-    as far as its topics are now, nothing serves from it: readers get an older
-    version that they declare, or ViewNotReady. A new version, declared beside
-    the old one, avoids that. If this is interrupted, run it again.
+    The processes that run the version start again at its first event. Until it
+    has caught up with its topics as they are now, nothing serves from it:
+    readers get an older version that they declare, or ViewNotReady. A new
+    version, declared beside the old one, avoids that. If this is interrupted,
+    run it again.
 
     [bold]Examples[/bold]
 
@@ -176,7 +177,7 @@ def rebuild_version(
         found = place.inspector(name, version).inspect()
     documents = output.plural(found.totals.documents, "document")
     confirm(
-        f"Delete {documents} of {name} version {version}, to be made anew? Nothing serves from it "
+        f"Delete {documents} of {name} version {version}, to rebuild it? Nothing serves from it "
         "meanwhile; a new version, declared beside it, avoids that.",
         yes=yes,
     )
@@ -194,8 +195,8 @@ def rebuild_version(
     if not wait:
         runs = "" if found.members else " as soon as a process runs that declares it"
         output.print_note(
-            f"it is made anew{runs}, and nothing serves from it until then: streams views show "
-            f"{name} says how far it is"
+            f"it is rebuilt{runs}, and nothing serves from it until then: streams views show "
+            f"{name} shows the progress"
         )
 
 
@@ -203,7 +204,7 @@ def rebuild_version(
 def drop_version(
     name: Name,
     version: Version,
-    force: Annotated[bool, Option("--force", help="Also if it serves.")] = False,
+    force: Annotated[bool, Option("--force", help="Drop it even if it serves.")] = False,
     yes: Yes = False,
     url: Url = None,
     json: Json = False,
@@ -234,7 +235,7 @@ def drop_version(
 @app.command("retry")
 def retry_document(
     name: Name,
-    key: Annotated[str, Argument(metavar="KEY", help="The document's.")],
+    key: Annotated[str, Argument(metavar="KEY", help="Key of the document.")],
     version: AnyVersion = None,
     timeout: Annotated[
         str, Option("--timeout", metavar="TIME", help="How long to wait for it: 30s, 5m.")
@@ -242,10 +243,10 @@ def retry_document(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Have a document that stands still folded on, by the process that folds it.
+    """Resume a stopped document, in the process that folds it.
 
-    Do it once the view's function is mended and the new code runs. All events
-    since the one where it failed are folded; nothing is skipped.
+    Do this once the view's function is fixed and the new code runs. All events
+    from the one where it failed are folded; none is skipped.
 
     [bold]Examples[/bold]
 
@@ -265,18 +266,18 @@ def retry_document(
     )
     if goes_on is None:
         raise CommandFailed(
-            f"{name}: no process that runs version {chosen} has folded {key!r} on within "
-            f"{timeout}: it is done as soon as one runs"
+            f"{name}: no process that runs version {chosen} has resumed {key!r} within "
+            f"{timeout}: it is resumed as soon as one runs"
         )
     if json:
         found = {"view": name, "version": chosen, "key": key}
         output.print_json({**found, "stood_still": stood_still, "goes_on": goes_on})
     elif not stood_still:
-        output.print_line(f"{name}: {key!r} does not stand still")
+        output.print_line(f"{name}: {key!r} is not stopped")
     elif goes_on:
-        output.print_line(f"{name}: {key!r} goes on")
+        output.print_line(f"{name}: {key!r} is resumed")
     else:
         with open_place(source) as place:
             reason = change.stopped_reason(place, name, chosen, argument_bytes(key))
-        output.print_line(f"{name}: {key!r} stands still again: {reason}")
+        output.print_line(f"{name}: {key!r} is stopped again: {reason}")
     raise typer.Exit(DONE if goes_on else FAILED)

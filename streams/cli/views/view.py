@@ -87,9 +87,9 @@ def print_view(document: Mapping[str, Any]) -> None:
             if place["problem"]:
                 output.print_line(place["problem"])
         if version["stopped_documents"]:
-            output.print_line(f"documents that stand still: {version['stopped']:,}")
+            output.print_line(f"stopped documents: {version['stopped']:,}")
             print_stopped(version["stopped_documents"])
         if version["more_stopped"]:
             output.print_note("there are more: -n 0 shows all")
     if document["retries"]:
-        output.print_line(f"{output.plural(document['retries'], 'document')} to be folded on")
+        output.print_line(f"{output.plural(document['retries'], 'document')} to be resumed")

@@ -51,9 +51,9 @@ def _check_aggregate(
         return
     if foreign:
         yield subject.no(
-            f"{len(foreign):,} of its last {texts.plural(len(sample), 'record')} were written by "
-            f"no aggregate, the last at {foreign[-1].position}; they count for nothing",
-            f"see who writes to {topic}, and let only the apps that decide (an ACL)",
+            f"{len(foreign):,} of its last {texts.plural(len(sample), 'record')} were not "
+            f"written by an aggregate, the last at {foreign[-1].position}; they are ignored",
+            f"find out what else writes to {topic}, and allow only the apps that decide (an ACL)",
         )
     yield _check_code(inspection, subject, aggregate, [each for each in sample if each.is_event])
     yield from _check_snapshots(inspection, subject, aggregate, log)
@@ -68,14 +68,14 @@ def _check_topic(
     declared = aggregate.events.partitions
     if declared is not None and info.partitions != declared:
         yield subject.no(
-            f"topic {info.name} has {info.partitions} partitions, and is declared with {declared}: "
+            f"topic {info.name} has {info.partitions} partitions, but is declared with {declared}: "
             "keys would get a second history in other ones, so nothing is written",
             f"declare partitions={info.partitions}, or copy the events to a new topic",
         )
     if not info.retention_known:
         yield subject.unknown(
-            "this login may not ask for the topic's settings",
-            f"give it DescribeConfigs on {info.name}; see that retention.ms and retention.bytes "
+            "this login may not read the topic's settings",
+            f"give it DescribeConfigs on {info.name}; check that retention.ms and retention.bytes "
             "are -1 and cleanup.policy is delete",
         )
     elif info.retention != Retention():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streams.log.protocol import DurabilityFact, Log, TopicInfo
     from streams.topic import Topic
 
-REACH_ADVICE = "see that it can be reached"
+REACH_ADVICE = "make sure that it can be reached"
 
 
 def check_persistence(inspection: AppInspection) -> Iterator[Finding]:
@@ -50,7 +50,7 @@ def _check_topic_persistence(
         pass  # of an aggregate's there is more to say
     elif declared is not None and info.partitions != declared:
         yield subject.no(
-            f"it has {info.partitions} partitions, and is declared with {declared}",
+            f"it has {info.partitions} partitions, but is declared with {declared}",
             f"declare partitions={info.partitions}, or leave it out",
         )
     yield _persistence_finding(subject, facts)
@@ -71,7 +71,7 @@ def check_order(inspection: AppInspection) -> Iterator[Finding]:
     keyed = {name: topic for name, topic in inspection.topics.items() if topic.key_of is not None}
     aggregates = inspection.aggregates
     if not keyed and not aggregates:
-        yield Subject("order", "the app").yes("no topic declares a key: none is promised")
+        yield Subject("order", "the app").yes("no topic declares a key: no order is promised")
     for name in keyed:
         subject = Subject("order", f"topic {name}")
         yield from inspection.look_at(subject, _check_key_partitions(inspection, subject, name))
@@ -111,8 +111,8 @@ def _check_key_partitions(
         more = f", and {len(split_keys) - 1:,} more keys like it" if len(split_keys) > 1 else ""
         yield subject.no(
             f"key {name} is in partitions {partitions}{more}",
-            "its producers must place keys alike (on Kafka partitioner=murmur2_random), and the "
-            "number of partitions must stay",
+            "its producers must partition keys alike (on Kafka partitioner=murmur2_random), and "
+            "the number of partitions must not change",
         )
     elif without_key:
         yield subject.no(
@@ -160,17 +160,19 @@ def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Find
     for each in inspection.app.declared_topics:
         if each.name == topic.name and each.retention is not None:
             declared = each.retention
-    advice = "declare retention=Retention(seconds=...), or retention=Retention() if that is meant"
+    advice = (
+        "declare retention=Retention(seconds=...), or retention=Retention() if that is intended"
+    )
     if inspection.log is None:
         return subject.unknown(inspection.open_error, REACH_ADVICE)
     if isinstance(info, str):
         if declared is None and declarable:
-            return subject.unknown("not there yet, to be kept for ever", advice)
+            return subject.unknown("it does not exist yet, and is to be kept for ever", advice)
         kept = texts.retention_text(declared or Retention())
-        return subject.yes(f"not there yet, to be {kept}")
+        return subject.yes(f"it does not exist yet, and is to be {kept}")
     if not info.retention_known:
         return subject.unknown(
-            "this login may not ask for the topic's settings",
+            "this login may not read the topic's settings",
             "give it DescribeConfigs on the topic",
         )
     actual = texts.retention_text(info.retention)
@@ -180,12 +182,12 @@ def _check_topic_retention(inspection: AppInspection, topic: Topic[Any]) -> Find
         if not declarable:
             command = inspection.command(f"topics retain {topic.name} --keep-for 90d")
             return subject.yes(actual, f"{command}, if it need not be")
-        return subject.unknown("kept for ever, as nobody said so", advice)
+        return subject.unknown("kept for ever, as no retention is declared", advice)
     if _round_to_milliseconds(info.retention) == _round_to_milliseconds(declared):
         return subject.yes(f"{actual}, as declared")
     words = f"topics retain {topic.name} {texts.retention_options(declared)}"
     return subject.no(
-        f"{actual}, and declared to be {texts.retention_text(declared)}",
+        f"{actual}, but declared to be {texts.retention_text(declared)}",
         f"{inspection.command(words)}, or declare retention={info.retention!r}",
     )
 

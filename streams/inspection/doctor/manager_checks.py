@@ -91,7 +91,7 @@ def _check_reading(
         if not inspector.members(group):
             topics = ", ".join(processor.topics)
             yield subject.no(
-                f"{many} in {topics} {wait}, and nobody reads them in group {group}",
+                f"{many} in {topics} {wait}, and no process reads them in group {group}",
                 f"run the app; {show}",
             )
         elif lag > FAR_BEHIND:
@@ -112,7 +112,7 @@ def _check_dead(
             yield subject.no(
                 f"{texts.plural(count, 'message')} of {source.topic} could not be reacted to"
                 f"{_first_letter(inspection, log, source)}",
-                f"{inspection.command(ls)} lists them; mend the code, then streams dead retry",
+                f"{inspection.command(ls)} lists them; fix the code, then streams dead retry",
             )
 
 

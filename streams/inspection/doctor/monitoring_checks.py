@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from streams.inspection.doctor.app_inspection import AppInspection, Finding, Subject
 
-PROMETHEUS_ADVICE = "see that --prometheus is right"
+PROMETHEUS_ADVICE = "check the URL of --prometheus"
 
 
 def check_monitoring(inspection: AppInspection) -> Iterator[Finding]:
@@ -21,11 +21,11 @@ def check_monitoring(inspection: AppInspection) -> Iterator[Finding]:
             yield subject.unknown(seen, PROMETHEUS_ADVICE)
         elif missing := sorted(names - seen):
             yield subject.no(
-                f"Prometheus has no figures of {', '.join(missing)}",
+                f"Prometheus has no metrics of {', '.join(missing)}",
                 "run with --http, and let Prometheus scrape /metrics there",
             )
         else:
-            yield subject.yes("Prometheus has figures of every processor")
+            yield subject.yes("Prometheus has metrics of every processor")
     elif find_spec("prometheus_client") is None:
         yield subject.no("prometheus-client is not installed", "pip install prometheus-client")
     elif http_address := os.environ.get("STREAMS_HTTP"):
@@ -44,8 +44,8 @@ def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
     subject = Subject("alerts", "Prometheus")
     if inspection.prometheus.url is None:
         yield subject.unknown(
-            "nobody said where Prometheus is",
-            "load monitoring/alerts.yml into it, and say --prometheus URL (or STREAMS_PROMETHEUS)",
+            "the URL of Prometheus is not given",
+            "load monitoring/alerts.yml into it, and give --prometheus URL (or STREAMS_PROMETHEUS)",
         )
         return
     loaded = inspection.prometheus.alert_names()
@@ -66,18 +66,18 @@ def check_alerts(inspection: AppInspection) -> Iterator[Finding]:
     missing = [name for name in required if name not in loaded]
     if missing:
         yield subject.no(
-            f"it has no rule {', '.join(missing)}",
+            f"it lacks the rules {', '.join(missing)}",
             "load monitoring/alerts.yml (rule_files), or rules of these names",
         )
     elif isinstance(has_alertmanager := inspection.prometheus.has_alertmanager(), str):
         yield subject.unknown(has_alertmanager, PROMETHEUS_ADVICE)
     elif not has_alertmanager:
         yield subject.no(
-            "it has the rules, and no Alertmanager to tell",
+            "it has the rules, but no Alertmanager to notify",
             "set alerting.alertmanagers in its configuration",
         )
     else:
-        yield subject.yes(f"{len(required)} rules, and an Alertmanager to tell")
+        yield subject.yes(f"{len(required)} rules, and an Alertmanager to notify")
 
 
 REQUIRED_ALERTS = (

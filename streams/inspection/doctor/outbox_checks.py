@@ -35,7 +35,7 @@ def check_outboxes(inspection: AppInspection) -> Iterator[Finding]:
         try:
             yield from _check_outbox(inspection, subject, outbox)
         except NotFound as error:
-            yield subject.no(str(error), "run the app once, or create them by your migrations")
+            yield subject.no(str(error), "run the app once, or create them in your migrations")
         except LogError as error:
             yield subject.unknown(str(error), "ask again where the database can be reached")
 
@@ -53,7 +53,7 @@ def _check_outbox(inspection: AppInspection, subject: Subject, outbox: Outbox) -
         relay = inspection.command(f"outbox relay {inspection.target}")
         if outbox.relayed_by == "app":
             relay = inspection.command(f"run {inspection.target}") + ", or " + relay
-        findings.append(subject.no(f"nobody relays it, and {rows} {waits}", relay))
+        findings.append(subject.no(f"no process relays it, and {rows} {waits}", relay))
     elif backlog.oldest is not None and backlog.oldest > OLD:
         findings.append(
             subject.no(
@@ -71,7 +71,7 @@ def _check_outbox(inspection: AppInspection, subject: Subject, outbox: Outbox) -
         findings.append(
             subject.no(
                 f"{texts.plural(backlog.failed, 'row')} could not be published{behind}: {error}",
-                f"{ls} lists them; mend the cause, then streams outbox retry",
+                f"{ls} lists them; fix the cause, then streams outbox retry",
             )
         )
     if backlog.undeclared:
@@ -81,7 +81,7 @@ def _check_outbox(inspection: AppInspection, subject: Subject, outbox: Outbox) -
         findings.append(
             subject.no(
                 f"{rows} {waits} for a relay whose app declares the topic: {names}",
-                "let such an app relay, as that of the version that wrote them; to give the rows "
+                "run a relay of such an app, as of the version that wrote them; to give the rows "
                 "up, delete them",
             )
         )

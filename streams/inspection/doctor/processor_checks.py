@@ -67,16 +67,16 @@ def _check_dedup_window(inspection: AppInspection, processor: Processor[..., Any
     if not dedup.window:
         return subject.no(
             "Dedup(window=0): duplicates are handled again",
-            "leave dedup out, or see that its effects can happen twice",
+            "leave dedup out, or make sure that its effects can happen twice",
         )
     infos = [inspection.info(topic) for topic in processor.topics]
     wanted = dedup.window * sum(info.partitions for info in infos if not isinstance(info, str))
     if wanted > dedup.cap:
         return subject.no(
-            f"{wanted:,} IDs to remember, if it owns every partition, and at most {dedup.cap:,}",
+            f"{wanted:,} IDs to remember, if it owns every partition, but at most {dedup.cap:,}",
             f"Dedup(window={dedup.window}, cap={wanted})",
         )
-    return subject.yes(f"the last {dedup.window:,} IDs of a partition are known")
+    return subject.yes(f"the last {dedup.window:,} IDs of a partition are remembered")
 
 
 def check_dead_letters(inspection: AppInspection) -> Iterator[Finding]:
@@ -126,7 +126,7 @@ def _check_dead_letter_topic(
     if isinstance(info, str):
         if inspection.log is None:
             return subject.unknown(f"{who} go to {name}", "see the log")
-        return subject.yes(f"{who} go to {name}, made at its first start")
+        return subject.yes(f"{who} go to {name}, created at its first start")
     bound = info.retention
     count = bound.messages or bound.bytes
     if count is not None or (bound.seconds or WEEK) < WEEK:
@@ -134,15 +134,15 @@ def _check_dead_letter_topic(
         if count is not None:
             kept = f"{count:,} {'of them' if bound.messages else 'bytes of them'}"
         return subject.no(
-            f"{name} keeps {kept}, and then they are gone",
-            "keep them for a week at least, better for ever",
+            f"{name} keeps {kept}, and then deletes them",
+            "keep them for at least a week, or better for ever",
         )
     if (too_small := _takes_too_little(inspection, name, topic)) is not None:
         return subject.no(*too_small)
     waiting = _count_waiting(inspection, name)
     if waiting:
         command = f"dead ls {dead_ls_arguments(processor.group, topic, name)}"
-        letters = texts.plural(waiting, "letter")
+        letters = texts.plural(waiting, "dead letter")
         return subject.yes(f"{letters} in {name}", inspection.command(command))
     return subject.yes(f"{who} go to {name}; none waits")
 
@@ -154,7 +154,7 @@ def _takes_too_little(inspection: AppInspection, name: str, topic: str) -> tuple
     if limit is None or needed is None or limit > needed:
         return None
     sizes = f"{name} takes {limit:,} bytes, {topic} {needed:,}"
-    reason = f"{sizes}: a letter is larger than its message"
+    reason = f"{sizes}: a dead letter is larger than its message"
     return reason, _raise_limit_command(inspection, name, needed)
 
 
@@ -207,7 +207,7 @@ def check_backpressure(inspection: AppInspection) -> Iterator[Finding]:
         wanted = processor.options.concurrency * (processor.options.batch or 1)
         if wanted > flow.messages:
             yield subject.no(
-                f"its handlers can have {wanted:,} messages at once, Flow holds {flow.messages:,}",
+                f"its handlers can have {wanted:,} messages, but Flow holds {flow.messages:,}",
                 f"Flow(messages={2 * wanted}), or less concurrency",
             )
         else:
@@ -282,7 +282,7 @@ def _left_waiting(subject: Subject, waiting: int, name: str, option: str) -> Ite
         verb = "waits" if waiting == 1 else "wait"
         yield subject.no(
             f"{texts.plural(waiting, 'message')} {verb} in {name}, where {option} has put them",
-            f"declare {option} again until they were handled: without it nobody brings them back",
+            f"declare {option} again until they are handled: without it they never come back",
         )
 
 
@@ -291,7 +291,7 @@ def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> F
     longest = retry.longest_backoff + retry.attempts * (processor.options.timeout or 0.0)
     said = f"{retry.attempts} attempts within {texts.age_text(longest)}"
     if retry.attempts == 1:
-        return subject.yes("none: what fails is a dead letter at once")
+        return subject.yes("none: a message that fails becomes a dead letter at once")
     if min(retry.delay, retry.cap) <= 0:
         return subject.no(
             f"{retry.attempts} attempts with no time in between",
@@ -302,7 +302,7 @@ def _check_retry(inspection: AppInspection, processor: Processor[..., Any]) -> F
         kept = None if isinstance(info, str) else info.retention.seconds
         if kept is not None and kept <= longest:
             return subject.no(
-                f"{said}, and {topic} keeps messages for {texts.age_text(kept)} only",
+                f"{said}, but {topic} keeps messages only for {texts.age_text(kept)}",
                 "fewer attempts or a smaller cap, or keep the topic's messages longer",
             )
         window = processor.options.dedup.window

@@ -83,7 +83,7 @@ def _check_projection(
         elif not version.declared:
             yield of.yes(f"{version.state}: other processes declare it")
         elif state.serving is None and not version.processes:
-            yield of.unknown("no version serves yet, and nobody runs it", "run the app")
+            yield of.unknown("no version serves yet, and no process runs it", "run the app")
         else:
             yield of.yes(version.state)
 
@@ -94,18 +94,18 @@ def _problem(inspection: AppInspection, version: VersionState) -> tuple[str, str
     if not version.declared and not version.processes:
         if version.serves:
             return (
-                "it serves, and nobody declares or runs it: its tables stand still",
+                "it serves, but no process declares or runs it: its tables are not updated",
                 "declare it until a newer one serves, or promote that",
             )
         drop = f"projections drop {words} --version {version.version}"
-        return "nobody runs it and it does not serve", inspection.command(drop)
+        return "no process runs it, and it does not serve", inspection.command(drop)
     handled, total = version.progress
     if handled is None or total is None or total - handled <= FAR_BEHIND:
         return None
     behind = f"it is {texts.plural(total - handled, 'message')} behind"
     show = inspection.command(f"projections show {words}")
     if not version.processes:
-        return f"{behind}, and nobody runs it", f"run the app; {show} says how far it is"
+        return f"{behind}, and no process runs it", f"run the app; {show} says how far it is"
     if version.serves:
         partitions = texts.plural(len(version.partitions), "partition")
         return (

@@ -54,7 +54,7 @@ def _check_version(
 
     known = all_known.version(view.version)
     if known is None:
-        yield subject.unknown("it was not built yet", "run the app once, and ask again")
+        yield subject.unknown("it has not been built yet", "run the app once, and ask again")
         return
     try:
         view.declared.check_declared(known)
@@ -71,7 +71,7 @@ def _check_version(
     ]
     if not any(each.verdict == "no" for each in found):
         documents = texts.plural(inspected.totals.documents, "document")
-        yield subject.yes(f"{inspected.state}: {documents}, none of which stands still")
+        yield subject.yes(f"{inspected.state}: {documents}, none of which is stopped")
     yield from found
 
 
@@ -86,7 +86,7 @@ def _check_checkpoints(
     for each in inspector.partitions():
         if each.problem:
             command = _command(inspection, "rebuild", view.name, view.version)
-            yield subject.no(each.problem, f"see why the log lost it; then {command}")
+            yield subject.no(each.problem, f"find out why the log lost it; then {command}")
             return
 
 
@@ -98,14 +98,14 @@ def _check_stopped(
     if first is None:
         return
     count = inspector.tracker.stopped()
-    still = f"{texts.plural(count, 'document')} {'stands' if count == 1 else 'stand'} still"
+    stopped = f"{texts.plural(count, 'document')} {'is' if count == 1 else 'are'} stopped"
     topic = inspector.tracker.folded_topic
     key = shorten(inspection.texts.key(topic, first.key), 60)
     reason = inspection.texts.error(topic, first.reason)
     command = _command(inspection, "stopped", view.name, view.version)
     yield subject.no(
-        f"{still}, such as {key!r} at {first.position}: {reason}",
-        f"{command} lists them; mend the function, then streams views retry {view.name} KEY",
+        f"{stopped}, such as {key!r} at {first.position}: {reason}",
+        f"{command} lists them; fix the function, then streams views retry {view.name} KEY",
     )
 
 
@@ -122,7 +122,7 @@ def _check_waiting(
         more = f" (and {len(waiting) - 1} more partitions)" if len(waiting) > 1 else ""
         yield subject.no(
             f"with this code it waits at {position}{more}: {reason}",
-            "run newer code, or an upcast of the bytes, or a key= that knows such events",
+            "run newer code, or add an upcast of the bytes, or a key= that knows such events",
         )
 
 
@@ -143,7 +143,7 @@ def _check_lag(
         return
     if not found.members:
         yield subject.no(
-            f"it is {behind:,} events behind, and nobody runs it",
+            f"it is {behind:,} events behind, and no process runs it",
             f"run the app; {show} says how far it is",
         )
     elif not found.known.is_building:
@@ -170,6 +170,6 @@ def _check_left_over(
         subject = Subject("views", f"view {name} version {version.version}")
         documents = texts.plural(inspector.tracker.totals().documents, "document")
         yield subject.no(
-            f"nobody runs it and nobody serves from it; it keeps {documents}",
+            f"no process runs it or serves from it; it keeps {documents}",
             _command(inspection, "drop", name, version.version),
         )
