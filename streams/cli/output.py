@@ -130,8 +130,9 @@ def print_hidden_count(count: int, noun: str) -> None:
     """Print how many topics of the toolkit's own, or groups that read only these, were left out of
     a list."""
     if count:
-        are, own = "is" if count == 1 else "are", "of the toolkit's own"
-        which = f"{own} topics alone" if noun == "group" else own
+        are, which = "is" if count == 1 else "are", "of the toolkit's own"
+        if noun == "group":
+            which = f"that {'reads' if count == 1 else 'read'} only the toolkit's own topics"
         print_note(f"{plural(count, noun)} {which} {are} not shown; --all shows all")
 
 

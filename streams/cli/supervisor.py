@@ -134,7 +134,7 @@ def supervise(
     """
     if http is not None and http[1] and http[1] + workers - 1 > 65_535:
         where = f"--http {http[0]}:{http[1]}"
-        raise UsageError(f"{where}: {workers} workers need as many ports from there")
+        raise UsageError(f"{where}: {workers} workers need that many ports from there")
     command = [sys.executable, "-m", "streams.cli", "run", target, *options]
     environment = dict(os.environ)
     if url:  # not an argument: others on the machine see those, and a URL may contain a password

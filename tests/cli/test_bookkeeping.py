@@ -97,7 +97,7 @@ async def test_lists_show_what_is_the_users(shell: Shell, run: Run) -> None:
     hidden = len(every_group - groups)
     said = run("groups", "ls")
     assert (
-        f"{hidden} groups of the toolkit's own topics alone are not shown; --all shows all"
+        f"{hidden} groups that read only the toolkit's own topics are not shown; --all shows all"
         in said.err
     )
     assert "not shown" not in run("topics", "ls", "--all").err + run("groups", "ls", "--all").err

@@ -387,7 +387,7 @@ def test_addresses() -> None:
         (("--http", ":99999"), "':99999': there is no port 99999; the highest is 65535"),
         (
             ("--http", ":65535", "--workers", "2"),
-            "--http 0.0.0.0:65535: 2 workers need as many ports from there",
+            "--http 0.0.0.0:65535: 2 workers need that many ports from there",
         ),
     ],
 )
