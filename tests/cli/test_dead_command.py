@@ -317,7 +317,7 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
         (["edit", "billing", "orders", "b", "--value", "2"], "no decision is waited for"),
         (["drop", "billing", "orders", "zz"], "not closed"),
         (["show", "billing", "orders", "--key", "zz"], "not closed"),
-        (["edit", "billing", "orders", "a"], "--value or --file"),
+        (["edit", "billing", "orders", "a"], "needs --value, --file, or EDITOR"),
         (["edit", "billing", "orders", "a", "-f", "missing.json"], "missing.json"),
         (["retry", "billing", "orders", "--key", "a", "--keys"], "not both"),
         (["retry", "billing", "orders", "--keys", "-n", "1"], "not apply to closed keys"),

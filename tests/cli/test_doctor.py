@@ -371,7 +371,7 @@ def test_prometheus_that_watches(shell: Shell, doctor: Any) -> None:
     [
         ("monitoring", answers(processors=("other",)), "Prometheus has no metrics of bill"),
         ("alerts", answers(alerts=REQUIRED_ALERTS[1:]), f"it lacks the rules {REQUIRED_ALERTS[0]}"),
-        ("alerts", answers(managers=0), "it has the rules, and no Alertmanager to tell"),
+        ("alerts", answers(managers=0), "it has the rules, but no Alertmanager to notify"),
     ],
 )
 def test_prometheus_that_does_not(
