@@ -130,7 +130,7 @@ def test_a_topic_that_no_relay_declares_is_named(
         ("retry APP", 2, "takes rows or --all"),
         ("retry APP 7 --all", 2, "takes rows or --all"),
         ("retry APP 7", 1, "row '7' is not there"),
-        ("retry APP --all", 2, "say --yes"),
+        ("retry APP --all", 2, "add --yes"),
     ],
 )
 @pytest.mark.parametrize("database", ["sqlite"])

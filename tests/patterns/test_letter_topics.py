@@ -98,7 +98,7 @@ async def test_letters_in_a_topic_of_another_name_are_found(stage: Stage) -> Non
     # The group's topic of the usual name may be there as well, from before the name was changed.
     stage.anchor.create_topic(usual, 1)
     empty = await asked(stage, "ls", group, topic.name)
-    assert f"stand in {grave}: add --name {grave}\n" in empty.err
+    assert f"are in {grave}: add --name {grave}\n" in empty.err
 
 
 async def test_what_only_looks_like_letters_is_none(stage: Stage) -> None:

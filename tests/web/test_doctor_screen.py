@@ -61,12 +61,12 @@ async def test_after_an_action_it_is_looked_again(stage: Stage) -> None:
     async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
         name = write_letters(stage, app, [ValueError("x")] * 3)
         seen = await looked(visitor)
-        assert f"3 letters in {name}" in seen.text
+        assert f"3 dead letters in {name}" in seen.text
         letters = await visitor.get(f"/dead/show?name={name}")
         places = [text for text, href in letters.links if "/dead/letter?" in href]
         await visitor.post("/dead/drop", {"name": name, "letter": places[:2], "confirm": "2"})
         seen = await looked(visitor)
-        assert f"1 letter in {name}" in seen.text
+        assert f"1 dead letter in {name}" in seen.text
 
 
 async def test_findings_on_the_overview_are_not_from_before_an_action(
