@@ -197,7 +197,7 @@ class Dashboard(DashboardState):
                 logger.warning("web: a wrong password came from %s", client)
                 await asyncio.sleep(passwords.WRONG_DELAY)
             return PlainTextResponse(
-                "A name and a password are needed.\n", 401, {"www-authenticate": REALM}
+                "A name and a password are required.\n", 401, {"www-authenticate": REALM}
             )
         except TooManyWrong:
             return PlainTextResponse(
@@ -206,7 +206,7 @@ class Dashboard(DashboardState):
         except HTTPException as error:  # the user's access= asks for a login in its own way
             return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
         except PasswordInTheClear:
-            return PlainTextResponse("Passwords are taken over TLS only: use https.\n", 403)
+            return PlainTextResponse("Passwords are accepted over TLS only: use https.\n", 403)
         if not found.read:
             return PlainTextResponse("You may not see this.\n", 403)
         return found.without_actions() if self.read_only else found

@@ -56,7 +56,7 @@ class Fields:
             return default
         digits = written.replace(",", "").replace("_", "")
         if len(digits) > 18 or not digits.isascii() or not digits.isdigit():
-            raise InvalidValue(f"{name}: {written[:40]!r} is no whole number")
+            raise InvalidValue(f"{name}: {written[:40]!r} is not a whole number")
         found = int(digits)
         if not low <= found <= high:
             raise InvalidValue(f"{name}: from {low:,} to {high:,}, not {found:,}")
@@ -120,7 +120,7 @@ async def read_form(request: Request) -> Fields:
             if len(data) > MAX_BODY:
                 raise FormTooLarge
     except ClientDisconnect:
-        raise InvalidValue("the form did not come whole") from None
+        raise InvalidValue("the form was not received completely") from None
     if data and not kind:
-        raise InvalidValue("it does not say what it sends")
+        raise InvalidValue("the form has no content type")
     return parse_fields(bytes(data))

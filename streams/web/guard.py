@@ -63,7 +63,9 @@ def check_hosts(names: Iterable[str]) -> frozenset[str]:
         bare = name.strip("[]") if isinstance(name, str) else ""
         host = host_name(f"[{bare}]" if _is_ipv6(bare) else bare)
         if host is None or host != bare.lower():
-            raise ConfigError(f"hosts: {name!r} is no name such as dashboard.example.com (no port)")
+            raise ConfigError(
+                f"hosts: {name!r} is not a name such as dashboard.example.com (no port)"
+            )
         found.add(host)
     return frozenset(found)
 

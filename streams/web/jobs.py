@@ -104,12 +104,14 @@ class Jobs:
         job = Job(secrets.token_urlsafe(12), action, who, title, back, subject)
         with self._lock:
             if sum(each.is_running for each in self._jobs.values()) >= MAX_RUNNING:
-                raise InvalidValue(f"{MAX_RUNNING} such actions run already; wait for one to end")
+                raise InvalidValue(
+                    f"{MAX_RUNNING} such actions are already running; wait for one to end"
+                )
             if is_alone and any(
                 each.is_running and (each.action, each.subject) == (action, subject)
                 for each in self._jobs.values()
             ):
-                raise InvalidValue(f"this runs already: {title}")
+                raise InvalidValue(f"this is already running: {title}")
             self._jobs[job.id] = job
             ended = [each.id for each in self._jobs.values() if not each.is_running]
             for id in ended[: max(0, len(self._jobs) - MAX_JOBS)]:

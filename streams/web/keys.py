@@ -29,7 +29,7 @@ def key_behind(page: Page, topic: str) -> bytes | None:
     try:
         found = bytes.fromhex(written[: 2 * MAX_KEY])
     except ValueError:
-        raise InvalidValue(page._("hex= is to be hexadecimal digits.")) from None
+        raise InvalidValue(page._("hex= must be hexadecimal digits.")) from None
     if page.payloads.key(topic, found).data != found:
         raise InvalidValue(page._("This page's address cannot be read."))
     return found
@@ -65,9 +65,9 @@ def key_of(page: Page) -> bytes:
         try:
             found = bytes.fromhex(written[: 2 * MAX_KEY])
         except ValueError:
-            raise InvalidValue(page._("hex= is to be hexadecimal digits.")) from None
+            raise InvalidValue(page._("hex= must be hexadecimal digits.")) from None
     else:
         found = page.fields.raw("key").encode("utf-8", "surrogateescape")
     if not found or len(found) > MAX_KEY:
-        raise InvalidValue(page._("Which one? Its key is missing."))
+        raise InvalidValue(page._("The key is missing."))
     return found

@@ -109,7 +109,7 @@ def _refused(dashboard: DashboardState) -> Response | None:
         return PlainTextResponse("the dashboard is closed\n", 503)
     if dashboard.streams_open < MAX_STREAMS:
         return None
-    return PlainTextResponse("too many browsers look\n", 503, {"retry-after": "30"})
+    return PlainTextResponse("too many open browser tabs\n", 503, {"retry-after": "30"})
 
 
 async def _events(

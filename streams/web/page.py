@@ -250,7 +250,7 @@ class Page:
         if count > MAX_BULK:
             raise InvalidValue(
                 self._(
-                    "This concerns %(count)s messages; at most %(most)s can be done at once. "
+                    "This affects %(count)s messages; at most %(most)s can be processed at once. "
                     "Narrow it down, or use the command line.",
                     count=f"{count:,}",
                     most=f"{MAX_BULK:,}",
@@ -262,7 +262,8 @@ class Page:
         if self._typed_digits() != str(count):
             raise InvalidValue(
                 self._(
-                    "%(typed)s was typed, and it is %(count)s now: nothing was done. Look again.",
+                    "You typed %(typed)s, but there are %(count)s now: nothing was done. Check "
+                    "again.",
                     typed=typed[:40],
                     count=f"{count:,}",
                 )

@@ -107,7 +107,7 @@ class Passwords:
             raise ConfigError(f"the passwords of {path}: {why}") from None
         if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(
-                f"the passwords of {path}: others than its owner may read it; chmod 600 {path}"
+                f"the passwords of {path}: users other than its owner can read it; chmod 600 {path}"
             )
         return cls(_parse(text, str(path)), access)
 
@@ -207,10 +207,10 @@ def _parse(text: str, where: str) -> dict[str, str]:
                 f"{where}, line {number}: a password has at least {SHORTEST} characters"
             )
         if name in found:
-            raise ConfigError(f"{where}, line {number}: {name!r} stands there twice")
+            raise ConfigError(f"{where}, line {number}: {name!r} is listed twice")
         found[_check_name(name)] = word
     if not found:
-        raise ConfigError(f"{where} has no names and passwords; write NAME:PASSWORD, one a line")
+        raise ConfigError(f"{where} has no names and passwords; write NAME:PASSWORD, one per line")
     return found
 
 

@@ -17,13 +17,13 @@ def retention_text(page: Page, retention: Retention) -> str:
     if retention.seconds is not None:
         bounds.append(page._("for %(length)s", length=_length(page, retention.seconds)))
     if retention.messages is not None:
-        text = page._("about %(number)s messages a partition", number=f"{retention.messages:,}")
+        text = page._("about %(number)s messages per partition", number=f"{retention.messages:,}")
         bounds.append(text)
     if retention.bytes is not None:
-        bounds.append(page._("about %(size)s a partition", size=size(retention.bytes)))
+        bounds.append(page._("about %(size)s per partition", size=size(retention.bytes)))
     if retention.compacted:
         bounds.append(page._("only the last message of each key"))
-    return ", ".join(bounds) or page._("for ever")
+    return ", ".join(bounds) or page._("forever")
 
 
 def _length(page: Page, seconds: float) -> str:

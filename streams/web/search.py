@@ -105,7 +105,7 @@ def path_parts(path: str) -> list[str | int]:
     while rest:
         match = _PATH_PART.match(rest)
         if match is None or len(found) >= 32:
-            raise InvalidValue(f"{path[:100]!r} is no path such as customer.id or items[0].sku")
+            raise InvalidValue(f"{path[:100]!r} is not a path such as customer.id or items[0].sku")
         found.append(match[1] if match[1] is not None else int(match[2]))
         rest = rest[match.end() :]
         if rest.startswith(".") and len(rest) > 1:
@@ -437,7 +437,7 @@ def parse_positions(log: Log, text: str) -> dict[int, int] | None:
     for part in text.split(",")[:10_000]:
         partition, slash, offset = part.partition("/")
         if not slash or not partition.isdecimal() or len(partition) > 9:
-            raise InvalidValue(f"{part[:60]!r} is no position such as 0/17")
+            raise InvalidValue(f"{part[:60]!r} is not a position such as 0/17")
         try:
             found[int(partition)] = log.parse_offset(offset)
         except StreamsError as error:

@@ -39,8 +39,8 @@ def check_address(host: str, *, has_passwords: bool, has_tls: bool) -> None:
         return
     if not has_passwords:
         raise ConfigError(
-            f"others can reach {host}, and nobody is asked for a password: give --password-file "
-            "(or STREAMS_WEB_PASSWORDS), or leave --host out, and only this machine reaches it"
+            f"other machines can reach {host}, and no password is required: give --password-file "
+            "(or STREAMS_WEB_PASSWORDS), or leave --host out, so that only this machine reaches it"
         )
     if not has_tls:
         raise ConfigError(
@@ -124,5 +124,5 @@ def serve(
         server.run()
     except SystemExit:
         raise ConfigError(
-            f"{host}:{port} cannot be listened at: it is taken, or not ours"
+            f"cannot listen on {host}:{port}: the address is in use, or not of this machine"
         ) from None

@@ -40,7 +40,7 @@ class _Answer(Generic[T]):
 
     def take(self) -> T:
         if not self.given.wait(PATIENCE):
-            raise NoAnswer(f"what others asked a moment ago has no answer after {PATIENCE:g} s")
+            raise NoAnswer(f"no answer within {PATIENCE:g} s to a request that is already running")
         if self.error is not None:
             raise self.error
         return self.value

@@ -84,7 +84,7 @@ def test_a_file_that_goes_away_is_not_made_anew(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--host", "0.0.0.0"), "nobody is asked for a password"),
+        (("--host", "0.0.0.0"), "no password is required"),
         (("--password-file", "missing"), "missing"),
         (("--tls-cert", "a.pem"), "give both"),
         (("--allow-host", "a:1"), "no port"),

@@ -113,7 +113,7 @@ async def test_letters_are_not_read_again_after_an_action(
             listed = await visitor.get("/dead")
             assert f"{name} {stage.group} {stage.topic_name} {left} 40" in listed.text
             overview = await visitor.get("/")
-            assert f"{left} dead letters wait in {name}." in overview.text
+            assert f"{left} dead letters are waiting in {name}." in overview.text
         assert reads.taken(name) == 0
         assert sampled.count(name) == 1  # a server may have letters of other tests
 
@@ -184,7 +184,7 @@ async def test_letters_that_were_dropped_while_a_survey_was_under_way(
         gate = held_up(monkeypatch, LetterSurvey, "_read_partition")
         seen = await visitor.get(path)
         await asyncio.to_thread(gate.entered)
-        assert "Counting goes on" in seen.text
+        assert "Still counting" in seen.text
         places = [text for text, href in seen.links if "/dead/letter?" in href]
         await visitor.post("/dead/drop", {"name": name, "letter": places[:2], "confirm": "2"})
         runs = dashboard.surveys.of(name)._runs
@@ -192,7 +192,7 @@ async def test_letters_that_were_dropped_while_a_survey_was_under_way(
         await stage.until(lambda: runs._wanted > runs._begun, "the page waits for another run")
         gate.open()
         seen = await page
-        assert "Counting goes on" not in seen.text
+        assert "Still counting" not in seen.text
         assert " 4 ValueError: x" in seen.text
 
 
@@ -258,7 +258,7 @@ async def test_a_page_waits_for_a_while_and_says_that_it_is_not_all(
         places = [text for text, href in seen.links if "/dead/letter?" in href]
         await visitor.post("/dead/drop", {"name": name, "letter": places[:2], "confirm": "2"})
         seen = await visitor.get(f"/dead/show?name={name}")
-        assert "Counting goes on" in seen.text
+        assert "Still counting" in seen.text
         gate.open()
         seen = await all_counted(visitor, name)
         assert " 4 ValueError: x" in seen.text

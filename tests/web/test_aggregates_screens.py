@@ -49,7 +49,7 @@ async def get(visitor: Visitor, path: str) -> Seen:
 
     async def is_there() -> bool:
         found[:] = [await visitor.get(path)]
-        return "finds out which events count" not in found[0].text
+        return "is finding out which events count" not in found[0].text
 
     await eventually(is_there)
     return found[0]
@@ -95,7 +95,7 @@ async def test_while_events_are_indexed_the_page_says_so_and_is_loaded_once_they
             await get(visitor, path)
             with monkeypatch.context() as meanwhile:
                 meanwhile.setattr(app.log, "index_progress", lambda topic: (3, 7))
-                assert "3 of 7 were looked at" in (await visitor.get(path)).text
+                assert "3 of 7 checked" in (await visitor.get(path)).text
                 asked = await visitor.get(path, headers={"hx-request": "true"})
                 assert "hx-refresh" not in asked.response.headers
             asked = await visitor.get(path, headers={"hx-request": "true"})
@@ -109,7 +109,7 @@ async def test_what_older_code_cannot_go_on_with_is_listed(stage: Stage) -> None
         async with visit(Dashboard(older, access="all")) as visitor:
             kind = await get(visitor, f"/aggregates/show?aggregate={found.name}")
             listed = await visitor.get(kind.link("What the code cannot go on with"))
-            assert "2 aggregates were looked at." in listed.text
+            assert "2 aggregates were checked." in listed.text
             assert "event 2 cannot be decoded" in listed.text
             ada = await visitor.get(listed.link("ada-l"))
             assert "code cannot go on:" in ada.text
@@ -197,7 +197,7 @@ async def test_what_is_no_aggregate_is_said_so(stage: Stage) -> None:
         await stage.publish(topic, 1)
     async with visit(Dashboard(app, access="all")) as visitor:
         listed = await visitor.get("/aggregates")
-        assert f"{declared.name} not there yet" in listed.text
+        assert f"{declared.name} does not exist yet" in listed.text
         assert f"plain-{stage.group}" not in listed.text
         for name in (declared.name, "nobody", "", "a/b", f"plain-{stage.group}"):
             await visitor.get(f"/aggregates/show?aggregate={name}", status=404)

@@ -91,7 +91,7 @@ async def test_a_closed_key_is_found_and_opened_again(stage: Stage) -> None:
         assert "1 key is opened again" in done.text
         await stage.handled(4)
         assert stage.seen.by_key() == {"a": [0, 100, 101, 102]}
-        await world.listed(visitor, "No key of that kind is closed.")
+        await world.listed(visitor, "No matching closed keys.")
         late = await visitor.submit(key, "Retry", status=404)
         assert "No key is closed by the message" in late.text
 
@@ -129,7 +129,7 @@ async def test_all_keys_are_opened_in_the_background(
         await world.close(*(f"k{number}" for number in range(20)), behind=1)
         seen = await world.listed(visitor, "20 waiting for a decision 20 parked")
         world.bad.clear()
-        question = await visitor.submit(seen, "Retry what closes any key")
+        question = await visitor.submit(seen, "Retry the messages that close any key")
         assert "Open 20 closed keys" in question.text
         await visitor.submit(question, "Retry", status=400, confirm="19")
         begun = await visitor.submit(question, "Retry", status=303, confirm="20")
@@ -140,7 +140,7 @@ async def test_all_keys_are_opened_in_the_background(
             return "20 keys are opened again" in job.text
 
         await eventually(is_done)
-        await world.listed(visitor, "No key of that kind is closed.")
+        await world.listed(visitor, "No matching closed keys.")
     assert not stage.seen.overlaps
 
 
@@ -154,30 +154,32 @@ async def test_all_keys_that_match_are_opened_where_all_are_too_many(
         await world.close("k-1", "k-2", "l-1", "l-2", "l-3")
         async with visit(Dashboard(world.app, access="all")) as visitor:
             seen = await world.listed(visitor, "5 waiting for a decision")
-            all_of_them = "Retry what closes any key"
+            all_of_them = "Retry the messages that close any key"
             refused = await visitor.submit(seen, all_of_them, status=400)
-            assert "at most 3 can be done at once. Narrow it down" in refused.text
+            assert "at most 3 can be processed at once. Narrow it down" in refused.text
             only = await visitor.get(f"/keys?{world.query}&key=k-")
-            question = await visitor.submit(only, "Retry what closes any of these keys")
+            question = await visitor.submit(only, "Retry the messages that close any of these keys")
             assert "Open 2 closed keys" in question.text
-            assert "Only keys that contain k- are meant." in question.text
+            assert "Only keys that contain k- are affected." in question.text
             world.bad.clear()
             await visitor.submit(question, "Retry", confirm="2")
             await stage.handled(2)
             assert stage.seen.by_key() == {"k-1": [0], "k-2": [1]}
             await world.listed(visitor, "3 closed keys 3 waiting for a decision")
-            nothing = await visitor.submit(only, "Retry what closes any of these", status=400)
-            assert "No closed key waits for a decision." in nothing.text
+            nothing = await visitor.submit(
+                only, "Retry the messages that close any of these", status=400
+            )
+            assert "No closed keys are waiting for a decision." in nothing.text
         async with visit(hidden) as visitor:  # what it does not show does not match
             fields = {"topic": stage.topic_name, "group": stage.group, "all": "1", "key": "l-1"}
             nothing = await visitor.post("/keys/retry", fields, status=400)
-            assert "No closed key waits for a decision." in nothing.text
+            assert "No closed keys are waiting for a decision." in nothing.text
             fields["key"] = "l-"
             assert "Open 3 closed keys" in (await visitor.post("/keys/retry", fields)).text
             monkeypatch.setattr(closed_keys, "LOOKS", 1)
             monkeypatch.setattr(closed_keys, "ALL_SECONDS", -1.0)
             late = await visitor.post("/keys/retry", fields, status=400)
-            assert "Not all keys could be looked through in time: nothing was done" in late.text
+            assert "Not all keys could be searched in time: nothing was done" in late.text
         async with visit(Dashboard(world.app, access={"retry"})) as visitor:
             refused = await visitor.post("/keys/retry", fields, status=400)
             assert "You may not search what is in messages." in refused.text
@@ -261,10 +263,10 @@ async def test_keys_are_looked_for_as_they_are_shown_and_for_a_while(
         async with visit(dashboard) as visitor:
             await world.listed(visitor, "2 waiting for a decision")
             hidden = await visitor.get(f"/keys?{world.query}&key=4111")
-            assert "No key of that kind is closed." in hidden.text
+            assert "No matching closed keys." in hidden.text
             shown = await visitor.get(f"/keys?{world.query}&key=card")
             assert len([href for _, href in shown.links if "/keys/show" in href]) == 1
             monkeypatch.setattr(closed_keys, "SEARCH_SECONDS", -1.0)
             monkeypatch.setattr(closed_keys, "LOOKS", 1)
             late = await visitor.get(f"/keys?{world.query}&key=card")
-            assert "Not all keys were looked through" in late.text
+            assert "Not all keys were searched" in late.text

@@ -64,7 +64,7 @@ async def all_counted(visitor: Visitor, name: str) -> Any:
 
     async def counted() -> bool:
         seen.append(await visitor.get(f"/dead/show?name={name}"))
-        return "Counting goes on" not in seen[-1].text
+        return "Still counting" not in seen[-1].text
 
     await eventually(counted)
     return seen[-1]
@@ -96,7 +96,7 @@ async def test_a_letter_is_found_read_and_retried(stage: Stage) -> None:
         assert "3 Reject: no stock for" in seen.text  # one kind: they differ in a number
 
         async def is_told() -> bool:
-            return f"3 dead letters wait in {name}." in (await visitor.get("/")).text
+            return f"3 dead letters are waiting in {name}." in (await visitor.get("/")).text
 
         await eventually(is_told)
         places = [text for text, href in seen.links if "/dead/letter?" in href]
@@ -111,7 +111,7 @@ async def test_a_letter_is_found_read_and_retried(stage: Stage) -> None:
         )
         assert waiting(app, name) == 3
         done = await visitor.submit(question, "Retry")
-        assert "1 letter was put back." in done.text
+        assert "1 dead letter was put back." in done.text
         await stage.handled(4)
         again = await visitor.get(seen.link(places[0]))
         assert "dealt with" in again.text
@@ -122,9 +122,9 @@ async def test_a_letter_is_found_read_and_retried(stage: Stage) -> None:
 
         rest = await visitor.get(f"/dead/show?topic={stage.topic_name}&group={stage.group}")
         question = await visitor.submit(rest, "Count and retry")
-        assert f"Put 2 letters of {name} back?" in question.text
+        assert f"Put 2 dead letters of {name} back?" in question.text
         refused = await visitor.submit(question, "Retry", status=400, confirm="3")
-        assert "3 was typed, and it is 2 now" in refused.text
+        assert "You typed 3, but there are 2 now" in refused.text
         await visitor.submit(question, "Retry", confirm="2")
         await stage.handled(6)
         assert sorted(stage.seen.values) == list(range(6))
@@ -150,7 +150,7 @@ async def test_what_a_delay_topic_could_not_deliver_goes_back_into_it(stage: Sta
         question = await visitor.submit(letter, "Retry")
         assert f"{name} {name} {name} 1" in question.text  # group, topic, where it goes
         done = await visitor.submit(question, "Retry")
-        assert "1 letter was put back." in done.text
+        assert "1 dead letter was put back." in done.text
         await stage.handled(1)
         assert waiting(again, letters) == 0
         assert f"{name}.{name}.retry" not in again.log.topic_names()
@@ -169,9 +169,9 @@ async def test_letters_by_error_of_one_kind_alone(stage: Stage) -> None:
         assert len(kinds) == 2
         only = await visitor.get(kinds[1])
         assert only.text.count("TimeoutError: bank") == 4  # three letters, and the kind's own row
-        assert "ValueError: order 1" not in only.text.partition("Letters")[2]
+        assert "ValueError: order 1" not in only.text.rpartition("Dead letters")[2]
         question = await visitor.submit(only, "Count and retry")
-        assert "Put 3 letters" in question.text
+        assert "Put 3 dead letters" in question.text
         await visitor.submit(question, "Retry", confirm="3")
         left = await all_counted(visitor, name)
         assert "6 ValueError: order" in left.text
@@ -192,7 +192,7 @@ async def test_filters_by_error_key_and_time(stage: Stage) -> None:
             ("error=nothing", []),
         ):
             seen = await visitor.get(f"/dead/show?name={name}&{query}")
-            listed = seen.text.rpartition("Letters")[2]
+            listed = seen.text.rpartition("Dead letters")[2]
             found = [number for number in range(6) if f"key-{number} ValueError" in listed]
             assert found == list(expected), query
         await visitor.get(f"/dead/show?name={name}&since=yesterday", status=400)
@@ -207,7 +207,7 @@ async def test_ticked_letters_are_dropped(stage: Stage, caplog: pytest.LogCaptur
         places = [text for text, href in seen.links if "/dead/letter?" in href]
         await visitor.post("/dead/drop", {"name": name}, status=400)
         question = await visitor.post("/dead/drop", {"name": name, "letter": places[:2]})
-        assert f"Drop 2 letters of {name}?" in question.text
+        assert f"Drop 2 dead letters of {name}?" in question.text
         fields = {"name": name, "letter": places[:2], "confirm": "2"}
         with caplog.at_level(logging.INFO, "streams.web"):
             await visitor.post("/dead/drop", fields)
@@ -285,9 +285,9 @@ async def test_a_page_that_finds_nothing_in_time_says_how_far_it_looked(
         while True:
             seen = await visitor.get(address)
             looked += 1
-            if "No letter of that kind on this page." not in seen.text:
+            if "No matching dead letters on this page." not in seen.text:
                 break
-            assert "9 letters were looked at for this page." in seen.text
+            assert "9 dead letters were read for this page." in seen.text
             address = f"/dead/show{seen.link('next')}"
         assert looked >= 2
         assert "ValueError: needle" in seen.text.rpartition("attempts")[2]
@@ -331,7 +331,7 @@ async def test_redact_stands_before_letters_and_their_filters(stage: Stage) -> N
             assert "****" in letter.text
             assert "you cannot edit it" in letter.text
             found = await visitor.get(f"/dead/show?name={name}&error=41zz")
-            assert "There is no letter of that kind." in found.text
+            assert "No matching dead letters." in found.text
 
 
 async def test_a_letter_makes_no_topic_that_nobody_reads(stage: Stage) -> None:
@@ -348,7 +348,7 @@ async def test_a_letter_makes_no_topic_that_nobody_reads(stage: Stage) -> None:
             (await visitor.post("/dead/retry", {"name": name, "letter": each}, status=400)).text
             for each in places
         ]
-        assert any("not.there, which is not there" in text for text in texts)
+        assert any("not.there, which does not exist" in text for text in texts)
         assert any("do not say which topic and group" in text for text in texts)
         assert "not.there.g.retry" not in app.log.topic_names()
 
@@ -362,13 +362,13 @@ async def test_many_are_retried_in_the_background_and_told(
         name = write_letters(stage, app, [ValueError("x")] * 40)
         seen = await visitor.get(f"/dead/show?name={name}")
         question = await visitor.submit(seen, "Count and retry", most="30")
-        assert f"Put 30 letters of {name} back?" in question.text
+        assert f"Put 30 dead letters of {name} back?" in question.text
         assert "More dead letters match; only these will be changed." in question.text
         begun = await visitor.submit(question, "Retry", status=303, confirm="30")
 
         async def all_are_back() -> bool:
             job = await visitor.get(begun.response.headers["location"])
-            return "30 letters were put back." in job.text
+            return "30 dead letters were put back." in job.text
 
         await eventually(all_are_back)
         assert waiting(app, name) == 10
@@ -460,7 +460,7 @@ async def test_letters_in_a_topic_whose_group_runs_are_only_shown(stage: Stage) 
         assert "ValueError: x" in seen.text
         fields = {"name": stage.topic_name, "all": "1"}
         refused = await visitor.post("/dead/retry", fields, status=400)
-        assert "cannot note which letters were dealt with" in refused.text
+        assert "cannot record which dead letters were dealt with" in refused.text
 
 
 async def test_more_single_ones_than_can_be_noted_end_with_what_was_done(
@@ -480,7 +480,7 @@ async def test_more_single_ones_than_can_be_noted_end_with_what_was_done(
         assert 600 < waiting(app, name) < 900
         everything = {"name": name, "all": "1", "most": "500"}
         question = await visitor.post("/dead/retry", everything)
-        assert "Put 500 letters" in question.text
+        assert "Put 500 dead letters" in question.text
         await visitor.post("/dead/retry", {**everything, "confirm": "500"})
 
 
@@ -491,7 +491,7 @@ async def test_letters_that_came_since_the_question_are_left(stage: Stage) -> No
         await all_counted(visitor, name)
         seen = await visitor.get(f"/dead/show?name={name}")
         question = await visitor.submit(seen, "Count and retry")
-        assert f"Put 1,200 letters of {name} back?" in question.text
+        assert f"Put 1,200 dead letters of {name} back?" in question.text
         late = dead_letter_record(
             Record(b"late", b"late", "late", []), ValueError("x"), 1, stage.group,
             (stage.topic_name, 0, "late"), 1_700_009_000.0,
@@ -501,7 +501,7 @@ async def test_letters_that_came_since_the_question_are_left(stage: Stage) -> No
 
         async def all_are_back() -> bool:
             job = await visitor.get(begun.response.headers["location"])
-            return "1,200 letters were put back." in job.text
+            return "1,200 dead letters were put back." in job.text
 
         await eventually(all_are_back)
         assert waiting(app, name) == 1

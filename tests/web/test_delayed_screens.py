@@ -105,7 +105,7 @@ async def test_without_a_process_a_request_stands(
         question = await visitor.post("/delayed/cancel", fields)
         assert "it is cancelled once one does" in question.text
         done = await visitor.post("/delayed/cancel", {**fields, "confirm": "1"})
-        assert "no answer yet; the request stands: 1" in done.text
+        assert "no answer yet; the request remains in effect: 1" in done.text
         await visitor.post("/delayed/cancel", {"topic": stage.topic_name}, status=404)
         await visitor.post("/delayed/cancel", {"topic": delays.name}, status=400)
         await visitor.get(f"/delayed/show?topic={stage.topic_name}", status=404)
@@ -151,7 +151,7 @@ async def test_messages_that_failed_wait_here_too(stage: Stage) -> None:
         async def is_listed() -> bool:
             seen = await visitor.get(f"/delayed/show?topic={name}")
             return f"{stage.topic_name}.{stage.group}.retry" in seen.text and (
-                "One that is cancelled is not handled any more." in seen.text
+                "A message that is cancelled is not handled any more." in seen.text
             )
 
         await eventually(is_listed)

@@ -23,7 +23,7 @@ async def looked(visitor: Visitor, path: str = "/doctor?verdict=all") -> Seen:
 
     async def is_there() -> bool:
         found[:] = [await visitor.get(path)]
-        return "being looked at" not in found[0].text
+        return "being checked" not in found[0].text
 
     await eventually(is_there)
     return found[0]

@@ -205,11 +205,13 @@ async def test_while_groups_are_looked_at_the_overview_says_so(
         gate = Gate(GroupIndex._look_at)
         monkeypatch.setattr(GroupIndex, "_look_at", gate.bound())
         async with visit(Dashboard(app, access="all")) as visitor:
-            await seen_with(visitor, "/", "0 of 1 groups were looked at; more with each visit.")
+            await seen_with(visitor, "/", "0 of 1 groups checked so far; each visit checks more.")
             await asyncio.to_thread(gate.entered)
             gate.open()
-            seen = await seen_with(visitor, "/", f"Nobody consumes for {stage.group}: 1 message")
-            assert "were looked at" not in seen.text
+            seen = await seen_with(
+                visitor, "/", f"No consumer is running for {stage.group}: 1 message"
+            )
+            assert "checked so far" not in seen.text
 
 
 async def test_nobody_consuming_is_a_problem(stage: Stage) -> None:
@@ -219,9 +221,9 @@ async def test_nobody_consuming_is_a_problem(stage: Stage) -> None:
         await stage.publish(topic, 1, 2)
         app.log.initialize_offsets(stage.group, stage.topic_name, {0: 0})
         async with visit(Dashboard(app, access="read")) as visitor:
-            text = f"Nobody consumes for {stage.group}: 2 messages wait."
+            text = f"No consumer is running for {stage.group}: 2 messages are waiting."
             group = await visitor.get((await seen_with(visitor, "/", text)).link(text))
-            assert "Nobody consumes for this group." in group.text
+            assert "No consumer is running for this group." in group.text
 
 
 async def test_a_lag_that_grows_is_a_problem_though_nobody_watches_the_group(
@@ -278,7 +280,7 @@ async def test_problems_that_take_long_come_after_the_page(
     async with visit(dashboard) as visitor:
         dashboard.problem_patience = 0.01
         seen = await visitor.get("/")
-        assert "They are being looked for." in seen.text
+        assert "Checking for problems." in seen.text
         assert 'hx-get="/problems"' in seen.html
         go_on.set()
 

@@ -100,7 +100,7 @@ def test_what_runs_already_is_not_begun_twice() -> None:
 
     start("view a")
     try:
-        with pytest.raises(InvalidValue, match="runs already"):
+        with pytest.raises(InvalidValue, match="is already running"):
             start("view a")
         start("view b")
         start("view a", is_alone=False)

@@ -104,7 +104,7 @@ async def test_timeouts_that_are_overdue_are_a_problem(
         text = f"1 timeout of the process manager m-{stage.group} is overdue."
         overview = await seen_with(visitor, "/", text)
         shown = await visitor.get(overview.link(text))
-        assert "nobody runs it" in shown.text
+        assert "no process runs it" in shown.text
         one = await visitor.get(shown.link("t-waits"))
         assert "waits overdue" in one.text
 
@@ -119,6 +119,6 @@ async def test_a_manager_that_is_not_declared_is_said_so(stage: Stage) -> None:
         await visitor.get("/managers/instance?manager=nobody&key=a", status=404)
     world = World(stage.app(), f"w-{stage.group}")
     async with visit(Dashboard(world.app, access="all")) as visitor:
-        assert "not there yet" in (await visitor.get("/managers")).text
+        assert "does not exist yet" in (await visitor.get("/managers")).text
         shown = await visitor.get(f"/managers/show?manager={world.transfers.name}")
-        assert "not there yet" in shown.text
+        assert "does not exist yet" in shown.text

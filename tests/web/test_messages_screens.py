@@ -102,10 +102,10 @@ async def test_a_search_says_how_far_it_looked_and_goes_on(
             now, total = int(words[at + 2]), int(words[at + 4])
             looked += now
             assert now <= 100
-            if "That is all there is." in seen.text:
+            if "No more messages." in seen.text:
                 break
             assert total == 300 if step == 0 else total < 300
-            seen = await visitor.get(address + seen.link("Go on from there"))
+            seen = await visitor.get(address + seen.link("Continue from there"))
         assert looked == 300
         assert found == {f"key-{number}" for number in range(300) if number % 7 == 3}
 
@@ -141,7 +141,7 @@ async def test_what_can_be_searched_for(
         found = {n for n in range(10) if f"key-{n} {{" in seen.text}
         assert found == expected
         assert f"{len(expected)} found." in seen.text
-        assert "Looked at 10 of 10 messages" in seen.text
+        assert "Searched 10 of 10 messages" in seen.text
 
 
 @pytest.mark.parametrize("path", ["a..b", "[", "a[x]", ".", "a.b[", "a" * 20 + ".b" * 40])
@@ -150,7 +150,7 @@ async def test_a_path_that_is_none_is_said_so(stage: Stage, path: str) -> None:
     async with visit(Dashboard(stage.app(), access="all")) as visitor:
         address = f"/topics/{stage.topic_name}/messages"
         seen = await visitor.get(address, params={"path": path}, status=400)
-        assert "is no path such as" in seen.text
+        assert "is not a path such as" in seen.text
 
 
 def test_paths() -> None:
@@ -185,12 +185,12 @@ async def test_a_search_ends_at_its_bound_and_goes_on_from_there(
         with monkeypatch.context() as bounded:
             bounded.setattr(search_module, bound, most)
             seen = await visitor.get(f"{address}?{query}")
-        assert f"{found} found. Looked at {looked} of 10 messages" in seen.text
-        assert "That is all there is." not in seen.text
-        following = await visitor.get(address + seen.link("Go on from there"))
+        assert f"{found} found. Searched {looked} of 10 messages" in seen.text
+        assert "No more messages." not in seen.text
+        following = await visitor.get(address + seen.link("Continue from there"))
         left = 10 - looked
-        assert f"{left if found else 0} found. Looked at {left} of {left}" in following.text
-        assert "That is all there is." in following.text
+        assert f"{left if found else 0} found. Searched {left} of {left}" in following.text
+        assert "No more messages." in following.text
         keys = [word for word in (seen.text + following.text).split() if word.startswith("key-")]
         assert sorted(keys) == ([f"key-{number}" for number in range(10)] if found else [])
 
@@ -246,7 +246,7 @@ async def test_a_search_keeps_to_its_range_of_times_and_places(stage: Stage, ord
         ):
             fields = {"path": "n", "from": start, "to": end, "order": order}
             seen = await visitor.get(address, params=fields)
-            assert f"Looked at {len(expected)} of {len(expected)} messages" in seen.text
+            assert f"Searched {len(expected)} of {len(expected)} messages" in seen.text
             keys = [word for word in seen.text.split() if word.startswith("key-")]
             shown = expected if order == "oldest" else reversed(expected)
             assert keys == [f"key-{number}" for number in shown]
@@ -261,7 +261,7 @@ async def test_only_so_many_search_at_once(stage: Stage) -> None:
     try:
         async with visit(Dashboard(stage.app(), access="all")) as visitor:
             address = f"/topics/{stage.topic_name}/messages?text=n"
-            assert "Others search now" in (await visitor.get(address)).text
+            assert "Other searches are running" in (await visitor.get(address)).text
             search_module._at_once.release()
             held.pop()
             assert "5 found." in (await visitor.get(address)).text
@@ -622,8 +622,8 @@ async def test_a_search_keeps_few_bytes_and_looks_at_each_message_once(
     async with visit(Dashboard(stage.app(), access="all")) as visitor:
         path = f"/topics/{stage.topic_name}/messages?text=nothing-like-it&order={order}"
         seen = await visitor.get(path)
-    assert "Looked at 40 of 40" in seen.text
-    assert "That is all there is." in seen.text
+    assert "Searched 40 of 40" in seen.text
+    assert "No more messages." in seen.text
     assert len(set(looked)) == len(looked) == 40
     for partition in (0, 1):
         offsets = [offset for number, offset in looked if number == partition]
@@ -638,8 +638,8 @@ async def test_a_deep_value_ends_no_search_and_no_form(stage: Stage) -> None:
     topic = stage.topic(app, Deep, partitions=1)
     async with app.connected(), visit(Dashboard(app, access="all")) as visitor:
         seen = await visitor.get(f"/topics/{topic.name}/messages?path=n&path_value=x")
-        assert "0 found. Looked at 1 of 1" in seen.text
-        assert "That is all there is." in seen.text
+        assert "0 found. Searched 1 of 1" in seen.text
+        assert "No more messages." in seen.text
         place = f"0/{app.log.format_offset(0)}"
         await visitor.get(f"/publish?topic={topic.name}&copy={place}")
         form = {"topic": topic.name, "value.n": (b"[" * 300 + b"]" * 300).decode()}

@@ -78,13 +78,16 @@ async def test_what_waits_is_shown_without_what_is_in_it(stage: Stage, tmp_path:
         connection.execute("UPDATE outbox SET created = created - 7200")
     async with visit(Dashboard(post.app, access={"read", "outbox"})) as visitor:
         listed = await visitor.get("/outbox?all=1")
-        assert "Nobody relays it." in listed.text
+        assert "No relay is running for this outbox." in listed.text
         assert "to be relayed" in listed.text
         assert stage.topic_name in listed.text
         assert "key-of-eve" not in listed.html.replace("m-key-of-eve", "")
         row = await visitor.get(listed.link("1"))
         assert "secret" not in row.html
-        assert "Nobody relays the outbox outbox: 1 rows wait." in (await visitor.get("/")).text
+        assert (
+            "No relay is running for the outbox outbox: 1 rows are waiting."
+            in (await visitor.get("/")).text
+        )
         none = await visitor.post("/outbox/retry", {"outbox": "outbox"}, status=400)
         assert "No row has failed." in none.text
         fields = {"outbox": "outbox", "row": "1", "confirm": "1"}
@@ -111,7 +114,7 @@ async def test_a_database_that_is_not_there_is_said_so(stage: Stage, tmp_path: P
     async with visit(Dashboard(post.app, access="all")) as visitor:
 
         async def is_said() -> bool:
-            return "It cannot be looked at:" in (await visitor.get("/outbox")).text
+            return "It cannot be read:" in (await visitor.get("/outbox")).text
 
         await eventually(is_said)
         await visitor.get("/outbox/row?outbox=outbox&row=1", status=404)

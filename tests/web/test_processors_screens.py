@@ -21,14 +21,14 @@ async def test_a_processor_is_seen_paused_and_resumed(stage: Stage) -> None:
     app.processor(topic, group=stage.group, flow=QUICK)(stage.recorder())
     async with app, visit(Dashboard(app, access="all")) as visitor:
         listed = await visitor.get("/processors")
-        assert "Of this process alone." in listed.text
+        assert "These figures are of this process only." in listed.text
         name = app.processors[0].name
         await stage.publish(topic, *range(5))
         await stage.handled(5)
 
         async def is_told() -> bool:
             seen = await visitor.get(f"/processors/show?name={name}")
-            return "calls since it is measured" in seen.text and "5 handled" in seen.text
+            return "calls since measuring began" in seen.text and "5 handled" in seen.text
 
         await eventually(is_told)
         seen = await visitor.get(listed.link(name))

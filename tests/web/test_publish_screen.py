@@ -56,7 +56,7 @@ async def test_what_is_filled_in_is_published(stage: Stage) -> None:
         }  # fmt: skip
         done = await visitor.submit(seen, "Key, ID and headers", fields=filled)
         assert f"Published as {stage.topic_name}/0/" in done.text
-        shown = await visitor.get(done.link("Look at it"))
+        shown = await visitor.get(done.link("Show it"))
         assert '"customer": "ada"' in shown.text
         [message] = await written(topic)
         assert message.value == Order("ada", 7, 2.5, Colour.blue, True, None, [{"a": 1}])

@@ -84,13 +84,13 @@ async def begin_redrive(address: str, left: int) -> str:
         visitor = Visitor(client)
 
         async def is_counted() -> bool:
-            return "Counting goes on" not in (await visitor.get(f"/dead/show?name={NAME}")).text
+            return "Still counting" not in (await visitor.get(f"/dead/show?name={NAME}")).text
 
         await eventually(is_counted)
         headers = {"sec-fetch-site": "same-origin", "origin": address}
         fields = {"name": NAME, "all": "1"}
         question = await visitor.post("/dead/retry", fields, headers=headers)
-        assert f"Put {left:,} letters of {NAME} back?" in question.text
+        assert f"Put {left:,} dead letters of {NAME} back?" in question.text
         fields["confirm"] = str(left)
         begun = await visitor.post("/dead/retry", fields, status=303, headers=headers)
         return begun.response.headers["location"]
@@ -124,10 +124,10 @@ async def test_a_redrive_survives_the_browser_and_kill_9(tmp_path: Path, size: i
         server.wait()
     assert letter_counts(log, NAME).waiting == left
     with serving(url, tmp_path, CHUNK=str(chunk)) as (address, _):
-        assert "ask for the same once more" in text_of(address, job)
+        assert "repeat the action" in text_of(address, job)
         job = await begin_redrive(address, left)
         until(lambda: "were put back" in text_of(address, job), 120, "the rest is put back")
-        assert f"{left:,} letters were put back." in text_of(address, job)
+        assert f"{left:,} dead letters were put back." in text_of(address, job)
     assert letter_counts(log, NAME).waiting == 0
     log.close()
 

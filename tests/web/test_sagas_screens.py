@@ -107,7 +107,7 @@ async def test_a_saga_is_found_and_tells_what_happened(stage: Stage) -> None:
 @pytest.mark.everywhere
 async def test_a_saga_that_could_not_be_undone_is_resumed(stage: Stage) -> None:
     async with three_sagas(stage) as (world, visitor):
-        said = f"1 saga of {world.name} could not be undone whole."
+        said = f"1 saga of {world.name} could not be fully undone."
         overview = await seen_with(visitor, "/", said)
         listed = await visitor.get(overview.link(said))
         seen = await visitor.get(listed.link("stuck"))
@@ -234,7 +234,7 @@ async def test_many_sagas_are_read_once_and_open_quickly(stage: Stage) -> None:
         seen = await seen_with(visitor, f"/sagas?saga={name}", f"{count:,} sagas, in")
         assert seen.text.count("stuck") == 30
         overview = await visitor.get("/")
-        assert f"30 sagas of {name} should go on and do not." in overview.text
+        assert f"30 sagas of {name} should continue and do not." in overview.text
         found = await visitor.get(f"/sagas?saga={name}&q=s-2900")
         assert "s-2900" in found.text
         # What is new comes without reading all once more.

@@ -247,7 +247,7 @@ def test_a_file_of_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for text, problem in (
         ("ada", "line 1: write NAME:PASSWORD"),
         ("ada:short", "at least 8"),
-        ("ada:correct horse\nada:correct horse", "stands there twice"),
+        ("ada:correct horse\nada:correct horse", "is listed twice"),
         ("", "no names"),
     ):
         file.write_text(text)

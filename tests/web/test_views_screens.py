@@ -23,7 +23,7 @@ async def job_ended(visitor: Visitor, begun: Seen) -> Seen:
 
     async def ended() -> bool:
         found[:] = [await visitor.get(address)]
-        return "It goes on when this page is closed." not in found[0].text
+        return "It continues when this page is closed." not in found[0].text
 
     await eventually(ended)
     return found[0]
@@ -86,7 +86,7 @@ async def test_a_version_is_promoted_rebuilt_and_dropped(stage: Stage) -> None:
             assert "nothing does meanwhile" in asked.text
             begun = await visitor.submit(asked, "Rebuild it", status=303)
             ended = await job_ended(visitor, begun)
-            assert "is cleared, and is being built anew" in ended.text
+            assert "is cleared, and is being rebuilt" in ended.text
             await built(bank, second)
     async with visit(Dashboard(stage.app(), access="all")) as visitor:
         shown = await visitor.get(f"/views/show?view={name}")
@@ -113,19 +113,19 @@ async def test_a_document_that_stands_still_is_a_problem_and_is_folded_on(stage:
 
             async def is_said() -> bool:
                 seen = await visitor.get("/")
-                return f"1 document of the view {name} stands still." in seen.text
+                return f"1 document of the view {name} is stopped." in seen.text
 
             await eventually(is_said)
             overview = await visitor.get("/")
-            shown = await visitor.get(overview.link(f"1 document of the view {name} stands still."))
+            shown = await visitor.get(overview.link(f"1 document of the view {name} is stopped."))
             assert "ValueError: unlucky" in shown.text
-            begun = await visitor.submit(shown, "Fold on", status=303)
+            begun = await visitor.submit(shown, "Resume", status=303)
             ended = await job_ended(visitor, begun)
-            assert "stands still again" in ended.text
+            assert "has stopped again" in ended.text
             mended = True
-            begun = await visitor.submit(shown, "Fold on", status=303)
+            begun = await visitor.submit(shown, "Resume", status=303)
             ended = await job_ended(visitor, begun)
-            assert "The document goes on." in ended.text
+            assert "The document has been resumed." in ended.text
             again = await visitor.get(f"/views/show?view={name}")
             assert "unlucky" not in again.text
         async with visit(Dashboard(bank.app, access={"read", "rebuild"})) as visitor:
@@ -135,7 +135,7 @@ async def test_a_document_that_stands_still_is_a_problem_and_is_folded_on(stage:
 
             async def stands() -> bool:
                 seen = await visitor.get(f"/views/show?view={name}")
-                return "Documents that stand still" in seen.text
+                return "Stopped documents" in seen.text
 
             await eventually(stands)
             seen = await visitor.get(f"/views/show?view={name}")

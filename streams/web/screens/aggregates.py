@@ -142,7 +142,7 @@ def _event_topic(page: Page) -> tuple[str, EventLog, TopicInfo]:
         info = page.log.topic(topic)
     except NotFound:
         if name in page.app.aggregates:
-            raise NotFound(page._("It is not there yet: the app makes its topic.")) from None
+            raise NotFound(page._("It does not exist yet: the app creates its topic.")) from None
         raise NotFound(page._("There is no such aggregate.")) from None
     if not info.is_event_topic:
         raise NotFound(page._("This topic holds no histories."))

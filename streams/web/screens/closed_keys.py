@@ -307,23 +307,26 @@ def _targets(
             if search.is_late:
                 raise InvalidValue(
                     page._(
-                        "Not all keys could be looked through in time: nothing was done. "
-                        "Select the keys one by one, or use the command line."
+                        "Not all keys could be searched in time: nothing was done. Select the "
+                        "keys one by one, or use the command line."
                     )
                 )
         if not found:
-            raise InvalidValue(page._("No closed key waits for a decision."))
+            raise InvalidValue(page._("No closed keys are waiting for a decision."))
         return found
     if not named:
         raise InvalidValue(page._("Select at least one key."))
     if len(named) > AT_ONCE:
         raise InvalidValue(
-            page._("At most %(most)s letters can be named at once.", most=f"{AT_ONCE:,}")
+            page._("At most %(most)s keys can be selected at once.", most=f"{AT_ONCE:,}")
         )
     rows = [_find(page, index, at) for at in named]
     if not all(row.is_dead for row in rows):
         raise InvalidValue(
-            page._("The messages of one of these keys are coming back: no decision is waited for.")
+            page._(
+                "One of these keys is not waiting for a decision: its messages are already "
+                "coming back."
+            )
         )
     return [row.target for row in rows]
 
@@ -341,7 +344,7 @@ def _done_text(page: Page, command: str, count: int) -> str:
             "The messages that closed %(number)s keys were dropped; those behind them are handled.",
             count,
         )
-    return f"{said} " + page._("Whoever owns the partition follows, once it runs.")
+    return f"{said} " + page._("The process that owns the partition does this as soon as it runs.")
 
 
 def _question(
@@ -350,13 +353,13 @@ def _question(
     warning = ""
     if not has_members(page, source.group):
         warning = page._(
-            "Nobody consumes for %(groups)s now: they wait until somebody does.",
+            "No consumer is running for %(groups)s: the messages wait until one starts.",
             groups=source.group,
         )
     if command == "retry":
         wanted = page.fields.raw("key").strip() if page.fields.flag("all") else ""
         facts = (
-            [page._("Only keys that contain %(wanted)s are meant.", wanted=wanted)]
+            [page._("Only keys that contain %(wanted)s are affected.", wanted=wanted)]
             if wanted
             else []
         )
@@ -372,8 +375,10 @@ def _question(
             back,
             (
                 *facts,
-                page._("What closes a key is handled again, and then what is parked behind it."),
-                page._("Should it fail again, the key stays closed."),
+                page._(
+                    "The message that closes a key is handled again, then those parked behind it."
+                ),
+                page._("If it fails again, the key stays closed."),
             ),
             warning=warning,
         )
@@ -387,7 +392,7 @@ def _question(
         count,
         page._("Drop"),
         back,
-        (page._("They are never handled. What is parked behind them is handled then."),),
+        (page._("They are never handled. The messages parked behind them are handled then."),),
         warning=warning,
     )
 
@@ -405,7 +410,10 @@ def edit(page: Page) -> Done:
     row = _find(page, index, page.fields.text("letter"))
     if not row.is_dead:
         raise InvalidValue(
-            page._("The messages of one of these keys are coming back: no decision is waited for.")
+            page._(
+                "One of these keys is not waiting for a decision: its messages are already "
+                "coming back."
+            )
         )
     heads = closed_key_heads(log, source.group, source.topic, [row])
     head = heads.get((row.partition, row.position))
@@ -422,7 +430,7 @@ def edit(page: Page) -> Done:
             raise InvalidValue(
                 page._(
                     "This value cannot be decoded for the topic %(topic)s: %(problem)s. Go back "
-                    "and correct it, or tick the box that puts it back even so.",
+                    "and correct it, or tick the box to put it back anyway.",
                     topic=declared.name,
                     problem=problem,
                 )
@@ -431,7 +439,7 @@ def edit(page: Page) -> Done:
     return Done(
         page._("The message is handled with the new value, then those behind it.")
         + " "
-        + page._("Whoever owns the partition follows, once it runs."),
+        + page._("The process that owns the partition does this as soon as it runs."),
         back=_back(page, source),
         subject=f"{source.name}/{page.fields.text('letter')}",
     )
@@ -446,9 +454,10 @@ def problems(page: Page) -> Iterator[Problem]:
         if counts is None or not counts.dead:
             continue
         text = page.plural(
-            "%(number)s key of %(topic)s is closed for %(group)s; %(parked)s messages wait behind.",
-            "%(number)s keys of %(topic)s are closed for %(group)s; %(parked)s messages wait "
-            "behind them.",
+            "%(number)s key of %(topic)s is closed for %(group)s; %(parked)s messages are waiting"
+            " behind it.",
+            "%(number)s keys of %(topic)s are closed for %(group)s; %(parked)s messages are "
+            "waiting behind them.",
             counts.dead,
             topic=source.topic,
             group=source.group,

@@ -246,7 +246,7 @@ def find_letter(page: Page, topic: DeadLetterTopic, at: str) -> tuple[LogRow, bo
 def no_such_letter(page: Page, topic: DeadLetterTopic, at: str) -> NotFound:
     """The error for a position without a letter."""
     place = f"{topic.name}/{at[:200]}"
-    return NotFound(page._("There is no such letter: %(place)s", place=place))
+    return NotFound(page._("There is no such dead letter: %(place)s", place=place))
 
 
 def place_of(text: str) -> tuple[str, str, str] | None:
@@ -332,13 +332,13 @@ def problems(page: Page) -> Iterator[Problem | Unfinished]:
     """Dead letters that wait."""
     found = _dead_topics(page)
     if not found.is_complete:
-        yield Unfinished(page._("Not every topic was looked at yet; more with each visit."))
+        yield Unfinished(page._("Not every topic has been checked yet; each visit checks more."))
     for each in found.topics:
         if each.counts is None or not each.counts.waiting:
             continue
         text = page.plural(
-            "%(number)s dead letter waits in %(topic)s.",
-            "%(number)s dead letters wait in %(topic)s.",
+            "%(number)s dead letter is waiting in %(topic)s.",
+            "%(number)s dead letters are waiting in %(topic)s.",
             each.counts.waiting,
             topic=each.name,
         )

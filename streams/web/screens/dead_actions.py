@@ -87,7 +87,7 @@ class Destinations(NamedTuple):
         source = letter_source(row.headers) or self.default
         topic = None if source is None else self.by_source.get(source)
         if topic is None:
-            raise InvalidValue(f"{row.position}: where it comes from was not confirmed")
+            raise InvalidValue(f"{row.position}: its topic and group were not confirmed")
         return topic
 
 
@@ -104,7 +104,7 @@ def drop(page: Page) -> Done | Confirm | Background:
 def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
     query, log = LetterQuery.of(page), page.log
     topic = _open_to_act(page, query)
-    back = page.url("/dead/show", query.fields), page._("Back to the letters")
+    back = page.url("/dead/show", query.fields), page._("Back to the dead letters")
     chosen = _choose(page, topic, query)
     if not chosen.count:
         raise InvalidValue(
@@ -131,9 +131,9 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
     if chosen.count <= AT_ONCE:
         return work(lambda done, total=None: None)
     title = (
-        page._("Retry letters of %(topic)s")
+        page._("Retry dead letters of %(topic)s")
         if deed == "retry"
-        else page._("Drop letters of %(topic)s")
+        else page._("Drop dead letters of %(topic)s")
     )
     return Background(title % {"topic": query.name}, work, back, query.name)
 
@@ -162,7 +162,7 @@ def _open_to_act(page: Page, query: LetterQuery) -> DeadLetterTopic:
     if topic.has_reader():
         raise InvalidValue(
             page._(
-                "A group of the name %(name)s reads something, so it cannot note which letters "
+                "A group named %(name)s reads a topic, so it cannot record which dead letters "
                 "were dealt with.",
                 name=query.name,
             )
@@ -173,9 +173,11 @@ def _open_to_act(page: Page, query: LetterQuery) -> DeadLetterTopic:
 def _done_text(page: Page, deed: Deed, done: int) -> str:
     if deed == "retry":
         return page.plural(
-            "%(number)s letter was put back.", "%(number)s letters were put back.", done
+            "%(number)s dead letter was put back.", "%(number)s dead letters were put back.", done
         )
-    return page.plural("%(number)s letter was dropped.", "%(number)s letters were dropped.", done)
+    return page.plural(
+        "%(number)s dead letter was dropped.", "%(number)s dead letters were dropped.", done
+    )
 
 
 # -- the selected letters
@@ -214,8 +216,8 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
 
 def _looked_at(page: Page, number: int) -> str:
     return page.plural(
-        "%(number)s letter that waits was looked at, the oldest first.",
-        "%(number)s letters that wait were looked at, the oldest first.",
+        "%(number)s waiting dead letter was read, oldest first.",
+        "%(number)s waiting dead letters were read, oldest first.",
         number,
     )
 
@@ -223,7 +225,7 @@ def _looked_at(page: Page, number: int) -> str:
 def _choose_named(page: Page, topic: DeadLetterTopic, named: list[str]) -> Chosen:
     if len(named) > AT_ONCE:
         raise InvalidValue(
-            page._("At most %(most)s letters can be named at once.", most=f"{AT_ONCE:,}")
+            page._("At most %(most)s dead letters can be selected at once.", most=f"{AT_ONCE:,}")
         )
     places = {_place(page, topic, at) for at in named}
     found = select_places(topic, places)
@@ -258,8 +260,8 @@ def _destinations(page: Page, log: Log, query: LetterQuery, chosen: Chosen) -> D
     if None in chosen.sources and default is None:
         raise InvalidValue(
             page._(
-                "Some of these letters do not say which topic and group they are of. Ask for those "
-                "of one topic and group: ?topic=…&group=…&name=%(name)s",
+                "Some of these dead letters do not say which topic and group they belong to. Ask "
+                "for those of one topic and group: ?topic=…&group=…&name=%(name)s",
                 name=query.name,
             )
         )
@@ -267,7 +269,8 @@ def _destinations(page: Page, log: Log, query: LetterQuery, chosen: Chosen) -> D
     if len(sources) > MAX_SOURCES:
         raise InvalidValue(
             page._(
-                "These letters are of %(number)s topics and groups; retry those of one at a time.",
+                "These dead letters belong to %(number)s topics and groups; retry one topic and "
+                "group at a time.",
                 number=len(sources),
             )
         )
@@ -286,8 +289,8 @@ def _require_topic(page: Page, log: Log, source: LetterSource) -> None:
     except NotFound:
         raise InvalidValue(
             page._(
-                "Some of these letters say that they are of the topic %(topic)s, which is not "
-                "there.",
+                "Some of these dead letters say that they belong to the topic %(topic)s, which "
+                "does not exist.",
                 topic=source.topic,
             )
         ) from None
@@ -305,15 +308,15 @@ def _question(
 ) -> Confirm:
     facts = list(chosen.facts)
     if chosen.count > AT_ONCE:
-        facts.append(page._("It goes on in the background, also when the page is closed."))
+        facts.append(page._("It continues in the background, even if this page is closed."))
     if destinations is None:
         facts.append(
             page._("They are not retried. Nothing is deleted: the topic keeps them as before.")
         )
         return Confirm(
             page.plural(
-                "Drop %(number)s letter of %(topic)s?",
-                "Drop %(number)s letters of %(topic)s?",
+                "Drop %(number)s dead letter of %(topic)s?",
+                "Drop %(number)s dead letters of %(topic)s?",
                 chosen.count,
                 topic=query.name,
             ),
@@ -328,8 +331,8 @@ def _question(
     idle = [source.group for source in counts if not has_members(page, source.group)]
     return Confirm(
         page.plural(
-            "Put %(number)s letter of %(topic)s back?",
-            "Put %(number)s letters of %(topic)s back?",
+            "Put %(number)s dead letter of %(topic)s back?",
+            "Put %(number)s dead letters of %(topic)s back?",
             chosen.count,
             topic=query.name,
         ),
@@ -337,13 +340,13 @@ def _question(
         page._("Retry"),
         back,
         facts,
-        (page._("group"), page._("topic"), page._("goes to"), page._("letters")),
+        (page._("group"), page._("topic"), page._("goes to"), page._("dead letters")),
         [
             (source.group, source.topic, destinations.by_source[source], number)
             for source, number in counts.most_common()
         ],
         page._(
-            "Nobody consumes for %(groups)s now: they wait until somebody does.",
+            "No consumer is running for %(groups)s: the messages wait until one starts.",
             groups=", ".join(sorted(set(idle))),
         )
         if idle
@@ -394,10 +397,10 @@ def edit(page: Page) -> Done:
     except ReprocessStopped as error:
         raise InvalidValue(str(error)) from error
     if not done:
-        raise InvalidValue(page._("This letter was dealt with meanwhile."))
+        raise InvalidValue(page._("This dead letter has been dealt with in the meantime."))
     return Done(
-        page._("The letter was put back with the new value."),
-        back=(page.url("/dead/show", query.fields), page._("Back to the letters")),
+        page._("The dead letter was put back with the new value."),
+        back=(page.url("/dead/show", query.fields), page._("Back to the dead letters")),
         subject=f"{query.name}/{at}",
         changed=(query.name,),
     )
@@ -413,7 +416,7 @@ def new_value(page: Page) -> bytes:
         try:
             found = base64.b64decode(written, validate=True)
         except (binascii.Error, ValueError):
-            raise InvalidValue(page._("This is no base64.")) from None
+            raise InvalidValue(page._("This is not valid base64.")) from None
     else:
         # Browsers send every line's end as CR LF; only values without CR are edited as text.
         text = page.fields.raw("value").replace("\r\n", "\n")

@@ -145,11 +145,13 @@ def _is_of_manager(name: str) -> bool:
 def _own_kind(page: Page, name: str) -> str:
     """The purpose of a delay topic of the toolkit's own; empty: it is the app's."""
     if _is_of_manager(name):
-        return page._("Timeouts of a process manager wait here. They are cancelled by it alone.")
+        return page._(
+            "Timeouts of a process manager wait here. Only the process manager can cancel them."
+        )
     if name.endswith(".delay"):
         return page._(
-            "Messages that failed wait here to be tried again. One that is cancelled is not "
-            "handled any more."
+            "Failed messages wait here to be retried. A message that is cancelled is not handled "
+            "any more."
         )
     return ""
 
@@ -167,10 +169,10 @@ def cancel(page: Page) -> Done | Confirm:
     index = index_of(page, name)
     index.counts(5.0)
     entries = _named(page, index, name)
-    back = page.url("/delayed/show", {"topic": name}), page._("Back to what waits")
+    back = page.url("/delayed/show", {"topic": name}), page._("Back to the waiting messages")
     if not page.confirmed(len(entries)):
         facts = (
-            page._("They are not delivered, unless that is under way already."),
+            page._("They are not delivered, unless delivery is already under way."),
             *((own,) if (own := _own_kind(page, name)) else ()),
         )
         return Confirm(
@@ -188,15 +190,15 @@ def cancel(page: Page) -> Done | Confirm:
             [(_id_text(page, name, entry), entry.topic) for _, entry in entries[:PAGE_SIZE]],
             ""
             if has_members(page, name)
-            else page._("No process runs that keeps this topic: it is cancelled once one does."),
+            else page._("No running process keeps this topic: it is cancelled once one runs."),
         )
     outcomes = Counter(cancel_entries(log, name, entries, ANSWER_SECONDS))
     texts = {
         "cancelled": page._("cancelled"),
-        "delivered": page._("too late: delivered already"),
+        "delivered": page._("too late: already delivered"),
         "dead": page._("too late: it is a dead letter"),
         "unknown": page._("not known any more"),
-        None: page._("no answer yet; the request stands"),
+        None: page._("no answer yet; the request remains in effect"),
     }
     return Done(
         page.plural(
@@ -221,7 +223,7 @@ def _named(page: Page, index: DelayIndex, name: str) -> list[tuple[int, DelayEnt
         raise InvalidValue(page._("Select at least one message."))
     if len(named) > MAX_NAMED:
         raise InvalidValue(
-            page._("At most %(most)s messages can be named at once.", most=f"{MAX_NAMED:,}")
+            page._("At most %(most)s messages can be selected at once.", most=f"{MAX_NAMED:,}")
         )
     places: list[tuple[int, int]] = []
     for at in named:

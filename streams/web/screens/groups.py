@@ -151,8 +151,7 @@ def reset(page: Page) -> Done | Confirm:
         apply_reset(log, group, topic, moves, now=page.now, force=force)
     except GroupNotEmpty as error:
         raise GroupNotEmpty(
-            f"{error}. "
-            + page._("Stop its processors first, or tick the box that moves it anyway.")
+            f"{error}. " + page._("Stop its processors first, or tick the box to move it anyway.")
         ) from error
     return Done(
         page._(
@@ -220,16 +219,16 @@ def _preview(
     warning = ""
     if members and force:
         warning = page.plural(
-            "%(number)s member runs: it starts over from there.",
-            "%(number)s members run: they start over from there.",
+            "%(number)s member is running: it starts over from there.",
+            "%(number)s members are running: they start over from there.",
             members,
         )
     elif members:
         warning = page.plural(
-            "%(number)s member runs, so the group is not moved: stop it first, or tick the box "
-            "that moves it anyway.",
-            "%(number)s members run, so the group is not moved: stop them first, or tick the box "
-            "that moves it anyway.",
+            "%(number)s member is running, so the group is not moved: stop it first, or tick the "
+            "box to move it anyway.",
+            "%(number)s members are running, so the group is not moved: stop them first, or tick "
+            "the box to move it anyway.",
             members,
         )
     return Confirm(
@@ -273,7 +272,7 @@ def delete(page: Page) -> Done | Confirm:
                     "%(number)s positions are deleted with it.",
                     positions,
                 ),
-                page._("Should its processors start again, they begin as a new group does."),
+                page._("If its processors start again, they begin like a new group."),
             ),
         )
     log.delete_group(group)
@@ -295,7 +294,7 @@ def problems(page: Page) -> Iterator[Problem | Unfinished]:
     if not groups.is_complete:
         yield Unfinished(
             page._(
-                "%(known)s of %(all)s groups were looked at; more with each visit.",
+                "%(known)s of %(all)s groups checked so far; each visit checks more.",
                 known=f"{len(groups.known):,}",
                 all=f"{len(groups.names):,}",
             )
@@ -316,15 +315,15 @@ def problems(page: Page) -> Iterator[Problem | Unfinished]:
     alone = [facts for facts in waiting if facts.members == 0]
     for facts in nlargest(MAX_ALONE, alone, key=lambda facts: facts.lag or 0):
         text = page._(
-            "Nobody consumes for %(group)s: %(lag)s messages wait.",
+            "No consumer is running for %(group)s: %(lag)s messages are waiting.",
             group=facts.name,
             lag=f"{facts.lag:,}",
         )
         yield Problem(1, text, page.url("/groups/show", {"group": facts.name}))
     if (more := len(alone) - MAX_ALONE) > 0:
         text = page.plural(
-            "Nobody consumes for %(number)s more group.",
-            "Nobody consumes for %(number)s more groups.",
+            "%(number)s more group has no running consumer.",
+            "%(number)s more groups have no running consumer.",
             more,
         )
         yield Problem(1, text, page.url("/groups", {"sort": "lag"}))

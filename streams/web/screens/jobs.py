@@ -20,8 +20,8 @@ def _job(page: Page) -> Job:
     if found is None or not page.access.may(found.action):
         raise InvalidValue(
             page._(
-                "Nothing of that name is known here. If this process was started again, ask for "
-                "the same once more: what was done stays done."
+                "No action of that name is known here. If this process was restarted, repeat the "
+                "action: what was done stays done."
             )
         )
     return found

@@ -119,7 +119,7 @@ def _row(page: Page, name: str) -> ManagerRow:
 def _count(page: Page, name: str) -> ManagerRow:
     inspector = _inspector(page, name)
     if not _is_ready(page, inspector):
-        return ManagerRow(name, error=page._("It is not there yet, or being looked at."))
+        return ManagerRow(name, error=page._("It does not exist yet, or is still being read."))
     totals, timeouts = inspector.totals(NEWEST), inspector.timeouts(NEWEST)
     now = page.now * 1000
     names = dict.fromkeys(each.name for each in inspector.dead_letters)
@@ -297,7 +297,7 @@ def show_instance(page: Page) -> Response:
     name, key = page.fields.text("manager"), page.fields.raw("key")
     inspector = _inspector(page, name)
     if not key or len(key) > 2_000:
-        raise NotFound(page._("Which one? Its key is missing."))
+        raise NotFound(page._("The key is missing."))
     found: InspectedInstance | None = None
     if _is_ready(page, inspector):
         found = inspector.instance(key, MAX_REACTIONS)

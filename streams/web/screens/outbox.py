@@ -274,7 +274,7 @@ def problems(page: Page) -> Iterator[Problem]:
         since = page.now - backlog.oldest
         if relays.seconds is None or relays.seconds > OLD:
             text = page._(
-                "Nobody relays the outbox %(name)s: %(rows)s rows wait.",
+                "No relay is running for the outbox %(name)s: %(rows)s rows are waiting.",
                 name=outbox.name,
                 rows=f"{backlog.depth:,}",
             )

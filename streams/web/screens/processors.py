@@ -182,7 +182,7 @@ def pause(page: Page) -> Done | Confirm:
             (
                 page._("Handlers that run are finished; no further one is started here."),
                 page._("This process keeps its partitions, so their messages wait."),
-                page._("Other processes go on."),
+                page._("Other processes continue."),
             ),
         )
     processor.pause()
@@ -198,7 +198,7 @@ def resume(page: Page) -> Done:
     processor, back = _running(page)
     processor.resume()
     return Done(
-        page._("%(name)s goes on in this process.", name=processor.name),
+        page._("%(name)s has been resumed in this process.", name=processor.name),
         back=back,
         subject=f"processor {processor.name}, resumed",
     )

@@ -214,7 +214,7 @@ def publish(page: Page) -> Done | Response:
     return Done(
         page._("Published as %(place)s.", place=f"{topic}/{place}"),
         count=1,
-        back=(page.url(address), page._("Look at it"))
+        back=(page.url(address), page._("Show it"))
         if page.access.payloads
         else (page.url(f"/topics/{path_part(topic)}"), page._("Back to the topic")),
         details=[page._("message ID %(id)s", id=record.id)],
@@ -235,10 +235,10 @@ def _record(page: Page, topic: str) -> Record:
     headers = _headers(page)
     declared = page.app.topics.get(topic)
     if id is not None and "\0" in id:
-        raise InvalidValue(page._("A message ID holds no NUL."))
+        raise InvalidValue(page._("A message ID cannot contain NUL."))
     if fields.flag("tombstone"):
         if key is None:
-            raise InvalidValue(page._("A tombstone needs the key that is gone."))
+            raise InvalidValue(page._("A tombstone needs the key to mark as deleted."))
         return Record(None, key.encode("utf-8", "surrogateescape"), id or str(uuid7()), headers)
     if declared is None:
         return _plain_record(page, key, id, headers)
@@ -304,7 +304,9 @@ def _headers(page: Page) -> list[tuple[str, bytes | None]]:
         name = name.strip()
         if not colon or not name:
             raise InvalidValue(
-                page._("Headers: write name: value, one a line, not %(line)s", line=repr(line[:60]))
+                page._(
+                    "Headers: write name: value, one per line, not %(line)s", line=repr(line[:60])
+                )
             )
         if name == ID or name.startswith(OWN_PREFIXES):
             raise InvalidValue(page._("Headers: %(name)s is the toolkit's own.", name=name))

@@ -279,13 +279,13 @@ def _history(page: Page, journal: Journal) -> tuple[str, SagaHistory]:
     if not id and partition is not None:
         offset = journal.log.parse_offset(page.fields.text("entry"))
         if partition >= journal.log.topic(journal.topic).partitions:
-            raise NotFound(page._("No entry of a saga stands there."))
+            raise NotFound(page._("There is no saga entry at that position."))
         entry = journal.read_entry(Position(journal.topic, partition, offset))
         if entry is None:
-            raise NotFound(page._("No entry of a saga stands there."))
+            raise NotFound(page._("There is no saga entry at that position."))
         id = entry.saga
     if not id or len(id) > 1_000:
-        raise NotFound(page._("Which saga? Its ID is missing."))
+        raise NotFound(page._("The ID of the saga is missing."))
     if partition is None:
         known = page.dashboard.sagas.look(journal.saga, READ).find(id)
         partition = None if known is None else known.partition
@@ -378,13 +378,13 @@ def resume(page: Page) -> Done | Confirm:
     back = _address(page, journal.saga, id, last.partition, last.offset)
     if page.fields.text("confirm") != _version(last.entry):
         steps = ", ".join(following.current_steps) or page._("none")
-        facts = [page._("It stands since entry %(number)s.", number=last.entry.n)]
+        facts = [page._("It has made no progress since entry %(number)s.", number=last.entry.n)]
         if last.entry.status == "failed":
             facts.append(
                 page._("The compensations that failed are called again: %(steps)s", steps=steps)
             )
         else:
-            facts.append(page._("It goes on where it stood: %(steps)s", steps=steps))
+            facts.append(page._("It resumes where it stopped: %(steps)s", steps=steps))
             facts.append(page._("Deploy first what it was stopped for."))
         return Confirm(
             title=page._("Resume this saga of %(name)s?", name=journal.saga),
@@ -435,7 +435,7 @@ def abandon(page: Page) -> Done | Confirm:
 def _last(page: Page, journal: Journal) -> tuple[str, PlacedEntry]:
     id, history = _history(page, journal)
     if not history.entries:
-        raise NotFound(page._("There is no such saga, as far as was looked."))
+        raise NotFound(page._("No such saga was found in what was searched."))
     return id, history.entries[-1]
 
 
@@ -488,21 +488,21 @@ def problems(page: Page) -> Iterator[Problem]:
 def _problem_text(page: Page, name: str, kind: str, count: int) -> str:
     if kind == "stopped":
         return page.plural(
-            "%(number)s saga of %(name)s is stopped: it cannot go on with the code there is.",
-            "%(number)s sagas of %(name)s are stopped: they cannot go on with the code there is.",
+            "%(number)s saga of %(name)s is stopped: it cannot continue with the current code.",
+            "%(number)s sagas of %(name)s are stopped: they cannot continue with the current code.",
             count,
             name=name,
         )
     if kind == "failed":
         return page.plural(
-            "%(number)s saga of %(name)s could not be undone whole.",
-            "%(number)s sagas of %(name)s could not be undone whole.",
+            "%(number)s saga of %(name)s could not be fully undone.",
+            "%(number)s sagas of %(name)s could not be fully undone.",
             count,
             name=name,
         )
     return page.plural(
-        "%(number)s saga of %(name)s should go on and does not.",
-        "%(number)s sagas of %(name)s should go on and do not.",
+        "%(number)s saga of %(name)s should continue and does not.",
+        "%(number)s sagas of %(name)s should continue and do not.",
         count,
         name=name,
     )

@@ -269,7 +269,7 @@ def promote(page: Page) -> Done | Confirm:
             page._("Version %(number)s serves now.", number=view.promoted)
             if view.promoted
             else page._("No version serves now."),
-            page._("It is so in all processes that declare the version."),
+            page._("This applies to all processes that declare the version."),
         ]
         share = inspector.tracker.progress().share
         if share is not None:
@@ -287,7 +287,7 @@ def promote(page: Page) -> Done | Confirm:
     text = (
         page._("Version %(number)s of %(name)s serves from now on.", number=number, name=name)
         if is_new
-        else page._("Version %(number)s of %(name)s serves already.", number=number, name=name)
+        else page._("Version %(number)s of %(name)s already serves.", number=number, name=name)
     )
     return Done(
         text, count=int(is_new), back=_back(page, name), subject=f"view {name} version {number}"
@@ -304,17 +304,17 @@ def rebuild(page: Page) -> Background | Confirm:
         members = len(inspector.members())
         facts = [
             page.plural(
-                "%(number)s document is deleted, and made anew from the events.",
-                "%(number)s documents are deleted, and made anew from the events.",
+                "%(number)s document is deleted and rebuilt from the events.",
+                "%(number)s documents are deleted and rebuilt from the events.",
                 documents,
             ),
             page.plural(
-                "%(number)s process runs it, and begins again at the first event.",
-                "%(number)s processes run it, and begin again at the first event.",
+                "%(number)s process runs it, and starts again at the first event.",
+                "%(number)s processes run it, and start again at the first event.",
                 members,
             )
             if members
-            else page._("Nobody runs it: it is made anew once a process does."),
+            else page._("No process runs it: it is rebuilt once one does."),
         ]
         warning = ""
         if view.promoted == number:
@@ -332,7 +332,7 @@ def rebuild(page: Page) -> Background | Confirm:
             warning=warning,
         )
     done = page._(
-        "Version %(number)s of %(name)s is cleared, and is being built anew.",
+        "Version %(number)s of %(name)s is cleared, and is being rebuilt.",
         number=number,
         name=name,
     )
@@ -387,10 +387,10 @@ def retry(page: Page) -> Background:
     number, key = inspector.known.version, key_of(page)
     if inspector.find(key) is None:
         raise NotFound(page._("The version has no such document."))
-    goes_on = page._("The document goes on.")
-    again = page._("The document stands still again: look at why.")
+    goes_on = page._("The document has been resumed.")
+    again = page._("The document has stopped again: check the reason.")
     nobody = page._(
-        "No process that runs the version has folded it on yet: it is done as soon as one does."
+        "No process that runs the version has resumed it yet: it resumes as soon as one does."
     )
     back = _back(page, name)
     subject = f"view {name} version {number}"
@@ -400,7 +400,7 @@ def retry(page: Page) -> Background:
         text = nobody if found is None else goes_on if found else again
         return Done(text, count=int(bool(found)), back=back, subject=subject)
 
-    title = page._("Having a document of %(name)s folded on", name=name)
+    title = page._("Resuming a document of %(name)s", name=name)
     return Background(title, work, back, f"{subject} {key.hex()}", is_alone=True)
 
 
@@ -444,8 +444,8 @@ def _problems_of(page: Page, name: str, inspector: VersionInspector) -> Iterator
     stopped = inspector.tracker.stopped()
     if stopped:
         text = page.plural(
-            "%(number)s document of the view %(name)s stands still.",
-            "%(number)s documents of the view %(name)s stand still.",
+            "%(number)s document of the view %(name)s is stopped.",
+            "%(number)s documents of the view %(name)s are stopped.",
             stopped,
             name=name,
         )

@@ -45,7 +45,7 @@ class Picture(NamedTuple):
 
 PICTURES = (
     Picture("overview", "/", "orders.invoicing.dead", rounds=4, height=960),
-    Picture("search", "/topics/orders/messages?path=customer&path_value=佐藤", "Looked at"),
+    Picture("search", "/topics/orders/messages?path=customer&path_value=佐藤", "Searched"),
     Picture("group", "/groups/show?group=shipping", "Waits for", rounds=2),
     Picture("dead-letters", "/dead/show?name=orders.billing.dead", "the bank does not answer"),
     Picture("closed-keys", "/keys?topic=orders&group=stock", "chidi"),

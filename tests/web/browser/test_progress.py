@@ -255,7 +255,7 @@ def test_the_focus_stays_while_the_doctor_looks_again(
     result = DoctorRuns.result
     monkeypatch.setattr(DoctorRuns, "result", lambda *a, **b: (result(*a, **b)[0], True))
     counting(tab, "/doctor")
-    tab.find("main a", has_text="Look again").focus()
+    tab.find("main a", has_text="Check again").focus()
     swapped(tab, 2)
-    expect(tab.find("main a", has_text="Look again")).to_be_focused()
+    expect(tab.find("main a", has_text="Check again")).to_be_focused()
     expect(tab.find("#outage")).to_have_count(1)  # which says that the log does not answer

@@ -87,11 +87,11 @@ def test_versions_are_folded_on_promoted_rebuilt_and_dropped(
             bank.is_mended = True
             for number in (2, 1):
                 perform(tab, Act("/views/retry", page, form=OF_VERSION % number))
-                expect(tab.find("main .notice.good")).to_have_text("The document goes on.")
+                expect(tab.find("main .notice.good")).to_have_text("The document has been resumed.")
             perform(tab, Act("/views/promote", page, form=OF_VERSION % 2))
             expect(tab.find("main .notice.good")).to_contain_text("Version 2 of")
             perform(tab, Act("/views/rebuild", page, form=OF_VERSION % 2))
-            expect(tab.find("main .notice.good")).to_contain_text("is being built anew")
+            expect(tab.find("main .notice.good")).to_contain_text("is being rebuilt")
         perform(tab, Act("/views/drop", page, form=OF_VERSION % 1))  # nobody runs it any more
         expect(tab.find("main .notice.good")).to_contain_text("is dropped")
     log = open_log(address)
