@@ -103,7 +103,7 @@ async def test_without_a_process_a_request_stands(
         place = next(text for text, href in seen.links if "/messages/" in href)
         fields = {"topic": delays.name, "message": place}
         question = await visitor.post("/delayed/cancel", fields)
-        assert "it is cancelled once one does" in question.text
+        assert "it is cancelled once one runs" in question.text
         done = await visitor.post("/delayed/cancel", {**fields, "confirm": "1"})
         assert "no answer yet; the request remains in effect: 1" in done.text
         await visitor.post("/delayed/cancel", {"topic": stage.topic_name}, status=404)

@@ -77,7 +77,7 @@ def test_a_job_ends_with_what_went_wrong_or_when_it_is_asked_to() -> None:
             report(1)
 
     running = [start(for_ever) for _ in range(MAX_RUNNING)]
-    with pytest.raises(InvalidValue, match="run already"):
+    with pytest.raises(InvalidValue, match="are already running"):
         start(for_ever)
     jobs.close()
     for _ in running:

@@ -98,8 +98,8 @@ async def test_a_search_says_how_far_it_looked_and_goes_on(
         for step in range(10):
             words = seen.text.split()
             found |= {word for word in words if word.startswith("key-")}
-            at = [i for i, word in enumerate(words) if word == "Looked"][-1]
-            now, total = int(words[at + 2]), int(words[at + 4])
+            at = [i for i, word in enumerate(words) if word == "Searched"][-1]
+            now, total = int(words[at + 1]), int(words[at + 3])
             looked += now
             assert now <= 100
             if "No more messages." in seen.text:
