@@ -325,7 +325,7 @@ class Streams(Declarations):
         stop_requested = self._stop_requested = asyncio.Event()
 
         def request_stop(name: str) -> None:
-            logger.info("%s: finishing what is in flight", name)
+            logger.info("%s: finishing the messages in flight", name)
             stop_requested.set()
 
         try:

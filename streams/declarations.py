@@ -118,7 +118,9 @@ class Declarations(ABC):
         """Identifies this process, so that its groups can tell it from others of the same name."""
         if config is not None and not isinstance(config, Mapping):
             kind = type(config).__name__
-            raise ConfigError(f"Streams(config=...): a mapping of driver settings, not a {kind}")
+            raise ConfigError(
+                f"Streams(config=...) must be a mapping of driver settings, not a {kind}"
+            )
         self.driver_config = dict(config or {})
         """Settings that are passed to the driver."""
         self.lifespan = None if lifespan is None else _check_lifespan(lifespan)
@@ -276,8 +278,8 @@ class Declarations(ABC):
                 continue
             if other.is_read_only or topic.is_read_only:
                 raise ConfigError(
-                    f"topic {name!r}: these are events that the toolkit appends, and the app has "
-                    "that topic already: read it as aggregate.events"
+                    f"topic {name!r} holds events that the toolkit appends, and the app has "
+                    "declared it already: read it as aggregate.events"
                 )
             for option in ("partitions", "retention"):
                 before, now = getattr(other, option), getattr(topic, option)
@@ -514,7 +516,7 @@ class Declarations(ABC):
                 types = [each.topic_type for each in self.declared_topics]
                 known = [each for each in types if each is not None]
                 if returned := unpublished_result(processor.function, known):
-                    problem = f"returns {returned}, and without to= nobody gets it"
+                    problem = f"returns {returned}, which is discarded without to="
                     logger.warning("processor %s %s", processor.name, problem)
             return processor
 

@@ -151,7 +151,7 @@ class LogTransaction:
     def _timeout_error(self) -> TransactionTimeout:
         return TransactionTimeout(
             f"app.transaction(): the block was open for {self._timeout:g} s and is rolled back, as "
-            "everybody else who writes to the file waits meanwhile: do slow work before it, or "
+            "all other writers to the file wait meanwhile: do slow work before it, or "
             "give app.transaction(timeout=...)"
         )
 
@@ -331,7 +331,7 @@ class TransactionBlock:
         if in_block():
             raise ConfigError(
                 "app.transaction() inside a block of app.transaction() would wait for its end: use "
-                "the connection that there is"
+                "the connection of the open block"
             )
         if has_turn():
             raise ConfigError(

@@ -152,8 +152,8 @@ class Position(NamedTuple):
 
             shown = repr(wire.shorten(text, 100)) if isinstance(text, str) else type(text).__name__
             raise InvalidValue(
-                f"{shown} is no position: write TOPIC/PARTITION/OFFSET, such as orders/0/17, or on "
-                "Redis orders/0/1795811598345-0"
+                f"{shown} is not a position: write TOPIC/PARTITION/OFFSET, such as orders/0/17, or "
+                "on Redis orders/0/1795811598345-0"
             )
         return cls(*found)
 

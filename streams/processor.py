@@ -125,7 +125,7 @@ class ProcessorOptions:
                 yield f"{option}={getattr(self, option)!r}: use {kind.__name__}(...)"
         if self.dead_letters.sequenced and not self.retry.in_order:
             yield (
-                "Retry(in_order=False) gives the order up that DeadLetters(sequenced=True) keeps; "
+                "Retry(in_order=False) gives up the order that DeadLetters(sequenced=True) keeps; "
                 "leave one of them out"
             )
         yield from self._transaction_problems()
@@ -152,8 +152,8 @@ class ProcessorOptions:
             return
         if self.dead_letters.sequenced:
             yield (
-                "DeadLetters(sequenced=True) with transaction=: what is parked is settled by "
-                "records in the log, which the database knows nothing of; leave one of them out"
+                "DeadLetters(sequenced=True) with transaction=: parked messages are settled by "
+                "records in the log, which the database does not see; leave one of them out"
             )
 
     def _projection_problems(self) -> Iterator[str]:
@@ -169,8 +169,8 @@ class ProcessorOptions:
             yield f"version={self.version!r}: a whole number from 1"
         if self.transaction is None:
             yield (
-                f"version={self.version!r} without transaction=: it is tables of a database of "
-                "yours that have versions; for documents in the log there are views"
+                f"version={self.version!r} without transaction=: a version is a set of tables in "
+                "your own database; for documents in the log, declare a view"
             )
         if self.to is not None:
             yield (
@@ -187,18 +187,18 @@ class ProcessorOptions:
             return
         if self.to is None:
             yield (
-                "exactly_once=True without to=: it is what the handler returns that is published "
-                "exactly once; say with to= where it goes"
+                "exactly_once=True without to=: only what the handler returns is published exactly "
+                "once; give the topic that it goes to as to="
             )
         if self.transaction is not None:
             yield (
-                "exactly_once=True with transaction=: the log and the database have no transaction "
-                "in common; leave one of them out"
+                "exactly_once=True with transaction=: the log and the database cannot share a "
+                "transaction; leave one of them out"
             )
         if self.dead_letters.sequenced:
             yield (
-                "exactly_once=True with DeadLetters(sequenced=True): what is parked behind a dead "
-                "message is written outside the transaction; leave one of them out"
+                "exactly_once=True with DeadLetters(sequenced=True): messages parked behind a dead "
+                "one are written outside the transaction; leave one of them out"
             )
 
     def check_annotations(
@@ -426,8 +426,8 @@ def inspect_handler(
         raise refuse("the handler is an async generator; return a list for to= instead")
     if not publishes_result and is_generator(function):
         raise refuse(
-            "the handler is a generator, and without to= nothing would run it; take out the "
-            "yield, or say where to=... what it yields goes"
+            "the handler is a generator, and without to= nothing would run it; remove the "
+            "yield, or give to= the topic for what it yields"
         )
     asynchronous, parameters = is_async(function), parameters_of(function)
     if parameters is None:

@@ -166,7 +166,7 @@ class Publisher:
         try:
             self._log.flush(max(0.1, timeout))
         except LogError as error:
-            logger.warning("publisher: not everything was acknowledged: %s", error)
+            logger.warning("publisher: some records were not acknowledged: %s", error)
 
     def _clock_advanced(self) -> None:
         with self._changed:
@@ -304,7 +304,7 @@ class Publisher:
                 return write.topics_left == 0
         pause = min(10.0, RETRY_PAUSE * 2.0 ** min(request.attempt, 20))
         if request.attempt == 0:
-            logger.warning("publisher: %s is waited for: %s", request.topic, last_error)
+            logger.warning("publisher: waiting for topic %s: %s", request.topic, last_error)
         indexes, records = zip(*unconfirmed, strict=True)
         again = _DurableRequest(
             request.topic, records, write, indexes, request.owner, request.attempt + 1
@@ -391,7 +391,7 @@ class Publisher:
                 elif request.on_result is not None:
                     request.on_result(own_results)
             except Exception:
-                logger.exception("publisher: an answer could not be given")
+                logger.exception("publisher: a result could not be delivered")
         for call_soon, together in written.items():
             tell = partial(_tell, together)
             try:
@@ -400,7 +400,7 @@ class Publisher:
                 else:
                     call_soon(tell)
             except Exception:
-                logger.exception("publisher: an answer could not be given")
+                logger.exception("publisher: a result could not be delivered")
         for loop, each in by_loop.items():
             with suppress(RuntimeError):  # that loop is closed: no task waits any more
                 loop.call_soon_threadsafe(_resolve_futures, each)
@@ -448,7 +448,7 @@ def _tell(writes: Sequence[_DurableWrite]) -> None:
         except Exception as error:
             failures.append(error)
     for failure in failures[1:]:
-        logger.error("publisher: an answer could not be given", exc_info=failure)
+        logger.error("publisher: a result could not be delivered", exc_info=failure)
     if failures:
         raise failures[0]
 

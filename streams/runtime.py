@@ -300,7 +300,7 @@ class Runtime:
                 break
             executor.stop_waiting()
         else:
-            logger.error("processor %s did not end in time and is left behind", processor.name)
+            logger.error("processor %s did not stop in time and is abandoned", processor.name)
         await executor.wait_closed()
         self._end_futures.pop(processor, None)
         self.stopping_processors.discard(processor)
@@ -427,7 +427,7 @@ class Runtime:
             _, still_running = await asyncio.wait(still_running, timeout=CLOSE_TIMEOUT)
         if still_running:
             count = len(still_running)
-            logger.error("%d processors did not end in time and are left behind", count)
+            logger.error("%d processors did not stop in time and are abandoned", count)
         for processor in list(self._end_futures):  # one that is stopped by itself may go meanwhile
             if processor.executor is not None:
                 await processor.executor.wait_closed()

@@ -218,7 +218,7 @@ class Harness:
                     first, end = log.watermarks(topic, partition)
                     position = committed.get(partition)
                     if (first if position is None else max(first, position.position)) < end:
-                        return f"group {group}: nobody has taken up {topic}/{partition} yet"
+                        return f"group {group}: no member owns {topic}/{partition} yet"
         return ""
 
     async def messages(self, topic: Topic[T] | HasTopic[T]) -> list[Message[T]]:

@@ -77,8 +77,8 @@ class TopicFollower(Generic[T]):
         if position <= end or position <= log.log_end_offset(self.topic, partition):
             return position
         logger.error(
-            "following %s: position %s of partition %d is beyond the log's end: the topic was made "
-            "anew, or the log has lost its end; it is followed from %s",
+            "following %s: position %s of partition %d is beyond the log's end: the topic was "
+            "recreated, or the log has lost its end; following it from %s",
             self.topic, log.format_offset(position), partition, log.format_offset(first),
         )  # fmt: skip
         return first

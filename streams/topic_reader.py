@@ -54,7 +54,7 @@ def resolve_offset(
     :raises InvalidValue: it has none there.
     """
     if isinstance(spec, bool) or not isinstance(spec, (str, int, datetime, timedelta, Position)):
-        raise InvalidValue(f"{option}={spec!r} is no place in a topic: {OFFSET_SPEC_FORMS}")
+        raise InvalidValue(f"{option}={spec!r} is not a position in a topic: {OFFSET_SPEC_FORMS}")
     first, end = log.watermarks(topic, partition)
     if isinstance(spec, Position):
         return spec.offset
@@ -108,7 +108,9 @@ def resolve_ranges(
     found: dict[int, OffsetRange] = {}
     for number, spec in starts.items():
         if not isinstance(number, int):
-            raise InvalidValue(f"start={{{number!r}: ...}}: a place for each partition's number")
+            raise InvalidValue(
+                f"start={{{number!r}: ...}}: give a position for each partition number"
+            )
         if not 0 <= number < count:
             raise NotFound(f"{topic} has partitions 0 to {count - 1}, not {number}")
         resolve_partition(topic, {"start": spec}, number, count)
@@ -140,7 +142,9 @@ def resolve_partition(
             continue
         absolute = isinstance(spec, str) and spec not in ("earliest", "latest")
         if absolute and not str(spec)[:1].isdigit():
-            raise InvalidValue(f"{option}={spec!r} is no place in a topic: {OFFSET_SPEC_FORMS}")
+            raise InvalidValue(
+                f"{option}={spec!r} is not a position in a topic: {OFFSET_SPEC_FORMS}"
+            )
         if isinstance(spec, int) and not isinstance(spec, bool):
             absolute = spec >= 0
         if absolute and partition is None and count > 1:

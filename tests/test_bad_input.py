@@ -118,8 +118,8 @@ HANDLERS: list[tuple[Any, tuple[str, ...]]] = [
     (functools.partial(three), ("takes 3 parameters",)),
     (functools.partial(nothing), ("takes 0 parameters",)),
     (Placed, ("Placed is a class", "give a function")),
-    (yields, ("generator", "take out the yield")),
-    (Yielding(), ("generator", "take out the yield")),
+    (yields, ("generator", "remove the yield")),
+    (Yielding(), ("generator", "remove the yield")),
     (yields_async, ("async generator", "return a list")),
     (3, ("3 is not a function",)),
     (None, ("None is not a function",)),
@@ -449,7 +449,7 @@ def test_order_cannot_be_kept_and_given_up_at_once() -> None:
         app.processor(
             orders, group="g", retry=Retry(in_order=False), dead_letters=DeadLetters(sequenced=True)
         )(print)
-    said(caught.value, "gives the order up", "leave one of them out")
+    said(caught.value, "gives up the order", "leave one of them out")
     with pytest.raises(ConfigError) as caught:
         DeadLetters(sequenced="yes")  # type: ignore[arg-type]
     said(caught.value, "sequenced='yes'", "True or False")

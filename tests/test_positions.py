@@ -71,7 +71,7 @@ def test_what_is_no_position_is_an_error_of_one_line(text: str) -> None:
 
 
 def test_what_is_no_text_is_an_error() -> None:
-    with pytest.raises(InvalidValue, match="bytes is no position"):
+    with pytest.raises(InvalidValue, match="bytes is not a position"):
         Position.parse(cast(Any, b"orders/0/1"))
 
 

@@ -84,7 +84,7 @@ class Aggregate(Generic[E, S]):
         self.name = name
         self._codec: EventCodec[E] = EventCodec(name, event, codec)
         if final is not None and final not in self._codec.event_classes:
-            raise ConfigError(f"{where}: final={final!r} is none of its events")
+            raise ConfigError(f"{where}: final={final!r} is not one of its events")
         state_type: StateType[S] = StateType(name, state, initial, codec)
         self._events: EventTopic[E] = EventTopic(app, name, self._codec, partitions)
         if self._events.name in app.topics:

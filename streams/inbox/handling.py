@@ -347,10 +347,10 @@ class _Handling:
         """
         if Verdict.DEAD in verdicts:
             if len(verdicts) > 1:
-                raise BatchRolledBack("a message of this batch was given up before")
+                raise BatchRolledBack("a message of this batch was dead-lettered before")
             raise Reject(
-                f"{message.id}: it was given up before, and its dead letter is written again, as "
-                "it may be missing"
+                f"{message.id}: it was dead-lettered before, and its dead letter is written again, "
+                "as it may be missing"
             )
         new = verdicts.count(Verdict.NEW)
         self._inbox.stats.duplicates += len(verdicts) - new

@@ -463,7 +463,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
     def check_owned(self, message: Message[Any]) -> None:
         """:raises OwnershipLost: the message's partition may be another member's by now."""
         if self._connection.clock.monotonic() >= message.assignment.valid_until:
-            raise OwnershipLost(f"{message.position}: its partition is not certainly ours any more")
+            raise OwnershipLost(f"{message.position}: this member may no longer own its partition")
 
     # -- a new transaction, once there can be one
 
@@ -568,7 +568,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """
         executor = self._processor.executor
         if executor is not None and executor.suspended:
-            raise TransactionPostponed("nothing is to be started now") from error
+            raise TransactionPostponed("no transaction may begin now") from error
         if time.monotonic() >= give_up:
             raise TransactionPostponed(f"{self.database.name}: {describe_error(error)}") from error
 
@@ -710,7 +710,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """:raises Busy: the message's partition could not be begun, as it is not certainly
         owned."""
         if message.assignment in self._to_begin:
-            raise Busy(f"{message.position}: it is not certain whose its partition is")
+            raise Busy(f"{message.position}: it is not certain which member owns its partition")
 
     def _is_ours(self, assignment: Assignment) -> bool:
         """Whether no other member can own this partition yet."""
@@ -733,7 +733,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         # After the last statement: a process that is frozen from here on holds the locks of the
         # rows it changed.
         if not self._is_ours(assignment):
-            raise OwnershipLost(f"{owned.scope.topic}/{owned.scope.partition}: it is not ours now")
+            raise OwnershipLost(f"{owned.scope.topic}/{owned.scope.partition}: not owned now")
         return found
 
     def _set_begun(self, owned: Owned, known: Known) -> None:
@@ -747,17 +747,17 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if end is not None and known.end > end:
             self.stats.losses += 1
             logger.error(
-                "%s: %s/%d ended at %s when it was taken up, and its database knows messages up to "
-                "%s: the log was restored from an older copy, or has lost its end; what stands in "
-                "their places is handled, as far as its IDs are not known",
+                "%s: %s/%d ended at %s when it was assigned, but its database knows messages up to "
+                "%s: the log was restored from an older copy, or has lost its end; messages at "
+                "those offsets are handled unless their IDs are known",
                 self._processor.name, topic, partition, show(end), show(known.end),
             )  # fmt: skip
         elif assignment.position < known.mark:
             self.stats.losses += 1
             logger.error(
-                "%s: the group goes on in %s/%d at %s, although everything below %s was settled "
+                "%s: the group continues in %s/%d at %s, although everything below %s was settled "
                 "and purged: the log was restored from an older copy, or another tool has moved "
-                "the group; what stands below is taken for handled, unless streams reset moves it",
+                "the group; messages below count as handled, unless streams reset moves it",
                 self._processor.name, topic, partition, show(assignment.position), show(known.mark),
             )  # fmt: skip
 

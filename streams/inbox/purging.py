@@ -267,6 +267,6 @@ class Purger:
         )
         log = logger.info if expected else logger.error
         log(
-            "%s: rows of %s/%d were not purged, later again: %r",
+            "%s: rows of %s/%d were not purged, retrying later: %r",
             self._inbox.name, *assignment.topic_partition, error,
         )  # fmt: skip

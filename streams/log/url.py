@@ -66,7 +66,7 @@ _MODULES = {
 _SCHEMES_WITH_CLAIMS = ("memory", "sqlite", "redis")
 
 WHY_CLUSTERS_HAVE_NO_OUTPUTS = (
-    "the partitions of a Redis Cluster are on several nodes, which have no transaction in common; "
+    "the partitions of a Redis Cluster are on several nodes, which cannot share a transaction; "
     "use one server (redis://), Kafka, or leave exactly_once out: then what is published twice has "
     "the same ID, and the groups that read it handle it once"
 )

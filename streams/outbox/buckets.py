@@ -116,12 +116,12 @@ class Buckets:
         began = self._clock.monotonic()
         found = await self._database.transaction(self._look(frozenset(in_flight)))
         if found.was_dead:
-            logger.warning("outbox: this relay was taken for dead, and begins again")
+            logger.warning("outbox: this relay was taken for dead; starting over")
         for name, why in found.dead.items():
             logger.info("outbox: relay %s %s; its keys are relayed by others", name, why)
         if found.added:
             logger.warning(
-                "outbox %s: %d buckets of keys were missing, and nobody relayed those keys: added",
+                "outbox %s: %d buckets of keys were missing, so no relay had those keys: added",
                 self._database.dialect.tables.table, found.added,
             )  # fmt: skip
         self._seen = found.seen

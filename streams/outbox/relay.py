@@ -206,7 +206,7 @@ class Relay:
         self._counts.failed += len(sequences)
         more = f" and {len(sequences) - 1:,} more" if len(sequences) > 1 else ""
         logger.error(
-            "outbox %s: row %d%s cannot be published to %s, and what follows of the key waits: %s",
+            "outbox %s: row %d%s cannot be published to %s, and later rows of its key wait: %s",
             self._tables.table, sequences[0], more, topic, reason,
         )  # fmt: skip
 

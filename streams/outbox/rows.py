@@ -107,7 +107,7 @@ def record_of(row: Row) -> Record:
     :raises InvalidRow: the row is no message.
     """
     if not isinstance(row.id, str) or not row.id or not _is_message_id(row.id):
-        raise InvalidRow("its message ID is empty, or no text")
+        raise InvalidRow("its message ID is empty, or not text")
     payload = row.payload
     if payload is not None and not isinstance(payload, bytes):
         payload = _as_bytes(payload)
@@ -116,7 +116,7 @@ def record_of(row: Row) -> Record:
         try:
             key = row.key.encode()
         except (AttributeError, UnicodeEncodeError):
-            raise InvalidRow("its aggregateid is no text") from None
+            raise InvalidRow("its aggregateid is not text") from None
     elif row.keytype == "none":
         key = None
     elif row.keytype == "bytes":
@@ -127,7 +127,7 @@ def record_of(row: Row) -> Record:
                 "its keytype is 'bytes', and its aggregateid is not hexadecimal"
             ) from None
     else:
-        raise InvalidRow("its keytype is none of 'text', 'bytes' and 'none'")
+        raise InvalidRow("its keytype is not 'text', 'bytes' or 'none'")
     return Record(payload, key, row.id, headers)
 
 
@@ -154,27 +154,27 @@ def decode_headers(text: str) -> list[tuple[str, bytes | None]]:
     :raises InvalidRow: it did not write this text.
     """
     if not isinstance(text, str) or len(text) > MAX_HEADERS:
-        raise InvalidRow(f"its headers are no text of {MAX_HEADERS:,} characters at most")
+        raise InvalidRow(f"its headers are not text of at most {MAX_HEADERS:,} characters")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        raise InvalidRow("its headers are no JSON") from None
+        raise InvalidRow("its headers are not JSON") from None
     if not isinstance(found, list):
-        raise InvalidRow("its headers are no JSON array")
+        raise InvalidRow("its headers are not a JSON array")
     pairs: list[tuple[str, bytes | None]] = []
     for pair in found:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise InvalidRow("its headers are no pairs of a name and a text")
+            raise InvalidRow("its headers are not pairs of a name and a text")
         name, value = pair
         if name == ID:
             raise InvalidRow(f"{ID} is among its headers; the message ID is messageid, or id")
         if value is not None and not isinstance(value, str):
-            raise InvalidRow("its headers are no pairs of a name and a text")
+            raise InvalidRow("its headers are not pairs of a name and a text")
         try:
             name.encode()
             pairs.append(
                 (name, None if value is None else value.encode("utf-8", "surrogateescape"))
             )
         except UnicodeEncodeError:
-            raise InvalidRow("its headers hold what is no text") from None
+            raise InvalidRow("its headers contain something that is not text") from None
     return pairs

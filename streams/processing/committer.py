@@ -222,7 +222,7 @@ class OffsetCommitter:
             if assignment not in self.full:
                 self.full.add(assignment)
                 logger.warning(
-                    "%s: %s/%d takes in no more until its settled set is smaller: "
+                    "%s: %s/%d takes in no more messages until its settled set is smaller: "
                     "%d characters, position %d",
                     self._job.name, assignment.topic, assignment.partition, size, found.position,
                 )  # fmt: skip

@@ -363,7 +363,7 @@ class Calls(ABC, Generic[Unit]):
         name, where = self.job.name, location(delivery)
         if isinstance(error, RetryAfter):
             logger.info(
-                "%s: attempt %d of %d put %s off: %s", name, attempt, attempts, where, error
+                "%s: attempt %d of %d postponed %s: %s", name, attempt, attempts, where, error
             )
         else:
             logger.info(
@@ -412,8 +412,8 @@ class Calls(ABC, Generic[Unit]):
         self._reports_held_back_at = now + HELD_BACK_REPORT
         others = self.dispatcher.held_back
         logger.error(
-            "%s: this code is too old for %s%s: held back, with what follows of its key, until "
-            "newer code has its partition: %s",
+            "%s: this code is too old for %s%s: held back, with the later messages of its key, "
+            "until newer code owns the partition: %s",
             self.job.name, location(delivery), f" and {others:,} more" if others else "", error,
         )  # fmt: skip
 
@@ -544,7 +544,7 @@ class Calls(ABC, Generic[Unit]):
         else:
             self._settle_when_written(
                 delivery, parking.record, self._mark_parked,
-                "%s: cannot be parked behind a dead message of its key, again in "
+                "%s: cannot be parked behind a dead message of its key, retrying in "
                 f"{WRITE_PAUSE:g} s: %s: %r",
             )  # fmt: skip
         return True
@@ -578,7 +578,7 @@ class Calls(ABC, Generic[Unit]):
                 return
             pause = min(60.0, WRITE_PAUSE * 2.0 ** min(reason.failed_writes, 10))
             logger.error(
-                "%s: cannot write the dead letter of %s, again in %g s: %r",
+                "%s: cannot write the dead letter of %s, retrying in %g s: %r",
                 job.name, location(delivery), pause, error,
             )  # fmt: skip
             again = reason._replace(failed_writes=reason.failed_writes + 1)
@@ -983,13 +983,16 @@ class BatchCalls(Calls[list[Delivery]]):
                 self._settle_batch(unit, error.errors, ())
                 return
             logger.error(
-                "%s: BatchError names %s of a batch of %d: taken as a failure of all",
+                "%s: BatchError names %s of a batch of %d: treated as a failure of all",
                 self.job.name, f"message {wrong[0]!r}" if wrong else "no message", len(unit),
             )  # fmt: skip
         if len(unit) == 1:
             self.failed(unit[0], error)
             return
-        logger.info("%s: a batch of %d failed, one by one: %r", self.job.name, len(unit), error)
+        logger.info(
+            "%s: a batch of %d failed, handling its messages one by one: %r",
+            self.job.name, len(unit), error,
+        )  # fmt: skip
         self.dispatcher.split_batch(unit)
 
     @override

@@ -251,12 +251,12 @@ class PartitionLifecycle:
                     settled = truncated(found, end)
                     if settled != found:
                         rejected = (
-                            "was committed with messages as settled that are beyond the log's end, "
-                            f"{self._log.format_offset(end)}: they will be handled when they come"
+                            "was committed with settled messages beyond the log's end, "
+                            f"{self._log.format_offset(end)}: what is written there will be handled"
                         )
                 except ValueError as error:
                     rejected = (
-                        f"was committed by something else ({error}): the position "
+                        f"was committed by another program ({error}): the position "
                         f"{self._log.format_offset(position)} is used; the dedup window starts "
                         "empty"
                     )
@@ -326,8 +326,8 @@ class PartitionLifecycle:
             self.losses += 1
             logger.error(
                 "%s: the committed position of %s/%d, %s, is beyond the log's end: the topic was "
-                "made anew, the log has lost its end, or somebody set that position; the group "
-                "goes on at %s (streams reset moves it)",
+                "recreated, the log has lost its end, or another tool set that position; the group "
+                "continues at %s (streams reset moves it)",
                 name, topic, partition, show(beyond_end), show(progress.position),
             )  # fmt: skip
         elif committed is not None and committed.position < progress.position:

@@ -100,10 +100,10 @@ class PipelineCommitter(OffsetCommitter):
             if now > since + FENCED_FOR_LONG:
                 self.error = error
             elif now == since:
-                logger.info("%s: nothing was stored, again soon: %s", self._job.name, error)
+                logger.info("%s: nothing was stored, retrying soon: %s", self._job.name, error)
         except OutcomeUnknown as error:
             logger.warning(
-                "%s: begins its partitions anew, from what was stored: %s", self._job.name, error
+                "%s: restarting its partitions from what was stored: %s", self._job.name, error
             )
         except LogError as error:
             self.error = error
@@ -330,7 +330,7 @@ class PipelineCommitter(OffsetCommitter):
     ) -> None:
         pause = min(60.0, WRITE_PAUSE * 2.0 ** min(reason.failed_writes, 10))
         logger.error(
-            "%s: cannot write the dead letter of %s, again in %g s: %r",
+            "%s: cannot write the dead letter of %s, retrying in %g s: %r",
             self._job.name, location(delivery), pause, error,
         )  # fmt: skip
         again = replace(

@@ -214,7 +214,7 @@ class Poller:
             return "handlers are running"
         for each in list(self._owned.values()):
             if each.assignment.valid_until == float("-inf"):
-                return "partitions are given up"  # they may have come back already
+                return "partitions are being revoked"  # they may have come back already
             partition, polled = each.assignment.topic_partition, each.state.progress.polled
             _, end = self._log.watermarks(*partition)
             if not is_message_free(self._log, *partition, polled, end):
@@ -227,9 +227,9 @@ class Poller:
             return "its positions were reset"
         due = dispatcher.next_due
         if due is not None and due <= self._now():
-            return "messages are due to be tried again"
+            return "messages are due for a retry"
         if self._partitions.restarting:
-            return "partitions are begun again"
+            return "partitions are being restarted"
         if self._job.key_parking is not None and (unfinished := self._job.key_parking.unfinished()):
             return unfinished
         return "" if self._job.observer is None else self._job.observer.unfinished()

@@ -121,7 +121,7 @@ class ThreadExecutor(Executor):
             result.close()
             complaint = "a coroutine: make what wraps the handler an `async def` too"
         elif isinstance(result, GeneratorType) and self.job.encode_results is None:
-            complaint = "a generator, which nobody would run: say with to= where its values go"
+            complaint = "a generator, which nothing would run: give to= the topic for its values"
         if complaint:
             raise ConfigError(f"processor {self.job.name}: the handler returned {complaint}")
         self._function = self.job.function

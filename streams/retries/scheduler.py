@@ -835,7 +835,7 @@ class PartitionScheduler:
             self._refusals += 1
         self._set_aside.update(refused)
         logger.error(
-            "%s: cannot write the dead letters of %s, again in %.1f s: %r",
+            "%s: cannot write the dead letters of %s, retrying in %.1f s: %r",
             self, count_with_noun(len(refused), "message"), self._set_aside_until - now,
             next(iter(refused.values())),
         )  # fmt: skip

@@ -680,7 +680,7 @@ def test_a_value_that_nobody_gets_is_warned_of(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        f"processor handle returns {shown}, and without to= nobody gets it"
+        f"processor handle returns {shown}, which is discarded without to="
     )
 
 

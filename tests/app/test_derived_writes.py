@@ -122,7 +122,7 @@ def test_each_is_told_although_another_one_fails_to_hear(
         log.confirm()
     assert all(len(answers) == 1 for answers in told)
     assert len(told) == 2
-    assert "an answer could not be given" in caplog.text
+    assert "a result could not be delivered" in caplog.text
 
 
 def test_what_is_refused_is_told_and_what_is_unconfirmed_is_written_again(

@@ -52,7 +52,7 @@ def until_it_finishes(process: subprocess.Popen[bytes]) -> None:
     """Wait until it has said that it starts nothing more."""
     assert process.stderr is not None
     said = b""
-    while b"finishing what is in flight" not in said:
+    while b"finishing the messages in flight" not in said:
         said = process.stderr.readline()
         assert said
 

@@ -83,7 +83,7 @@ async def test_what_is_said_to_be_settled_beyond_the_end_is_handled_when_it_come
     with caplog.at_level(logging.WARNING, logger="streams"):
         stats, health = await go_on(stage, *range(10, 20))
     assert sorted(stage.seen.values) == list(range(20))
-    assert "settled that are beyond the log's end" in caplog.text
+    assert "settled messages beyond the log's end" in caplog.text
     assert (stats.rejected, health.rejected) == (1, 1)
     assert stats.losses == 0
 

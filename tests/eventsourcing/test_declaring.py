@@ -118,7 +118,7 @@ class InHeaders:
         ({"cache": 3}, r"give Cache\(count="),
         ({"name": ""}, "its name is a text"),
         ({"name": 3}, "its name is a text"),
-        ({"final": Untagged}, "none of its events"),
+        ({"final": Untagged}, "not one of its events"),
         ({"name": "no spaces"}, "no spaces"),
         ({"partitions": 0}, "partitions=0"),
         ({"app": "memory://"}, "an app"),

@@ -243,7 +243,7 @@ async def test_a_round_that_failed_is_not_the_last(
             await eventually(lambda: "rows of" in caplog.text, "purging has failed")
             assert books.rows() == {"m2", "m3"}
         await eventually(lambda: books.rows() == set(), "the rest is purged", PURGED_WITHIN)
-    failed = [each for each in caplog.records if "were not purged, later again" in each.message]
+    failed = [each for each in caplog.records if "were not purged, retrying later" in each.message]
     assert failed
     assert {each.levelno for each in failed} == {logging.INFO}
 

@@ -220,7 +220,7 @@ def test_a_file_that_is_wrong_is_made_anew_loudly(
     check(reopen(), name)
     assert len(folded) >= 32
     errors = [each.message for each in caplog.records if each.levelname == "ERROR"]
-    assert any("index file" in each and "built anew" in each for each in errors)
+    assert any("index file" in each and "rebuilding the index" in each for each in errors)
     check(reopen(), name)
 
 

@@ -204,7 +204,7 @@ def test_a_member_goes_on(
         member.do(stop_fetching)
         world.append(topic, [b"%d" % n for n in range(20, 40)])
         member.until_delivered(40)
-    action = "fetching anew" if restarts else "joining anew"
+    action = "restarting the fetch" if restarts else "rejoining"
     assert f"though there is more: {action}" in caplog.text
     # All that it was given was committed, so nothing comes again.
     assert sorted(map(int, filter(None, member.delivered()))) == list(range(40))

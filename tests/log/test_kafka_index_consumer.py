@@ -309,7 +309,7 @@ def test_whether_a_topic_is_the_same_is_asked_now_and_then(
         try:
             identity.tick()
         except HistoryGone as error:
-            return "was deleted and made anew" in str(error)
+            return "was deleted and recreated" in str(error)
         return False
 
     until(is_noticed, PATIENCE, "it is noticed")

@@ -209,7 +209,7 @@ def test_what_an_owner_appends_is_written_once_and_under_its_lease(
     proxy.cut_reply(1, b"EVALSHA")
     late = written(3)
     assert isinstance(late, OutcomeUnknown)
-    assert "has given it to another member; sent before" in str(late)
+    assert "has assigned it to another member; sent before" in str(late)
     assert isinstance(written(4), Fenced)
     assert client.xlen(target) == 3
     member.subscription.close()

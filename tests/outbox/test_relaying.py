@@ -264,18 +264,18 @@ async def test_hostile_rows_stop_their_keys_alone(place: Place) -> None:
     world = World(place.dsn)
     world.app.add_topic(_internal(world))
     more: list[tuple[str, str, Any, Any, str]] = [
-        ("orders", "text", None, "[" * 100_000, "no JSON"),
-        ("orders", "text", None, '{"a": 1}', "no JSON array"),
+        ("orders", "text", None, "[" * 100_000, "not JSON"),
+        ("orders", "text", None, '{"a": 1}', "not a JSON array"),
         ("orders", "text", None, '[["ce_id", "1"]]', "ce_id is among"),
-        ("orders", "text", None, '[["a"]]', "no pairs"),
-        ("orders", "text", None, '[["a", 1]]', "no pairs"),
-        ("orders", "text", None, '[["a", "\\ud800"]]', "no text"),
+        ("orders", "text", None, '[["a"]]', "not pairs"),
+        ("orders", "text", None, '[["a", 1]]', "not pairs"),
+        ("orders", "text", None, '[["a", "\\ud800"]]', "not text"),
         (
             "orders",
             "text",
             None,
             "[" + '["a", "b"],' * 50_000 + '["a", "b"]]',
-            "characters at most",
+            "not text of at most",
         ),
         ("orders", "what", None, None, "keytype"),
         ("orders", "bytes", None, None, "not hexadecimal"),

@@ -80,11 +80,11 @@ def test_the_commands(module: str, place: Place, shell: Shell, run: Run) -> None
     assert (found["ready"], found["failed"], found["waiting"], found["relays"]) == (0, 1, 1, 0)
     (row,) = found["rows"]
     assert (row["state"], row["waiting"]) == ("failed", 1)
-    assert row["error"] == "its headers are no JSON"
+    assert row["error"] == "its headers are not JSON"
     for name in (row["row"], f"m-bad{EVIL}"):
         shown = run("outbox", "show", module, name, "--json").json
         assert shown[0]["key"] == "bad"
-        assert shown[0]["no_message_because"] == "its headers are no JSON"
+        assert shown[0]["no_message_because"] == "its headers are not JSON"
     for command in (("ls", module), ("ls", module, "--all"), ("show", module, row["row"])):
         result = run("outbox", *command)
         assert result.status == 0, result.err

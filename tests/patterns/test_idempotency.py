@@ -699,7 +699,7 @@ async def test_a_lost_claim_cancels_the_work(
     assert await IdempotentProcessor(other).process("k", instant("other", [])) == "other"
     if place.clock:
         place.clock.advance(lease / 2)
-    with pytest.raises(ClaimLost, match="somebody else has taken it over"):
+    with pytest.raises(ClaimLost, match="another caller has taken it over"):
         await running
     assert work.cancelled == 1
     assert await store.get("k") == "other"

@@ -101,7 +101,7 @@ async def test_a_frozen_winner_is_fenced_when_it_wakes_up(
         winner.signal(signal.SIGSTOP)
         assert await take_over(url, name, effects) == "here"
         winner.signal(signal.SIGCONT)
-        assert "somebody else has taken it over" in await asyncio.to_thread(winner.next)
+        assert "another caller has taken it over" in await asyncio.to_thread(winner.next)
         assert await asyncio.to_thread(winner.process.wait) == 0
         async with IdempotencyStore(url, name=name) as store:
             assert await store.get("k") == "here"

@@ -563,7 +563,7 @@ Orchestrator: Any = SagaOrchestrator
         (lambda: Step("a", keyword), "'wanted' by keyword"),
         (lambda: Step("a", lambda: None), "takes 0 parameters"),
         (lambda: Step("a", nothing, timeout=0), "more than 0"),
-        (lambda: Step("a", plain, timeout=1), "nobody can interrupt"),
+        (lambda: Step("a", plain, timeout=1), "cannot be interrupted"),
         (lambda: Step("a", nothing, plain, timeout=1), "plain compensate"),
         (lambda: Step("a", nothing, compensate_failed=True), "without a compensate"),
         (lambda: Step("a", nothing, retry=3), "use Retry"),

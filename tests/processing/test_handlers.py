@@ -112,7 +112,7 @@ async def test_a_generator_needs_a_place_for_its_values() -> None:
     def handle(value: int) -> Iterator[int]:
         return values(value)
 
-    with pytest.raises(ProcessorDied, match="say with to="):
+    with pytest.raises(ProcessorDied, match="give to= the topic"):
         async with app:
             await topic.publish(1)
             await asyncio.Event().wait()

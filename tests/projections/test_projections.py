@@ -761,7 +761,7 @@ def handler(value: int) -> None: ...
     [
         ({"version": 0}, "version=0: a whole number from 1"),
         ({"version": True}, "version=True"),
-        ({"version": 2, "transaction": None}, "without transaction=.*there are views"),
+        ({"version": 2, "transaction": None}, "without transaction=.*declare a view"),
         ({"version": 2, "start": "latest"}, "each version is built from the beginning"),
         ({"version": 2, "promote": 1}, "promote=1: True or False"),
         ({"version": 2, "on_promote": 3}, "on_promote=3: a function"),

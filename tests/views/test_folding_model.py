@@ -504,7 +504,7 @@ def test_a_record_that_was_written_for_another_keyed_topic_does_not_count() -> N
     assert checkpoint.sources == {"numbers/0": (0, 0)}
     assert checkpoint.incarnations == {"keyed": "now", "numbers": "s1"}
     other = keyed_batch([row(2, b"a", 1)], first._replace(offset=1, incarnation="s2"))
-    with pytest.raises(CheckpointBeyondLog, match="'numbers' that was made anew"):
+    with pytest.raises(CheckpointBeyondLog, match="'numbers' that was recreated"):
         folder.handle(other, 0)
 
 

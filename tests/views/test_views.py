@@ -345,7 +345,7 @@ async def test_no_version_is_ready_before_it_was_built(stage: Stage) -> None:
             await reads.balances.get("a", wait_for=done, timeout=0.05)
         with pytest.raises(InvalidValue, match=r"it reads .*\.events"):
             await reads.balances.get("a", wait_for=Position("elsewhere", 0, 1))
-        with pytest.raises(InvalidValue, match="no position"):
+        with pytest.raises(InvalidValue, match="not a position"):
             await reads.balances.get("a", wait_for="rubbish")
 
 

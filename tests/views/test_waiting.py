@@ -148,9 +148,9 @@ async def test_a_partition_that_does_not_exist_is_refused_at_once(
 
         monkeypatch.setattr(type(log), "topic", counted)
         for token in (f"{topic}/2/1", f"{topic}/77/1", f"{topic}/-1/1"):
-            with pytest.raises(InvalidValue, match=r"has partitions 0 to 1|no position"):
+            with pytest.raises(InvalidValue, match=r"has partitions 0 to 1|not a position"):
                 await reads.items.get("cup", wait_for=token, timeout=5)
-            with pytest.raises(InvalidValue, match=r"has partitions 0 to 1|no position"):
+            with pytest.raises(InvalidValue, match=r"has partitions 0 to 1|not a position"):
                 await reads.items.get_many(["cup"], wait_for=token, timeout=5)
         asked.clear()
         await reads.items.get("cup", wait_for=position)

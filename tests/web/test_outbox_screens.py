@@ -54,7 +54,7 @@ async def test_rows_that_failed_are_a_problem_and_are_tried_again(
             listed = await visitor.get(
                 overview.link("3 rows of the outbox outbox could not be published.")
             )
-            assert "its headers are no JSON" in listed.text
+            assert "its headers are not JSON" in listed.text
             assert "key-1" in listed.text
             row = await visitor.get(listed.link("1"))
             assert '"secret": 1' in row.text

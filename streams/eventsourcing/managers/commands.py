@@ -362,7 +362,7 @@ class Commands:
             if note.caused is not None
         ]
         if not found:  # noted by newer code
-            return CommandOutcome("unknown", "for a reason that is none of refusals=")
+            return CommandOutcome("unknown", "for a reason that is not one of refusals=")
         reason = min(found)[1]
         return CommandOutcome("refused" if reason else "nothing", reason)
 

@@ -99,7 +99,7 @@ class Timeouts:
             event = self._codec.encode(schedule.event)
         except TypeError:
             raise InvalidValue(
-                f"{self._where}: Schedule(event={schedule.event!r}): it is none of its timeouts="
+                f"{self._where}: Schedule(event={schedule.event!r}): it is not one of its timeouts="
             ) from None
         if not isinstance(name, str):
             raise InvalidValue(f"{self._where}: Schedule(name={name!r}): a str")

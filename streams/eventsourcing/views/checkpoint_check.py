@@ -10,7 +10,7 @@ from streams.eventsourcing.views.incarnations import Incarnations
 from streams.log.documents import Checkpoint
 from streams.log.range_reader import read_first
 
-REMEDY = "streams views rebuild makes the documents anew from what the log has"
+REMEDY = "streams views rebuild makes the documents again from what the log has"
 
 
 class CheckpointBeyondLog(LogError):
@@ -29,8 +29,8 @@ def check_incarnations(incarnations: Incarnations, where: str, before: Mapping[s
     replaced = incarnations.replaced(before)
     if replaced:
         raise CheckpointBeyondLog(
-            f"{where}: its documents are made of a topic {replaced!r} that was deleted; one that "
-            f"was made anew since has another history; {REMEDY}"
+            f"{where}: its documents are made of a topic {replaced!r} that was deleted; a topic "
+            f"recreated since has another history; {REMEDY}"
         )
 
 
@@ -55,7 +55,7 @@ def check_checkpoint(
         raise CheckpointBeyondLog(
             f"{where}: its documents were folded up to {log.format_offset(checkpoint.position)}, "
             f"and the log ends at {log.format_offset(end)}: it has lost messages that it had "
-            f"acknowledged, or the topic was made anew; {REMEDY}"
+            f"acknowledged, or the topic was recreated; {REMEDY}"
         )
     if last is None or last[0] < first:
         return  # it was deleted since, as its retention says

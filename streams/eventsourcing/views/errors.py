@@ -51,7 +51,7 @@ class EventsChanged(StreamsError):
         super().__init__(
             f"the message at {position} was written by key as {was} and is {is_now} here, by an "
             "upcast that came since, so it is not known which documents it changes: code that "
-            "knows it as before folds it, streams views rebuild makes the documents anew, or give "
+            "knows it as before folds it, streams views rebuild makes the documents again, or give "
             "the view a new version"
         )
 

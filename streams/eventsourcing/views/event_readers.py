@@ -246,7 +246,7 @@ class KeyedReader(EventReader):
         if is_another(record.incarnation, known):
             raise CheckpointBeyondLog(
                 f"{self._topic}: the event at {record.source}/{record.offset} is of a topic "
-                f"{record.topic!r} that was made anew, and what was folded before is not: {REMEDY}"
+                f"{record.topic!r} that was recreated, but what was folded before is not: {REMEDY}"
             )
         if not known and record.incarnation:
             self._incarnations[record.topic] = record.incarnation

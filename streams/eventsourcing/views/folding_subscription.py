@@ -107,7 +107,7 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
     def _between_polls(self) -> None:
         self._retries.check()
         if self._retries.take_stale() and self._partitions:
-            logger.info("%s: begins anew, as its documents were deleted", self._name)
+            logger.info("%s: starting over, because its documents were deleted", self._name)
             self._begin_anew(list(self._partitions))
         for partition in list(self._partitions.values()):
             requests = self._retries.take(partition.assignment.partition)

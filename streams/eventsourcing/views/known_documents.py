@@ -72,7 +72,7 @@ class KnownDocuments:
         except Exception as error:
             raise UnreadableDocument(
                 f"the stored document of key {shorten(key)!r} cannot be read: "
-                f"{describe_error(error)}; streams views rebuild makes all documents anew"
+                f"{describe_error(error)}; streams views rebuild makes all documents again"
             ) from error
         return KnownDocument(document, stored.value, stored.failure)
 

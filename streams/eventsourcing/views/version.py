@@ -402,7 +402,7 @@ class ViewVersion:
                 text(key),
                 "an unknown place",
                 f"what is stored is no {type_name(definition.document_type.type)}: {error}",
-                "mend the type of the documents, or have them made anew: streams views rebuild "
+                "fix the type of the documents, or rebuild them: streams views rebuild "
                 f"{definition.name} --version {definition.version}",
             ) from error
 

@@ -82,7 +82,7 @@ class AssignmentStarter:
     def _probe_partition(self, topic: str, partition: int) -> bool:
         """In the probe's thread: see that a partition answers."""
         if partition not in self._partitions_with_leader(topic):
-            raise Unavailable(f"Kafka: no broker leads {topic}/{partition}")
+            raise Unavailable(f"Kafka: {topic}/{partition} has no leader")
         self._watermarks(topic, partition)
         # A former owner's transaction may be open, which only its time ends.
         self._offsets.committed([(topic, partition)])
@@ -102,7 +102,7 @@ class AssignmentStarter:
         without_leader = [key for key in keys if key not in with_leader]
         if without_leader:
             names = ", ".join(f"{topic}/{number}" for topic, number in without_leader)
-            reason = f"Kafka, group {self._group!r}: no broker leads {names} now"
+            reason = f"Kafka, group {self._group!r}: there is no leader for {names} now"
             self._postpone(without_leader, Unavailable(reason))
 
     def _postpone(self, keys: Sequence[TopicPartition], error: LogError) -> None:

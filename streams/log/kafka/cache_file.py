@@ -100,7 +100,7 @@ class CacheFile:
         try:
             self._open()
         except IndexFileDamaged as error:
-            logger.error("%s; it is built anew", error)
+            logger.error("%s; rebuilding the index", error)
             self._remove()
             self._open()
 
@@ -129,7 +129,7 @@ class CacheFile:
         if identity and wanted["identity"] and identity != wanted["identity"]:
             raise IndexFileDamaged(
                 f"HistoryTruncated: index file {self.name} is of an earlier topic "
-                f"{wanted['topic']!r}, which was deleted since and made anew"
+                f"{wanted['topic']!r}, which has been deleted and recreated since"
             )
         for name in ("format", "topic", "partitions"):
             if found.get(name) != wanted[name]:
@@ -240,7 +240,7 @@ def check_folder(folder: str) -> str:
             raise ConfigError(f"event_index={folder}: this user cannot write to that folder")
     except OSError as error:
         raise ConfigError(
-            f"event_index={folder}: it is to be a folder, for index files: {error.strerror}"
+            f"event_index={folder}: must be a folder for index files: {error.strerror}"
         ) from error
     return os.path.abspath(folder)
 
@@ -309,6 +309,6 @@ def _create(path: str) -> None:
     except FileExistsError:
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{path} is no regular file") from None
+            raise OSError(f"{path} is not a regular file") from None
         if sys.platform != "win32" and found.st_uid not in (0, os.geteuid()):
             raise OSError(f"{path} belongs to user {found.st_uid}") from None

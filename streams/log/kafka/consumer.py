@@ -186,9 +186,9 @@ class GroupConsumer:
         try:
             consumer = self._join()
         except StreamsError as error:
-            logger.warning("group %s: joining anew failed: %s", self._group, error)
+            logger.warning("group %s: rejoining failed: %s", self._group, error)
             return None
-        logger.warning("group %s: %s: joining anew", self._group, reason)
+        logger.warning("group %s: %s: rejoining", self._group, reason)
         return consumer
 
     def switch_to(self, consumer: Consumer) -> None:
@@ -297,7 +297,7 @@ class GroupConsumer:
         try:
             self.partitions.restart_fetching(keys)
         except KafkaException as error:
-            self.fail(self.translate(error, f"fetching anew as group {self._group!r}"))
+            self.fail(self.translate(error, f"restarting the fetch of group {self._group!r}"))
 
     # -- errors
 

@@ -220,7 +220,7 @@ class DocumentFile(CacheFile):
         found = []
         for key, row in self.read(sql, partition, *parameters):
             if not isinstance(key, bytes):
-                raise IndexFileDamaged(f"index file {self.name}: a key is no bytes")
+                raise IndexFileDamaged(f"index file {self.name}: a key is not bytes")
             found.append(KeyedDocument(key, self._document(partition, key, row)))
         return found
 

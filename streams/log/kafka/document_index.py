@@ -156,7 +156,7 @@ class DocumentIndex:
                     raise Unavailable(
                         f"documents {self.collection!r}, partition {partition}: nothing came for "
                         f"{WAIT_TIMEOUT:g} s from offset {found.next_offset} on (up to {offset}): "
-                        "brokers do not answer, or somebody else has a transaction open there"
+                        "brokers do not answer, or another producer has a transaction open there"
                     )
                 self._changed.wait(1.0)
             self.check()
@@ -294,7 +294,7 @@ class DocumentIndex:
             if end < offset:
                 raise HistoryGone(
                     f"{self.topic}/{number} was read up to offset {offset} and ends at {end} now: "
-                    "it was made anew, or has lost what was acknowledged"
+                    "it was recreated, or has lost acknowledged records"
                 )
             with self._lock:
                 found = self._partitions[number]
@@ -326,7 +326,7 @@ class DocumentIndex:
 
     def close(self) -> None:
         """Follow it no more. A file that stays is discarded if what it says is wrong."""
-        self.fail(IndexClosed(f"Kafka: the documents {self.collection!r} are followed no more"))
+        self.fail(IndexClosed(f"Kafka: the documents {self.collection!r} are no longer followed"))
         self._consumer.close()
         self._ends.close()
         with self._lock:

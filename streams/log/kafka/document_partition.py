@@ -66,7 +66,7 @@ class DocumentPartition:
             state.next_offset < first
             or not 0 <= asked_at - state.caught_up_at < DELETE_RETENTION / 2
         ):
-            logger.info("%s: the index was not used for long: it is built anew", self._place)
+            logger.info("%s: the index was not used for a long time: rebuilding it", self._place)
             file.forget_partition(number)
             state = DocumentState()
         if not state.next_offset:
@@ -74,7 +74,7 @@ class DocumentPartition:
         if state.next_offset > end:
             raise HistoryGone(
                 f"{self._place} was read up to offset {state.next_offset} and ends at {end} now: "
-                "it was made anew, or has lost what was acknowledged (unclean leader election?)"
+                "it was recreated, or has lost acknowledged records (unclean leader election?)"
             )
         self.state = state
         """The state in the file, which readers see."""
@@ -131,8 +131,8 @@ class DocumentPartition:
         away = abs(now - self.caught_up_at)
         if away > DELETE_RETENTION / 2:
             raise HistoryGone(
-                f"{self._place} was not at its end for {away / 3600:.0f} hours: what was deleted "
-                "may be unknown here, so it is read anew"
+                f"{self._place} was not at its end for {away / 3600:.0f} hours: deletions "
+                "may be unknown here, so it is read again from the beginning"
             )
         if away > COMPACTION_LAG / 2 and self.is_ready:
             self.is_ready, self.goal = False, None  # a new one is asked for
@@ -149,7 +149,7 @@ class DocumentPartition:
             ):
                 raise HistoryGone(
                     f"{self._place}: offset {offset} holds another record than was read there: the "
-                    "topic was made anew, or has lost what was acknowledged"
+                    "topic was recreated, or has lost acknowledged records"
                 )
 
     def _fold_document(
@@ -200,7 +200,7 @@ class DocumentPartition:
             return False
         replaced = self._was_replaced()
         if self.is_ready if replaced is None else replaced:
-            raise HistoryGone(f"{self._place}: the topic was deleted and made anew")
+            raise HistoryGone(f"{self._place}: the topic was deleted and recreated")
         if len(self._strange_origins) >= _MAX_STRANGE:
             self._strange_origins.clear()
         self._strange_origins.add(origin)
@@ -210,8 +210,8 @@ class DocumentPartition:
         if not self._has_reported:
             self._has_reported = True
             logger.warning(
-                "%s: a record at or before offset %d is none of a collection of documents, and is "
-                "left out, as all such that follow: nothing but the toolkit should write there",
+                "%s: a record at or before offset %d does not belong to a collection of documents "
+                "and is ignored, as are all such that follow: only the toolkit should write there",
                 self._place, offset,
             )  # fmt: skip
 

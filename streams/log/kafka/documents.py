@@ -150,7 +150,7 @@ class KafkaDocuments(DocumentStore):
         # It is cleared. What does not count any more need not be kept either.
         topic = documents_topic(collection)
         wanted = [KTopicPartition(topic, partition, offset)]
-        operation = f"deleting what does not count any more of {topic}/{partition}"
+        operation = f"deleting obsolete records of {topic}/{partition}"
         try:
             self._requests.run_admin(operation, AdminClient.delete_records, wanted)
         except LogError as error:
@@ -245,10 +245,10 @@ class KafkaDocuments(DocumentStore):
             return use(index)
         except (IndexFileDamaged, HistoryGone) as error:
             if index.error is None:
-                logger.error("%s; the index is built anew", error)
+                logger.error("%s; rebuilding the index", error)
             index.fail(error)
         except (IndexClosed, NotFound):  # nobody had used it, or its topic is gone
-            index.fail(IndexClosed(f"Kafka: the documents {collection!r} are followed no more"))
+            index.fail(IndexClosed(f"Kafka: the documents {collection!r} are no longer followed"))
         index = self._index(collection)
         self._check_partition(index, partition)
         return use(index)

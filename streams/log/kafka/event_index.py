@@ -486,8 +486,8 @@ class TopicIndex:
         if foreign and not self._has_reported:
             self._has_reported = True
             logger.warning(
-                "%s/%d: the record at offset %d is no event of an aggregate and is ignored, as all "
-                "such that follow: nothing but the aggregate's decide() and append() should write "
+                "%s/%d: the record at offset %d is not an aggregate's event and is ignored, as are "
+                "all such that follow: only the aggregate's decide() and append() should write "
                 "there (an ACL keeps others out)",
                 self.topic, foreign[0].partition, foreign[0].first_foreign,
             )  # fmt: skip

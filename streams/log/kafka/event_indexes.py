@@ -206,7 +206,7 @@ class EventIndexes:
         try:
             return use(index)
         except IndexFileDamaged as error:
-            logger.error("%s; the index is built anew", error)
+            logger.error("%s; rebuilding the index", error)
             index.fail(error)
         return use(self.get(topic))
 

@@ -366,7 +366,9 @@ class Events:
         """See :meth:`streams.log.events.EventLog.list_keys`."""
         count = self.kinds.declared_count(topic)
         if not 0 <= partition < count:
-            raise NotFound(f"topic {topic!r} has {count} partitions, none is {partition}")
+            raise NotFound(
+                f"topic {topic!r} has {count} partitions, so it has no partition {partition}"
+            )
 
         def use(index: TopicIndex) -> list[HistoryKey]:
             index.wait(self.indexes.ends(topic, [partition]))

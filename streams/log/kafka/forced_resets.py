@@ -98,8 +98,8 @@ def _request_reset(
                 raise GroupNotEmpty(
                     f"group {group!r}: its members did not give up {names} within "
                     f"{RESET_TIMEOUT:g} s: stop them first (those that do not run this toolkit "
-                    "never give theirs up; static members that were stopped count until their "
-                    "sessions have ended: then try again)"
+                    "never give theirs up; stopped static members stay in the group until their "
+                    "sessions time out: then try again)"
                 )
             visit.wait(0.25)
     finally:

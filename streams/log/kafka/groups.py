@@ -151,8 +151,8 @@ class Groups:
         return group_not_empty(
             group,
             len(description.members),
-            " (a static member, as those of run --workers are, counts until its session has ended, "
-            "10 s unless set otherwise, after it was stopped: then try again)",
+            " (a stopped static member, such as one of run --workers, stays in the group until its "
+            "session times out, after 10 s unless set otherwise: then try again)",
         )
 
     def delete_group(self, group: str) -> None:

@@ -113,7 +113,7 @@ class Patience:
         elif now >= self._ends_at:
             where = ", ".join(f"{each} from offset {behind[each]} on" for each in sorted(behind))
             raise Unavailable(
-                f"{self._topic}: nothing could be read for {self._timeout:g} s of partition {where}"
+                f"{self._topic}: no progress within {self._timeout:g} s on partition {where}"
             )
         return self._ends_at - now
 
@@ -288,7 +288,7 @@ class IndexConsumer:
     def _shorter_error(self, partition: int, offset: int, end: int) -> HistoryGone:
         return HistoryGone(
             f"{self._topic}/{partition} was read up to offset {offset} and ends at {end} now: "
-            "it was made anew, or has lost what was acknowledged (unclean leader election?)"
+            "it was recreated, or has lost acknowledged records (unclean leader election?)"
         )
 
     def _find_stalled(self) -> Sequence[int]:
@@ -325,7 +325,7 @@ class IndexConsumer:
 
     def _replace(self, consumer: Consumer, stalled: Sequence[int]) -> Consumer:
         logger.warning(
-            "following %s: nothing came from partition %s, though there is more: beginning anew",
+            "following %s: nothing came from partition %s, though there is more: restarting",
             self._topic, ", ".join(map(str, stalled)),
         )  # fmt: skip
         fresh = self._new_consumer()

@@ -238,7 +238,7 @@ class PartitionRows:
         found = []
         for key, row in rows:
             if not isinstance(key, bytes):
-                raise IndexFileDamaged(f"index file {self._file.name}: a key is no bytes")
+                raise IndexFileDamaged(f"index file {self._file.name}: a key is not bytes")
             version, flags, last_id, _ = self._head(key, row)
             found.append((key, Head(Base(version, text(last_id)), bool(flags & _FINAL))))
         return found

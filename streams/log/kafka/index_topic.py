@@ -272,7 +272,7 @@ class IndexTopic:
     ) -> Iterator[SnapshotRecord]:
         for _, key, value, name in self._read(partition, end.end.first, end.offset):
             if is_closed():
-                raise GivenUp("the index is used no more")
+                raise GivenUp("the index is no longer used")
             if name == end.name and key is not None:
                 yield SnapshotRecord(key, value or b"")
 
@@ -317,7 +317,7 @@ class IndexTopic:
         except (GivenUp, Fenced) as error:  # somebody else writes one
             logger.debug("%s: no snapshot was written: %s", place, error)
         except NotFound as error:
-            logger.debug("%s: the next one makes its topic anew: %s", place, error)
+            logger.debug("%s: the next one recreates its topic: %s", place, error)
             self._has_topic = False
             self._forget_offsets()
         except Exception as error:
@@ -344,7 +344,7 @@ class IndexTopic:
 
         def check_open() -> None:
             if is_closed():
-                raise GivenUp("the index is used no more")
+                raise GivenUp("the index is no longer used")
 
         check_open()
         end = self._tools.readers.end(self.of.topic, partition)

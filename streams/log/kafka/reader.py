@@ -341,7 +341,7 @@ class KafkaReader(Reader):
         except LogError as error:
             logger.debug("%s: %s", self._operation, error)
             return
-        logger.warning("%s: nothing came, though there is more: beginning anew", self._operation)
+        logger.warning("%s: nothing came, though there is more: restarting", self._operation)
         self._consumer, self._healthy = fresh, True
         close_in_background(consumer)
 

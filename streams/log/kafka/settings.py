@@ -100,7 +100,7 @@ MANAGED: Mapping[str, str] = {
     "default.topic.config": "give its settings one by one",
     "group.id": "the group is the processor's group=",
     "log.queue": "the driver's log goes to the logger 'streams.kafka'",
-    "metadata.broker.list": "the brokers stand in the URL: kafka://host:9092,host2:9092",
+    "metadata.broker.list": "give the brokers in the URL: kafka://host:9092,host2:9092",
     "offset.store.method": "positions are stored in Kafka",
     "statistics.interval.ms": "the toolkit reads from them until when it owns a partition",
     "transactional.id": "the toolkit gives its transactional producers IDs of their own",

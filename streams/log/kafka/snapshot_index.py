@@ -186,8 +186,8 @@ class SnapshotIndex:
         elif not is_mark(headers) and not self._has_reported:
             self._has_reported = True
             logger.warning(
-                "%s/%d: the record at offset %d is no snapshot and is ignored, as all such that "
-                "follow: nothing but the toolkit should write there",
+                "%s/%d: the record at offset %d is not a snapshot and is ignored, as are all such "
+                "that follow: only the toolkit should write there",
                 self.topic, partition, offset,
             )  # fmt: skip
 

@@ -93,7 +93,7 @@ class KafkaSubscription(Subscription):
         if flow.drain >= settings.max_poll_interval:
             logger.warning(
                 "group %s: a drain may take %g s (Flow.drain), but a member that does not poll for "
-                "%g s (max.poll.interval.ms) is given up: set the drain shorter",
+                "%g s (max.poll.interval.ms) is expelled: set a shorter drain",
                 self.group, flow.drain, settings.max_poll_interval,
             )  # fmt: skip
         self._settings = settings
@@ -140,7 +140,7 @@ class KafkaSubscription(Subscription):
         if stalled.is_hopeless:
             self._replace_consumer(reason)
             return
-        logger.warning("group %s: %s: fetching anew", self.group, reason)
+        logger.warning("group %s: %s: restarting the fetch", self.group, reason)
         self._consumer.restart_fetching(stalled.partitions)
 
     # -- polling
@@ -264,7 +264,7 @@ class KafkaSubscription(Subscription):
         if assignment is None or key not in self._consumer.partitions.fetched:
             return
         logger.warning(
-            "group %s: %s/%d has no offset %d any more, its position is resolved anew",
+            "group %s: %s/%d no longer has offset %d, resolving its position again",
             self.group, topic, partition, offset,
         )  # fmt: skip
         self._lose([assignment])
@@ -329,7 +329,7 @@ class KafkaSubscription(Subscription):
             return
         assignments = [self._consumer.partitions.owned[key] for key in resets]
         names = ", ".join(f"{topic}/{partition}" for topic, partition in resets)
-        logger.info("group %s: moved by force: %s", self.group, names)
+        logger.info("group %s: its offsets were reset by force: %s", self.group, names)
         self._lose(assignments)
         self._restart(resets)
         try:
@@ -357,7 +357,7 @@ class KafkaSubscription(Subscription):
                 stored = self._consumer.commits.commit(commits)
         except MembershipLost:
             # We own nothing any more; the driver will report it, too.
-            logger.warning("group %s: a commit came too late, this member was given up", self.group)
+            logger.warning("group %s: a commit came too late, this member was expelled", self.group)
             self._consumer.ownership.confirmed_at = float("-inf")
             self._consumer.extend_ownership()
             return
@@ -401,8 +401,8 @@ class KafkaSubscription(Subscription):
             assignment = commit.assignment
             if owned.get(assignment.topic_partition) is not assignment:
                 raise Fenced(
-                    f"group {self.group!r}: {assignment.topic}/{assignment.partition} is not ours "
-                    "any more; nothing was stored"
+                    f"group {self.group!r}: {assignment.topic}/{assignment.partition} is no longer "
+                    "assigned to this member; nothing was stored"
                 )
         offsets = to_driver(
             {

@@ -72,6 +72,6 @@ class TopicIdentity:
     def _compare(self, found: str, asked_at: float) -> None:
         if found and found != self._id:
             raise HistoryGone(
-                f"{self._topic} was deleted and made anew: what was read of it is of another topic"
+                f"{self._topic} was deleted and recreated: what was read of it is of another topic"
             )
         self._confirmed_at = max(asked_at, self._confirmed_at)

@@ -169,7 +169,9 @@ class Metadata:
                 self.forget(topic)  # it may have grown
                 count = self.partition_count(topic)
             if not 0 <= partition < count:
-                raise NotFound(f"topic {topic!r} has {count} partitions, none numbered {partition}")
+                raise NotFound(
+                    f"topic {topic!r} has {count} partitions, so it has no partition {partition}"
+                )
 
 
 class Topics:

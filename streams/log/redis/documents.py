@@ -302,7 +302,7 @@ class RedisDocuments(DocumentStore):
             return partition_not_found(keys.collection, keys.partition, partitions)
         return NotFound(
             f"{keys}: the key {printable(keys.checkpoint)} is not in Redis, or without a writer: "
-            "create the collection again, and build the documents anew"
+            "create the collection again and rebuild the documents"
         )
 
 
@@ -336,7 +336,7 @@ def _checkpoint(
         found = int(position)
         if found <= MAX_OFFSET:
             return Checkpoint(found, data or b"")
-    remedy = "somebody has changed it: delete the collection and build it anew"
+    remedy = "another client has changed it: delete the collection and rebuild it"
     damage = damaged_field(keys.checkpoint, "position", position, remedy)
     raise TopicMismatch(f"{keys}: {damage}")
 
@@ -382,5 +382,5 @@ def _arguments(changes: Sequence[DocumentChange]) -> list[Any]:
 def _deleted(keys: DocumentKeys) -> Fenced:
     return Fenced(
         f"{keys}: it is not in Redis any more (deleted, flushed, or lost in a failover): create "
-        "the collection again, and build the documents anew"
+        "the collection again and rebuild the documents"
     )

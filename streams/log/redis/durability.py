@@ -43,17 +43,17 @@ def _fact(name: str, value: str, is_safe: bool, advice: str) -> DurabilityFact:
 
 def _persistence_facts(config: Mapping[str, str], waits_for_replicas: bool) -> list[DurabilityFact]:
     append_only = config.get("appendonly") == "yes"
-    advice = "what came since the last snapshot goes with the process: set it to yes"
+    advice = "a crash loses all writes since the last snapshot: set it to yes"
     found = [_fact("appendonly", config.get("appendonly", "?"), append_only, advice)]
     if append_only:
         sync = config.get("appendfsync", "?")
         advice = "a power cut may take the last second: set it to always, or wait for a replica"
         if sync == "no":
-            advice = "the system writes when it likes: set it to always, or wait for a replica"
+            advice = "the system decides when to write: set it to always, or wait for a replica"
         found.append(_fact("appendfsync", sync, sync == "always" or waits_for_replicas, advice))
     policy = config.get("maxmemory-policy", "?")
     never_evicts = not _evicts(policy, config.get("maxmemory", "0"))
-    advice = "a full server throws streams away: set it to noeviction"
+    advice = "a full server evicts streams: set it to noeviction"
     return [*found, _fact("maxmemory-policy", policy, never_evicts, advice)]
 
 
@@ -72,8 +72,8 @@ def refuse_eviction(client: Client, topic: str, key: bytes) -> None:
     policy = info.get("maxmemory_policy", "noeviction")
     if _evicts(policy, info.get("maxmemory", "0")):
         raise EventTopicError(
-            f"topic {topic!r}: the server has maxmemory-policy {policy}, by which a full one "
-            "throws whole histories away: set it to noeviction, or to a volatile- policy"
+            f"topic {topic!r}: the server has maxmemory-policy {policy}, so a full one evicts "
+            "whole histories: set it to noeviction, or to a volatile- policy"
         )
 
 
@@ -82,7 +82,7 @@ def _replica_fact(wanted: int, connected: int | None) -> DurabilityFact:
     is_safe: bool | None
     if wanted:
         is_safe = None if connected is None else connected >= wanted
-        advice = "start as many as are waited for"
+        advice = "start as many as wait= asks for"
     else:
         is_safe = True if connected == 0 else None
         advice = "a failover may lose what no replica has yet: say ?wait=1"

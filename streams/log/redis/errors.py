@@ -50,7 +50,7 @@ ERROR_RULES = (
     ),
     ErrorRule(redis.ResponseError, "MISCONF", WritesRefused, "it cannot write to its disk"),
     ErrorRule(redis.ResponseError, "NOREPLICAS", WritesRefused, "it has too few replicas"),
-    ErrorRule(redis.ResponseError, "BUSY ", Unavailable, "a script of somebody's runs too long"),
+    ErrorRule(redis.ResponseError, "BUSY ", Unavailable, "another client's script runs too long"),
     ErrorRule(redis.ResponseError, "UNBLOCKED", Unavailable),
     ErrorRule(redis.ResponseError, "WRONGTYPE", TopicMismatch, "the key holds something else"),
     ErrorRule(redis.ResponseError, "Protocol error", TooLarge, "see proto-max-bulk-len"),

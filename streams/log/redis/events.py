@@ -235,7 +235,7 @@ class Events:
             elif answer[0] == 2:
                 outcomes[index] = LogError(
                     f"{topic}/{partition}: a history cannot be read, so nothing was appended to "
-                    f"it; somebody has changed its keys: {text(answer[1])}"
+                    f"it; another client has changed its keys: {text(answer[1])}"
                 )
             else:
                 _, reason, version, last_id, is_final = answer
@@ -269,7 +269,8 @@ class Events:
                     found[index] = _history(topic, partition, requests[index], answer)
             except (msgspec.MsgspecError, ValueError) as error:
                 raise LogError(
-                    f"{topic}/{partition}: somebody has changed the keys of its histories: {error}"
+                    f"{topic}/{partition}: another client has changed the keys of its histories: "
+                    f"{error}"
                 ) from error
         return found
 
@@ -472,7 +473,7 @@ def _history(topic: str, partition: int, request: HistoryRequest, answer: Sequen
         if len(rows) != len(entries):
             raise LogError(
                 f"{topic}/{partition}: entries of {text(request.key)!r} are missing from its "
-                "stream: somebody has deleted or trimmed them; restore a backup"
+                "stream: another client has deleted or trimmed them; restore a backup"
             )
         offsets = offsets_of([entry for entry, _ in rows])
         for version, (offset, (_, fields)) in enumerate(zip(offsets, rows, strict=True), start + 1):

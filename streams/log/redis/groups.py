@@ -99,7 +99,7 @@ class Groups:
                 partition, _, id_text = word.partition(b":")
                 number, offset = parse_int(partition), parse_entry_id(id_text)
                 if number is None or offset is None:
-                    hint = "passed over, a partition without a position begins at its first message"
+                    hint = "ignored: a partition without a position begins at its first message"
                     logger.warning("%s: %s", group, damaged_field(key, topic, word, hint))
                     continue
                 found[topic, number] = offset

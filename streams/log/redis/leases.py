@@ -188,7 +188,9 @@ class PartitionLeases:
             commands.append(Command(str(each.keys), stream, *call))
         for reply in self._client.execute_all(commands):
             if isinstance(reply, Unavailable):
-                logger.info("%s: not shown by Redis's own tools yet: %s", self._group, reply)
+                logger.info(
+                    "%s: the group is not shown by Redis's own tools yet: %s", self._group, reply
+                )
 
     def release(self, owned: Iterable[OwnedPartition]) -> None:
         """Release leases; a lease whose server cannot be reached now expires by itself."""
@@ -209,5 +211,5 @@ class PartitionLeases:
     def log_outage_once(self, failure: LogError | None) -> None:
         """Log that some servers do not answer: once, until they answer again."""
         if failure is not None and not self._outage_logged:
-            logger.warning("%s: a part of the servers does not answer: %s", self._group, failure)
+            logger.warning("%s: some of the servers do not answer: %s", self._group, failure)
         self._outage_logged = failure is not None

@@ -301,8 +301,8 @@ class Membership:
         written meanwhile. After a loss all members do so, and none takes a partition that another
         one may own."""
         logger.warning(
-            "%s: not a member any more, as this process stood still or the server has lost its "
-            "data; joining again",
+            "%s: no longer a member, because this process was frozen or the server has lost its "
+            "data; rejoining",
             self._group,
         )
         if self._epochs_missing:

@@ -125,8 +125,8 @@ class OffsetCommits:
             owned = commits[stored_as[1] - 1][0]
             self._on_lost([owned])
             raise Fenced(
-                f"{owned.keys}: group {self._group!r} has given it to another member; nothing was "
-                "stored"
+                f"{owned.keys}: group {self._group!r} has assigned it to another member; nothing "
+                "was stored"
             )
         for (owned, commit), stored, reply in zip(commits, to_store, stored_as, strict=True):
             self._accepted(owned, commit, stored, reply, sent)

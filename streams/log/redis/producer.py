@@ -423,7 +423,7 @@ class Writer:
 
 def _fenced_error(owner: Owner, chunk: Chunk) -> LogError:
     """The error for a chunk whose owner has lost its lease."""
-    lost = f"{owner.name} has given it to another member"
+    lost = f"{owner.name} has assigned it to another member"
     if chunk.outcome_unknown:
         return OutcomeUnknown(f"{lost}; sent before, and never answered")
     return Fenced(f"{lost}; nothing was stored")

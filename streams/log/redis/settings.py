@@ -351,7 +351,7 @@ _REFUSED: Mapping[str, tuple[str, ...]] = {
     "values and headers are bytes of the codec's own": (
         *("decode_responses", "encoding", "encoding_errors"),
     ),
-    "it belongs into the URL": ("host", "port", "db"),
+    "it belongs in the URL": ("host", "port", "db"),
     "it would run code of its own on the connection": (
         *("redis_connect_func", "parser_class", "command_packer"),
         *("connection_class", "connection_pool", "event_dispatcher"),

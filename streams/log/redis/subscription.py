@@ -191,7 +191,7 @@ class RedisSubscription(Subscription):
             if found is None or found in self._lost_untold:
                 raise Fenced(
                     f"{commit.assignment.topic}/{commit.assignment.partition}: group "
-                    f"{self._group!r} has given it to another member; nothing was stored"
+                    f"{self._group!r} has assigned it to another member; nothing was stored"
                 )
             owned.append((found, commit))
         packed = pack_outputs(self._topics, outputs)

@@ -307,7 +307,7 @@ class Topics:
         try:
             self._store(facts, replace=facts.has_bound)
         except TopicMismatch as error:
-            raise LogError(f"{topic} was created anew, otherwise than it was: {error}") from error
+            raise LogError(f"{topic} was recreated with other settings: {error}") from error
 
     def partition_keys(self, topic: str, partition: int) -> PartitionKeys:
         """The keys of a partition.

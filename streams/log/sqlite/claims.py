@@ -237,7 +237,7 @@ class SqliteClaimStore:
         key = shorten(request.key)
         return LogError(
             f"{self._settings.path}: the row of the idempotency key {key!r} in streams_claims is "
-            f"damaged (column {damage}), so nobody knows whether its operation has run: find that "
+            f"damaged (column {damage}), so it is unknown whether its operation has run: find that "
             "out, then store its outcome by IdempotencyStore.set() or remove the key by forget()"
         )
 

@@ -343,7 +343,7 @@ class Database:
         """
         self.require_open()
         if self.settings.mode == "ro":
-            raise Fatal(f"{self.path}: it was opened with mode=ro, which only looks")
+            raise Fatal(f"{self.path}: it was opened read-only (mode=ro)")
         timeout = self.settings.write_timeout if timeout is None else timeout
         self.shared_file.write_lock.acquire(timeout)
         try:

@@ -297,7 +297,7 @@ def _read_checkpoint(
     if position < 0:
         raise TopicMismatch(
             f"documents {collection!r}, partition {partition}: 'position' in streams_checkpoints "
-            "is no offset: somebody has changed it: delete the collection and build it anew"
+            "is not an offset: another program has changed it: delete the collection and rebuild it"
         )
     return Checkpoint(position, data or b"")
 

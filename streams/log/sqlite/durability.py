@@ -31,14 +31,14 @@ def durability_facts(database: Database) -> tuple[DurabilityFact, ...]:
             "synchronous",
             _SYNCHRONOUS_MODES[mode] if 0 <= mode < len(_SYNCHRONOUS_MODES) else str(mode),
             is_synced,
-            "" if is_synced else "a power cut may take the last messages: take ?synchronous= out",
+            "" if is_synced else "a power cut may lose the last messages: remove ?synchronous=",
         ),
         DurabilityFact(
             "journal_mode", str(journal), journal == "wal", "" if journal == "wal" else "use WAL"
         ),
         *_file_system_facts(database.path),
         DurabilityFact(
-            "copies", "one file", True, "back it up, if the loss of this disk must not matter"
+            "copies", "one file", True, "back it up if you cannot afford to lose this disk"
         ),
     )
 
@@ -49,12 +49,12 @@ def _file_system_facts(path: str) -> Iterable[DurabilityFact]:
     if kind is None:
         return
     if kind in _VOLATILE:
-        yield DurabilityFact("file system", kind, False, "it is memory: put the file on a disk")
+        yield DurabilityFact("file system", kind, False, "the file is in memory: put it on a disk")
     elif kind in _REMOTE:
         advice = "SQLite's locks do not hold over a network: use a local disk"
         yield DurabilityFact("file system", kind, False, advice)
     elif kind in _LAYERED:
-        advice = "in a container it goes with it: put it on a volume"
+        advice = "in a container it is lost with the container: put it on a volume"
         yield DurabilityFact("file system", kind, None, advice)
     else:
         yield DurabilityFact("file system", kind, True)

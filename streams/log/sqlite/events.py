@@ -595,7 +595,9 @@ class Events:
         """See :meth:`streams.log.events.EventLog.list_keys`."""
         numbers = self._partition_numbers(topic)
         if not 0 <= partition < len(numbers):
-            raise NotFound(f"topic {topic!r} has {len(numbers)} partitions, none is {partition}")
+            raise NotFound(
+                f"topic {topic!r} has {len(numbers)} partitions, so it has no partition {partition}"
+            )
         with self._database.read() as db:
             rows = db.fetch_rows(
                 "SELECT key, version, last_id, final FROM streams_histories"
@@ -631,7 +633,7 @@ class Events:
 
 def _changed_tables(topic: str, error: Exception) -> LogError:
     """The error for rows that this log did not write."""
-    return LogError(f"{topic}: somebody has changed the tables of its histories: {error}")
+    return LogError(f"{topic}: another program has changed the tables of its histories: {error}")
 
 
 def _has_partition(db: SqliteConnection, topic: str, number: int) -> bool:

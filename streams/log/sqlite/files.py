@@ -76,7 +76,7 @@ def _copy_permissions(descriptor: int, database: os.stat_result) -> None:
 
 def _check_companion(path: str, found: os.stat_result, database: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise CompanionRefused(f"{path} is no regular file")
+        raise CompanionRefused(f"{path} is not a regular file")
     if found.st_nlink != 1:
         raise CompanionRefused(f"{path} has another name, too")
     shared = database.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

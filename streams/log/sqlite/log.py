@@ -232,7 +232,7 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
         :raises Fatal: the file was opened read-only.
         """
         if self._database.settings.mode == "ro":
-            raise Fatal(f"{self._database.path}: it was opened with mode=ro, which only looks")
+            raise Fatal(f"{self._database.path}: it was opened read-only (mode=ro)")
         return SqliteFileTransaction(self._database, self._writer, self._transactions)
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ class OffsetCommits:
         self.was_refused = True
         assignment.valid_until = float("-inf")
         return Fenced(
-            f"{assignment.topic}/{assignment.partition}: group {self._group!r} has given it to "
+            f"{assignment.topic}/{assignment.partition}: group {self._group!r} has assigned it to "
             "another member; nothing was stored"
         )
 

@@ -241,7 +241,9 @@ class Writer:
             for index, partition in enumerate(partitions_for(records, count)):
                 by_partition.setdefault(partition, []).append(index)
             for partition in [p for p in by_partition if not 0 <= p < count]:
-                error = NotFound(f"topic {topic!r} has {count} partitions, none is {partition}")
+                error = NotFound(
+                    f"topic {topic!r} has {count} partitions, so it has no partition {partition}"
+                )
                 refused.update(dict.fromkeys(by_partition.pop(partition), error))
             indexes = by_partition
         appends: list[_Append] = []

@@ -101,8 +101,8 @@ def _open_mode(url: Url, options: Mapping[str, str], requested: OpenMode) -> Ope
         if mode == text:
             return mode if _MODES.index(mode) < _MODES.index(requested) else requested
     raise ConfigError(
-        f"{url.location}: mode={text!r}: use 'rwc' (make the file if there is none, the default), "
-        "'rw' (use the one that is there) or 'ro' (only look)"
+        f"{url.location}: mode={text!r}: use 'rwc' (create the file if there is none, the "
+        "default), 'rw' (use an existing file) or 'ro' (read-only)"
     )
 
 

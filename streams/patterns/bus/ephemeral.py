@@ -169,7 +169,7 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
             ) from error
         logger.error(
             "%s: %s: ephemeral subscribers go on %s", self._topic, error,
-            "with the topic that was made anew" if made_anew else "with what comes from now on",
+            "with the recreated topic" if made_anew else "with what comes from now on",
         )  # fmt: skip
         self.close()
         self._partitions, self._incarnation = partitions, incarnation

@@ -272,7 +272,7 @@ class DeadLetterManager:
                         break
         if rows.is_truncated:
             logger.warning(
-                "%s: only the oldest %d dead letters were looked at; deal with those first",
+                "%s: only the oldest %d dead letters were checked; deal with those first",
                 self.name, SCAN_LIMIT,
             )  # fmt: skip
         return found
@@ -298,7 +298,7 @@ class DeadLetterManager:
             )
         if position.topic != self.name:
             raise InvalidValue(
-                f"{what}: {position} is no position in {self.name}; give that of the letter "
+                f"{what}: {position} is not a position in {self.name}; give that of the letter "
                 "itself, DeadLetter.position"
             )
         return position

@@ -83,6 +83,6 @@ async def _renew(
             due = clock.monotonic() + _RETRY_FRACTION * lease
             continue
         if not still_ours:
-            return "somebody else has taken it over"
+            return "another caller has taken it over"
         ends = asked_at + lease
         due = asked_at + lease / 3

@@ -20,7 +20,7 @@ class InProgress(StreamsError):
     """
 
     def __init__(self, key: str, left: float) -> None:
-        super().__init__(f"idempotency key {key!r}: somebody else is working on it")
+        super().__init__(f"idempotency key {key!r}: another caller is working on it")
         self.key = key
         self.left = left
 

@@ -229,7 +229,7 @@ class IdempotentProcessor(Generic[T]):
                 # The operation ran: the error must not say that it was not begun.
                 raise ClaimLost(key, f"its outcome cannot be stored: {error}") from error
             if not is_stored:
-                raise ClaimLost(key, "somebody else has taken it over")
+                raise ClaimLost(key, "another caller has taken it over")
         return _Stored(call.fingerprint, value)
 
     async def _complete(self, request: Complete) -> bool:

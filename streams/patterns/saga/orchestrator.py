@@ -356,8 +356,8 @@ class SagaOrchestrator(Generic[C]):
         found = await asyncio.to_thread(journal.list_latest, is_wanted, newest)
         if not found.is_complete:
             logger.warning(
-                "saga %s: only the last %d entries of each partition of %s were looked at; "
-                "list(newest=None) looks at all",
+                "saga %s: only the last %d entries of each partition of %s were read; "
+                "list(newest=None) reads all",
                 journal.saga, newest, journal.topic,
             )  # fmt: skip
         return [self._status_of(entry) for entry in found.entries]

@@ -137,7 +137,7 @@ def _inspect(where: str, option: str, function: Any, timeout: object) -> StepAct
     asynchronous = is_async(function)
     if timeout is not None and not asynchronous:
         raise ConfigError(
-            f"{where}: timeout={timeout:g} and a plain {option}, which nobody can interrupt: make "
+            f"{where}: timeout={timeout:g} and a plain {option}, which cannot be interrupted: make "
             "it async def, or leave timeout out"
         )
     return StepAction(_adapt_action(where, option, function, expected), asynchronous)
