@@ -154,7 +154,9 @@ class Streams(Declarations):
         :raises Unavailable: (when it is entered) others have been writing for too long.
         """
         if not is_seconds(timeout, positive=True):
-            raise ConfigError(f"app.transaction(timeout={timeout!r}): seconds, more than 0")
+            raise ConfigError(
+                f"app.transaction(timeout={timeout!r}): must be a positive number of seconds"
+            )
         turns = self._while_entered(self.runtime.transaction_turns)
         turns.check()
         return TransactionBlock(turns, timeout)

@@ -27,18 +27,18 @@ def _check(config: object, name: str, valid: bool, needed: str) -> None:
 
 
 def _check_count(
-    config: object, name: str, least: int = 1, needed: str = "a whole number from 1"
+    config: object, name: str, least: int = 1, needed: str = "must be a positive integer"
 ) -> None:
     _check(config, name, is_int(getattr(config, name), least), needed)
 
 
 def _check_flag(config: object, name: str) -> None:
-    _check(config, name, isinstance(getattr(config, name), bool), "True or False")
+    _check(config, name, isinstance(getattr(config, name), bool), "must be True or False")
 
 
 def _check_duration(config: object, name: str) -> None:
     is_duration = is_seconds(getattr(config, name), positive=False)
-    _check(config, name, is_duration, "seconds, not negative")
+    _check(config, name, is_duration, "must be a non-negative number of seconds")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -64,10 +64,10 @@ class Retention:
     def __post_init__(self) -> None:
         seconds = self.seconds
         positive = seconds is None or (is_seconds(seconds) and seconds < float("inf"))
-        _check(self, "seconds", positive, "more than 0, or None")
+        _check(self, "seconds", positive, "must be more than 0, or None")
         for name in ("messages", "bytes"):
             if getattr(self, name) is not None:
-                _check_count(self, name, needed="a whole number from 1, or None")
+                _check_count(self, name, needed="must be a positive integer, or None")
         _check_flag(self, "compacted")
 
     @property
@@ -109,7 +109,8 @@ class Retry:
     durable: bool = False
 
     def __post_init__(self) -> None:
-        _check_count(self, "attempts", needed="a whole number from 1; 1 is the first call alone")
+        needed = "must be a positive integer; 1 means the first call alone"
+        _check_count(self, "attempts", needed=needed)
         _check_duration(self, "delay")
         _check_duration(self, "cap")
         is_collection = isinstance(self.never, (tuple, list, set, frozenset))
@@ -155,7 +156,7 @@ class Dedup:
     cap: int = 2_000_000
 
     def __post_init__(self) -> None:
-        _check_count(self, "window", 0, "a whole number of message IDs; 0 turns it off")
+        _check_count(self, "window", 0, "must be a non-negative integer; 0 turns it off")
         _check_count(self, "cap")
 
 
@@ -250,7 +251,7 @@ class Flow:
         _check_count(self, "messages")
         _check_count(self, "bytes")
         positive = is_seconds(self.commit)
-        _check(self, "commit", positive, "seconds, more than 0")
+        _check(self, "commit", positive, "must be a positive number of seconds")
         _check_duration(self, "drain")
 
 

@@ -99,10 +99,10 @@ class ProcessorOptions:
             if count is None and option == "batch":
                 continue
             if not is_int(count, 1):
-                yield f"{option}={count!r}: a whole number from 1"
+                yield f"{option}={count!r}: must be a positive integer"
         seconds = self.timeout
         if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
-            yield f"timeout={seconds!r}: seconds, more than 0"
+            yield f"timeout={seconds!r}: must be a positive number of seconds"
         if self.filter is not None and not callable(self.filter):
             yield f"filter={self.filter!r}: a function of the value"
         if self.filter is not None and is_async(self.filter):
@@ -158,7 +158,7 @@ class ProcessorOptions:
 
     def _projection_problems(self) -> Iterator[str]:
         if not isinstance(self.promote, bool):
-            yield f"promote={self.promote!r}: True or False"
+            yield f"promote={self.promote!r}: must be True or False"
         if self.on_promote is not None and not callable(self.on_promote):
             yield f"on_promote={self.on_promote!r}: a function of the connection"
         if self.version is None:
@@ -166,7 +166,7 @@ class ProcessorOptions:
                 yield "promote= and on_promote= are for a processor with version="
             return
         if not is_int(self.version, 1, MAX_VERSION):
-            yield f"version={self.version!r}: a whole number from 1"
+            yield f"version={self.version!r}: must be a positive integer"
         if self.transaction is None:
             yield (
                 f"version={self.version!r} without transaction=: a version is a set of tables in "
@@ -182,7 +182,7 @@ class ProcessorOptions:
 
     def _exactly_once_problems(self) -> Iterator[str]:
         if not isinstance(self.exactly_once, bool):
-            yield f"exactly_once={self.exactly_once!r}: True or False"
+            yield f"exactly_once={self.exactly_once!r}: must be True or False"
         if not self.exactly_once:
             return
         if self.to is None:

@@ -79,7 +79,7 @@ class Topic(Generic[T]):
         self.type = type
         problem = ""
         if partitions is not None and not is_int(partitions, 1):
-            problem = f"partitions={partitions!r}: a whole number from 1"
+            problem = f"partitions={partitions!r}: must be a positive integer"
         elif unknown not in ("dead", "skip", "wait"):
             problem = f"unknown={unknown!r}: 'dead', 'skip' or 'wait'"
         elif unknown != "dead" and codec is None and not tags_of(type):

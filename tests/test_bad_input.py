@@ -169,7 +169,7 @@ OPTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"concurrency": 1.5}, ("concurrency=1.5",)),
     ({"concurrency": True}, ("concurrency=True",)),
     ({"batch": 0}, ("batch=0", "from 1")),
-    ({"timeout": 0}, ("timeout=0", "more than 0")),
+    ({"timeout": 0}, ("timeout=0", "positive number of seconds")),
     ({"timeout": "5"}, ("timeout='5'", "seconds")),
     ({"timeout": float("nan")}, ("timeout=nan",)),
     ({"filter": "amount > 1"}, ("filter=", "a function of the value")),
@@ -205,24 +205,24 @@ def test_a_processor_that_cannot_be(options: dict[str, Any], words: tuple[str, .
 
 
 CONFIG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
-    (Retry, {"attempts": 0}, "Retry(attempts=0): a whole number from 1"),
+    (Retry, {"attempts": 0}, "Retry(attempts=0): must be a positive integer"),
     (Retry, {"attempts": "5"}, "Retry(attempts='5')"),
     (Retry, {"attempts": 2.5}, "Retry(attempts=2.5)"),
-    (Retry, {"delay": -1}, "Retry(delay=-1): seconds, not negative"),
+    (Retry, {"delay": -1}, "Retry(delay=-1): must be a non-negative number of seconds"),
     (Retry, {"delay": float("nan")}, "Retry(delay=nan)"),
-    (Retry, {"cap": "30s"}, "Retry(cap='30s'): seconds"),
+    (Retry, {"cap": "30s"}, "Retry(cap='30s'): must be"),
     (Retry, {"never": ("ValueError",)}, "exception types, not 'ValueError'"),
     (Dedup, {"window": -1}, "0 turns it off"),
     (Dedup, {"window": 0.5}, "Dedup(window=0.5)"),
-    (Dedup, {"cap": 0}, "Dedup(cap=0): a whole number from 1"),
+    (Dedup, {"cap": 0}, "Dedup(cap=0): must be a positive integer"),
     (DeadLetters, {"topic": ""}, "a topic's name is needed"),
     (DeadLetters, {"topic": 3}, "DeadLetters(topic=3)"),
     (DeadLetters, {"topic": "{source}.dead"}, "only {topic} and {group} are filled in"),
-    (Flow, {"messages": 0}, "Flow(messages=0): a whole number from 1"),
-    (Flow, {"bytes": 1e6}, "Flow(bytes=1000000.0): a whole number"),
-    (Flow, {"commit": 0}, "Flow(commit=0): seconds, more than 0"),
+    (Flow, {"messages": 0}, "Flow(messages=0): must be a positive integer"),
+    (Flow, {"bytes": 1e6}, "Flow(bytes=1000000.0): must be a positive integer"),
+    (Flow, {"commit": 0}, "Flow(commit=0): must be a positive number of seconds"),
     (Flow, {"commit": "1"}, "Flow(commit='1')"),
-    (Flow, {"drain": -1}, "Flow(drain=-1): seconds, not negative"),
+    (Flow, {"drain": -1}, "Flow(drain=-1): must be a non-negative number of seconds"),
 ]
 
 

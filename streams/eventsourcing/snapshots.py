@@ -42,7 +42,9 @@ class Snapshot:
         for name, least in (("every", 1), ("version", 0)):
             value = getattr(self, name)
             if not is_int(value, least):
-                raise ConfigError(f"Snapshot({name}={value!r}): a whole number from {least}")
+                raise ConfigError(
+                    f"Snapshot({name}={value!r}): must be an integer of at least {least}"
+                )
 
 
 class SnapshotWriter:

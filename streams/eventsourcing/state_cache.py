@@ -31,7 +31,7 @@ class Cache:
         for name in ("count", "bytes"):
             value = getattr(self, name)
             if not is_int(value, 0):
-                raise ConfigError(f"Cache({name}={value!r}): a whole number from 0")
+                raise ConfigError(f"Cache({name}={value!r}): must be an integer of at least 0")
 
 
 class KnownState(NamedTuple):

@@ -120,12 +120,14 @@ class Outbox:
             raise ConfigError(f"Outbox(relayed_by={relayed_by!r}): one of {known}")
         for option, number in (("lease", lease), ("poll", poll)):
             if not is_seconds(number, positive=True):
-                raise ConfigError(f"Outbox({option}={number!r}): seconds, more than 0")
+                raise ConfigError(
+                    f"Outbox({option}={number!r}): must be a positive number of seconds"
+                )
         for option, count in (
             ("batch", batch), ("batch_bytes", batch_bytes), ("max_bytes", max_bytes),
         ):  # fmt: skip
             if not is_int(count, 1):
-                raise ConfigError(f"Outbox({option}={count!r}): a whole number from 1")
+                raise ConfigError(f"Outbox({option}={count!r}): must be a positive integer")
         if table in app.outboxes:
             raise ConfigError(
                 f"Outbox(table={table!r}): the app has an outbox of that table already"

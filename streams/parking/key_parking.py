@@ -443,8 +443,8 @@ class PartitionParking:
         self._read_end = end
         if state.refused_owners > refused and self.epoch:
             logger.warning(
-                "%s: an owner record counts for nobody: a former owner wrote it late, or a "
-                "worker of an older release runs beside this one, or a stranger wrote it",
+                "%s: an owner record is ignored: a former owner wrote it late, or a worker of "
+                "an older release runs beside this one, or another program wrote it",
                 self,
             )  # fmt: skip
         if self.epoch and state.epoch != self.epoch and not self.ended_reason:

@@ -33,14 +33,14 @@ def check_app(app: object, where: str) -> Streams:
 def check_int(where: str, option: str, value: object, minimum: int = 1) -> None:
     """:raises ConfigError: an option of ``where`` is not a whole number from ``minimum``."""
     if not is_int(value, minimum):
-        raise ConfigError(f"{where}({option}={value!r}): a whole number from {minimum}")
+        raise ConfigError(f"{where}({option}={value!r}): must be an integer of at least {minimum}")
 
 
 def check_seconds(where: str, option: str, value: object, *, positive: bool = True) -> None:
     """:raises ConfigError: an option of ``where`` is no number of :func:`seconds <is_seconds>`."""
     if not is_seconds(value, positive=positive):
-        minimum = "more than 0" if positive else "not negative"
-        raise ConfigError(f"{where}({option}={value!r}): seconds, {minimum}")
+        sign = "positive" if positive else "non-negative"
+        raise ConfigError(f"{where}({option}={value!r}): must be a {sign} number of seconds")
 
 
 def check_mapping(where: str, option: str, value: object) -> None:
@@ -52,7 +52,7 @@ def check_mapping(where: str, option: str, value: object) -> None:
 def check_timeout(where: str, value: Any) -> None:
     """:raises InvalidValue: the call ``where`` cannot wait for so long."""
     if not is_seconds(value, positive=False):
-        raise InvalidValue(f"{where}(within={value!r}): seconds, not negative")
+        raise InvalidValue(f"{where}(within={value!r}): must be a non-negative number of seconds")
 
 
 def check_callable(function: Any, where: str, *arguments: str) -> None:

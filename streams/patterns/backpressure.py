@@ -93,7 +93,7 @@ class BackpressureController:
         :raises InvalidValue: ``size`` is impossible.
         """
         if not is_int(size, 0):
-            raise InvalidValue(f"acquire(size={size!r}): a whole number, not negative")
+            raise InvalidValue(f"acquire(size={size!r}): must be a non-negative integer")
         loop = self._running_loop()
         if not self._waiters and self._has_room(size):
             self._grant(size)

@@ -413,7 +413,7 @@ class SagaTracker:
             raise ConfigError(f"SagaTracker({bus!r}, ...): an EventBus is needed")
         check_seconds("SagaTracker", "stuck_after", stuck_after)
         if not is_int(keep, 0):
-            raise ConfigError(f"SagaTracker(keep={keep!r}): a whole number of ended sagas")
+            raise ConfigError(f"SagaTracker(keep={keep!r}): must be a non-negative integer")
         self.bus = bus
         self._topics = bus.check_declared(topics)
         self._done_topics = _topic_trie(bus, "done", done)

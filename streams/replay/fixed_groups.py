@@ -70,8 +70,8 @@ def check_may_delete_group(log: Log, group: str) -> None:
         }[found["keyed"]]
         raise InvalidValue(
             f"group {group!r} is one of view {view!r} version {version} and cannot be deleted: "
-            f"{reason}; to have its documents made anew, streams views rebuild {view} --version "
-            f"{version}, and to delete all of the version, streams views drop {view} --version "
+            f"{reason}; to rebuild its documents, run streams views rebuild {view} --version "
+            f"{version}; to delete the whole version, run streams views drop {view} --version "
             f"{version}"
         )
     if _is_floor_of_parked(log, group):
@@ -140,7 +140,7 @@ def _problems(log: Log, group: str, topic: str) -> Iterator[str]:
     if group == topic and log.committed(floor_group(topic), topic):
         yield (
             f"group {group!r} cannot be moved: it delivers what waits in the topic of its name, "
-            "and finds that anew at each start, wherever the group stands; to look at what waits, "
+            "and finds that again at each start, whatever the group's position; to see what waits, "
             f"streams tail {topic}"
         )
     if group == topic and _is_managers(log, group):
@@ -156,7 +156,7 @@ def _view_problem(group: str, topic: str, found: re.Match[str]) -> str:
     view, version = found["view"], found["version"]
     what = f"view {view!r} version {version}"
     reasons = {
-        None: "it goes on from the checkpoint of its documents, wherever the group stands",
+        None: "it goes on from the checkpoint of its documents, whatever the group's position",
         ".keyed": "moved back it would write events again that are passed over, moved on events "
         "would be missing from the documents",
         ".keyed.floor": "it says what may be deleted",
@@ -164,11 +164,11 @@ def _view_problem(group: str, topic: str, found: re.Match[str]) -> str:
     subject = f"group {group!r} is"
     if _VIEW.fullmatch(group) is None:
         subject = f"topic {topic!r} is"
-        reason = "nobody else reads it"
+        reason = "no other group reads it"
     else:
         reason = reasons[found["keyed"]]
     return (
-        f"{subject} one of {what} and cannot be moved: {reason}; to have its documents made anew, "
+        f"{subject} one of {what} and cannot be moved: {reason}; to rebuild its documents, run "
         f"streams views rebuild {view} --version {version}"
     )
 

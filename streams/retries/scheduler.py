@@ -250,7 +250,7 @@ class DelayScheduler(Processor[..., Any]):
         now = self.app.clock.time() * 1000
         for partition in list(self._by_partition.values()):
             if not partition.is_idle:
-                return "delayed messages are being looked at"
+                return "delayed messages are being checked"
             if partition.idle_until is not None and partition.idle_until <= now:
                 return "delayed messages are due"
         return ""

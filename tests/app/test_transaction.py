@@ -378,7 +378,7 @@ async def test_another_log(url: str) -> None:
             app.transaction()
     with pytest.raises(NotRunning):
         Streams(url).transaction()
-    with pytest.raises(ConfigError, match="seconds, more than 0"):
+    with pytest.raises(ConfigError, match="positive number of seconds"):
         Streams(url).transaction(timeout=0)
 
 

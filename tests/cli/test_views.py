@@ -282,8 +282,8 @@ def test_a_reset_of_its_groups_says_what_to_do_instead(desk: Desk) -> None:
         assert (result.status, result.out) == (2, "")
         assert result.err == (
             f"streams: group {group!r} is one of view {desk.name!r} version 1 and cannot be moved: "
-            "it goes on from the checkpoint of its documents, wherever the group stands; to have "
-            f"its documents made anew, streams views rebuild {desk.name} --version 1\n"
+            "it goes on from the checkpoint of its documents, whatever the group's position; to "
+            f"rebuild its documents, run streams views rebuild {desk.name} --version 1\n"
         )
 
 

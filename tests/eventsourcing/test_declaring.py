@@ -149,7 +149,7 @@ def test_what_cannot_work_is_refused_where_it_is_declared(
     ],
 )
 def test_options_are_checked(kind: Callable[..., object], options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="whole number"):
+    with pytest.raises(ConfigError, match="must be an integer"):
         kind(**options)
 
 

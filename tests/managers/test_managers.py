@@ -296,7 +296,7 @@ def nothing(state: Any, event: Any) -> Any:
         ({"decisions": deposit}, "functions, or functions by name"),
         ({"decisions": [deposit_later]}, "'deposit_later' is async"),
         ({"timeouts": int}, "has no tag"),
-        ({"partitions": 0}, "partitions=0: a whole number from 1"),
+        ({"partitions": 0}, "partitions=0: must be a positive integer"),
     ],
 )
 def test_what_cannot_work_is_said_when_it_is_declared(given: dict[str, Any], error: str) -> None:

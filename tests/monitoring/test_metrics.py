@@ -221,7 +221,7 @@ async def test_two_apps_of_one_process_have_their_own_figures() -> None:
 def test_what_is_no_app_is_refused() -> None:
     with pytest.raises(ConfigError, match="a Streams app is needed"):
         MetricsCollector("memory://")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="seconds, more than 0"):
+    with pytest.raises(ConfigError, match="positive number of seconds"):
         MetricsCollector(Streams("memory://"), patience=0)
 
 

@@ -562,7 +562,7 @@ Orchestrator: Any = SagaOrchestrator
         (lambda: Step("a", many), "takes 3 parameters"),
         (lambda: Step("a", keyword), "'wanted' by keyword"),
         (lambda: Step("a", lambda: None), "takes 0 parameters"),
-        (lambda: Step("a", nothing, timeout=0), "more than 0"),
+        (lambda: Step("a", nothing, timeout=0), "positive number of seconds"),
         (lambda: Step("a", plain, timeout=1), "cannot be interrupted"),
         (lambda: Step("a", nothing, plain, timeout=1), "plain compensate"),
         (lambda: Step("a", nothing, compensate_failed=True), "without a compensate"),

@@ -759,11 +759,11 @@ def handler(value: int) -> None: ...
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"version": 0}, "version=0: a whole number from 1"),
+        ({"version": 0}, "version=0: must be a positive integer"),
         ({"version": True}, "version=True"),
         ({"version": 2, "transaction": None}, "without transaction=.*declare a view"),
         ({"version": 2, "start": "latest"}, "each version is built from the beginning"),
-        ({"version": 2, "promote": 1}, "promote=1: True or False"),
+        ({"version": 2, "promote": 1}, "promote=1: must be True or False"),
         ({"version": 2, "on_promote": 3}, "on_promote=3: a function"),
         ({"on_promote": print}, "are for a processor with version="),
         ({"promote": False}, "are for a processor with version="),

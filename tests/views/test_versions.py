@@ -465,7 +465,7 @@ def test_wrong_declarations() -> None:
         view("a", Balance)(lambda a, b, c, d: a)
     with pytest.raises(ConfigError, match="no function"):
         view("a", Balance)("fold")
-    with pytest.raises(ConfigError, match=r"version=0: a whole number from 1"):
+    with pytest.raises(ConfigError, match=r"version=0: must be a positive integer"):
         view("a", Balance, version=0)(lambda document, event: document)
     with pytest.raises(ConfigError, match="a plain function of the event"):
         view("a", Balance, key="owner")(lambda document, event: document)

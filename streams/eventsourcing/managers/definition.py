@@ -92,7 +92,9 @@ class ManagerDefinition(Generic[S]):
             )
         _check_function(self.where, "key", key, 1, "(event)")
         if not is_int(partitions, 1):
-            raise ConfigError(f"{self.where}: partitions={partitions!r}: a whole number from 1")
+            raise ConfigError(
+                f"{self.where}: partitions={partitions!r}: must be a positive integer"
+            )
         self.app = app
         self.name = name
         self.react: React = react

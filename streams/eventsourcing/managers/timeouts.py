@@ -93,7 +93,8 @@ class Timeouts:
         seconds: Any = after.total_seconds() if isinstance(after, timedelta) else after
         if not is_seconds(seconds, positive=False) or seconds >= LATEST_DUE / 2000:
             raise InvalidValue(
-                f"{self._where}: Schedule({after!r}, ...): seconds (or a timedelta), not negative"
+                f"{self._where}: Schedule({after!r}, ...): must be a non-negative number of "
+                "seconds, or a timedelta"
             )
         try:
             event = self._codec.encode(schedule.event)

@@ -126,7 +126,7 @@ def define_view(
     check_app(where, app)
     check_topic(name)
     if not is_int(version, 1, MAX_VERSION):
-        raise ConfigError(f"{where}: version={version!r}: a whole number from 1")
+        raise ConfigError(f"{where}: version={version!r}: must be a positive integer")
     if not sources:
         raise ConfigError(f"{where}: give at least one topic: app.topic(...) or aggregate.events")
     for source in sources:

@@ -220,7 +220,9 @@ class View(Generic[D]):
         """
         where = self._definition.where
         if not is_int(limit, 1, MAX_SCAN):
-            raise InvalidValue(f"{where}: limit={limit!r}: a whole number from 1 to {MAX_SCAN:,}")
+            raise InvalidValue(
+                f"{where}: limit={limit!r}: must be an integer from 1 to {MAX_SCAN:,}"
+            )
         first = key_bytes(where, prefix)
         end = end_of_prefix(first)
         first = max(first, key_bytes(where, start))

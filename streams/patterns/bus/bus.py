@@ -101,7 +101,7 @@ class EventBus:
         """The app whose log carries the events; None for a local bus."""
         if not is_int(concurrency, 1):
             raise ConfigError(
-                f"processor of bus {name}: concurrency={concurrency!r}: a whole number from 1"
+                f"processor of bus {name}: concurrency={concurrency!r}: must be a positive integer"
             )
         error_hook = check_error_hook(on_error)
         self._declared_topics: set[str] = set()
@@ -325,7 +325,9 @@ class EventBus:
         self.check_declared(pattern)
         asynchronous = check_handler(handler)
         if not isinstance(in_thread, bool):
-            raise ConfigError(f"subscribe({pattern!r}, in_thread={in_thread!r}): True or False")
+            raise ConfigError(
+                f"subscribe({pattern!r}, in_thread={in_thread!r}): must be True or False"
+            )
         if in_thread and asynchronous:
             raise ConfigError(
                 f"subscribe({pattern!r}, in_thread=True): {callable_name(handler)} is async, and "

@@ -240,7 +240,7 @@ class ClosedKeys:
         :raises NotFound: no such processor ran.
         """
         if not is_int(limit, 1):
-            raise InvalidValue(f"ClosedKeys.keys(limit={limit!r}): a whole number from 1")
+            raise InvalidValue(f"ClosedKeys.keys(limit={limit!r}): must be a positive integer")
 
         def list_keys() -> list[ClosedKey]:
             app, source = self._app, (self.topic, self.group)

@@ -412,7 +412,7 @@ class DeadLetterManager:
 
 def _check_limit(what: str, limit: object) -> None:
     if not is_int(limit, 1) and not (limit is None and what != "get_dead_letters"):
-        raise InvalidValue(f"{what}(limit={limit!r}): a whole number from 1")
+        raise InvalidValue(f"{what}(limit={limit!r}): must be a positive integer")
 
 
 def _check_filter(what: str, filter: object) -> None:

@@ -205,7 +205,9 @@ def due_at(now: float, delay: Delay | None, at: datetime | None) -> int:
     else:
         seconds: Any = delay.total_seconds() if isinstance(delay, timedelta) else delay
         if not is_seconds(seconds, positive=False) or seconds >= LATEST_DUE / 2000:
-            raise InvalidValue(f"delay={delay!r}: seconds (or a timedelta), not negative")
+            raise InvalidValue(
+                f"delay={delay!r}: must be a non-negative number of seconds, or a timedelta"
+            )
         moment = now + seconds
     return max(0, math.ceil(moment * 1000))
 

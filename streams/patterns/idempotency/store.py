@@ -301,5 +301,5 @@ def check_seconds(
     :param error: raised if they are invalid: ``ConfigError`` where they are declared.
     """
     if not is_seconds(value) or value > MAX_SECONDS:
-        raise error(f"{option}={value!r}: seconds, more than 0 and at most 100 years")
+        raise error(f"{option}={value!r}: must be a positive number of seconds, at most 100 years")
     return float(value)

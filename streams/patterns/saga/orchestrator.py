@@ -425,5 +425,7 @@ def _check_id_type(method: str, id: object) -> None:
 def _check_newest(method: str, newest: int | None) -> int | None:
     """:raises ConfigError: it is no number of entries."""
     if newest is not None and not is_int(newest, 1):
-        raise ConfigError(f"{method}(newest={newest!r}): a whole number from 1, or None for all")
+        raise ConfigError(
+            f"{method}(newest={newest!r}): must be a positive integer, or None for all"
+        )
     return newest

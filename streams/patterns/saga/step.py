@@ -93,7 +93,7 @@ class SagaStep(Generic[C]):
                 raise ConfigError(f"{where}: {option}: in_order=False means nothing within a saga")
         seconds: object = self.timeout
         if seconds is not None and not is_seconds(seconds):
-            raise ConfigError(f"{where}: timeout={seconds!r}: seconds, more than 0")
+            raise ConfigError(f"{where}: timeout={seconds!r}: must be a positive number of seconds")
         if self.compensate_failed and self.compensate is None:
             raise ConfigError(f"{where}: compensate_failed=True without a compensate")
         object.__setattr__(self, "_execute", _inspect(where, "execute", self.execute, seconds))
