@@ -70,7 +70,7 @@ class Definition(Generic[E, S]):
         if len(events) > MAX_COUNT:
             raise InvalidValue(
                 f"aggregate {self.name!r}: a decision upon {id!r} returned {len(events)} events; "
-                f"{MAX_COUNT} are possible"
+                f"at most {MAX_COUNT} are possible"
             )
         if is_closed:
             raise self.closed(id)
@@ -89,7 +89,7 @@ class Definition(Generic[E, S]):
             return PreparedEvents(values, state, is_final=False)
         if any(isinstance(each, final) for each in events[:-1]):
             raise InvalidValue(
-                f"aggregate {self.name!r}: a decision upon {id!r} returned events behind its "
+                f"aggregate {self.name!r}: a decision upon {id!r} returned events after its "
                 "final one"
             )
         return PreparedEvents(values, state, is_final=isinstance(events[-1], final))

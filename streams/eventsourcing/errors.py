@@ -25,8 +25,8 @@ class WrongExpectedVersion(StreamsError):
     ) -> None:
         if is_conflict:
             problem = (
-                f"{aggregate} {id!r}: others appended while it was decided, each time that was "
-                f"tried; upon version {expected} last, and it is at {actual} now"
+                f"{aggregate} {id!r}: every attempt to decide conflicted with another append; the "
+                f"last one decided upon version {expected}, and it is at {actual} now"
             )
         else:
             problem = f"{aggregate} {id!r} is at version {actual}, and {expected!r} was expected"
@@ -50,7 +50,7 @@ class DecisionRefused(StreamsError):
     """
 
     def __init__(self, aggregate: str, id: str, cause: str) -> None:
-        super().__init__(f"{aggregate} {id!r}: what was decided for {cause!r} is refused, for ever")
+        super().__init__(f"{aggregate} {id!r}: the decision for {cause!r} is refused for good")
         self.id = id
         self.cause = cause
 

@@ -69,8 +69,8 @@ class EventCodec(Generic[E]):
         for each in classes:
             if len(tags_of(each)) != 1:
                 raise ConfigError(
-                    f"aggregate {self._name!r}: {type_name(each)} has no tag, by which its events "
-                    'are told from others: declare class ...(Struct, tag="...", frozen=True)'
+                    f"aggregate {self._name!r}: {type_name(each)} has no tag to tell its events "
+                    'from others: declare class ...(Struct, tag="...", frozen=True)'
                 )
 
     # -- declaring

@@ -44,8 +44,8 @@ class StateType(Generic[S]):
                 initial = state()
             except Exception as error:
                 raise ConfigError(
-                    f"aggregate {name!r}: {type_name(state)}() cannot be made, so say how a state "
-                    f"begins: initial=... ({error})"
+                    f"aggregate {name!r}: {type_name(state)}() failed, so give the initial "
+                    f"state: initial=... ({error})"
                 ) from error
         elif not _is_of_type(initial, state):
             raise ConfigError(f"aggregate {name!r}: initial={initial!r} is no {type_name(state)}")

@@ -109,7 +109,7 @@ class States:
         self.cache.drop(id)
         error = HistoryTruncated(
             f"{self._name} {id!r}: version {known.head.base.version} was acknowledged, and the log "
-            "does not have it any more: it has lost writes, or was exchanged"
+            "no longer has it: it has lost writes, or was replaced"
         )
         self.truncated += 1
         logger.error("%s", error)
@@ -216,7 +216,9 @@ class States:
         if is_new:
             logger.error("%s", found)
             if len(self.stopped) == MAX_STOPPED:
-                logger.error("%s: no more than %d such are told", self._name, MAX_STOPPED)
+                logger.error(
+                    "%s: only the first %d such errors are logged", self._name, MAX_STOPPED
+                )
         return found
 
     # -- the past

@@ -176,7 +176,7 @@ async def test_stopped_aggregates_are_listed_up_to_a_bound(
             listed = ledger.health().undecodable
     assert [each.id for each in listed] == ["0", "1", "2"]
     assert caplog.text.count("cannot be decoded") == 3
-    assert "no more than 3 such are told" in caplog.text
+    assert "only the first 3 such errors are logged" in caplog.text
 
 
 async def test_an_acknowledged_event_that_is_gone_is_counted(

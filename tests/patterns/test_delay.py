@@ -334,7 +334,7 @@ async def test_what_makes_no_sense_is_refused(stage: Stage) -> None:
         with pytest.raises(InvalidValue, match="message ID"):
             await delays.cancel("")
     for options in ({"partitions": 0}, {"pending": 0}, {"pending": True}):
-        with pytest.raises(ConfigError, match="must be an? .*integer"):
+        with pytest.raises(ConfigError, match=r"must be an? .*integer"):
             Delays(app, "x", **options)
 
 

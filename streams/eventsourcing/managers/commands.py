@@ -216,8 +216,8 @@ class Commands:
             function = getattr(_state_class(aggregate), name, None)
         if not callable(function):
             raise UnknownCommand(
-                f"{self._where}: a command for the decision {name!r} of aggregate "
-                f"{aggregate.name!r} is to be carried out, and it has none of that name: "
+                f"{self._where}: cannot carry out a command for the decision {name!r} of aggregate "
+                f"{aggregate.name!r}: it has no decision of that name: "
                 f"ProcessManager(..., decisions={{{name!r}: ...}})"
             )
         try:
@@ -286,9 +286,8 @@ class Commands:
             args, kwargs = _read(decision, command)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             raise UnknownCommand(
-                f"{self._where}: a command for the decision {command.decision!r} of aggregate "
-                f"{aggregate.name!r} is to be carried out, and its arguments are none of that "
-                f"decision's: {error}"
+                f"{self._where}: cannot carry out a command for the decision {command.decision!r} "
+                f"of aggregate {aggregate.name!r}: its arguments do not fit that decision: {error}"
             ) from error
         try:
             found = decision.function(state, *args, **kwargs)
@@ -302,8 +301,8 @@ class Commands:
         found = self._app.aggregates.get(command.aggregate)
         if found is None:
             raise UnknownCommand(
-                f"{self._where}: a command for aggregate {command.aggregate!r} is to be carried "
-                "out, and its app declares none of that name"
+                f"{self._where}: cannot carry out a command for aggregate {command.aggregate!r}: "
+                "its app declares no aggregate of that name"
             )
         return cast("Aggregate[Any, Any]", found)
 

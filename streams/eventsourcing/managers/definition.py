@@ -130,8 +130,8 @@ class ManagerDefinition(Generic[S]):
         found = self.state.decode(bytes(instance.state))
         if found is None:
             raise UnreadableState(
-                f"{self.where}: a state that was stored is no {type_name(self._state_class)} any "
-                "more: give fields that are new a default, and keep those that were there"
+                f"{self.where}: a stored state is not a valid {type_name(self._state_class)} any "
+                "more: give new fields a default, and keep the existing ones"
             )
         state: S = found.state
         return state

@@ -62,7 +62,7 @@ def check_checkpoint(
     batch = read_first(log, topic, partition, last[0], min(end, last[0] + 1))
     if batch is None or batch.offsets[0] != last[0] or batch.id(0) != last[1]:
         raise CheckpointBeyondLog(
-            f"{where}: the message at {log.format_offset(last[0])}, which was folded last, is not "
-            "there any more, or another one: the log has lost messages that it had acknowledged; "
+            f"{where}: the message at {log.format_offset(last[0])}, which was folded last, is "
+            "gone or is another one: the log has lost messages that it had acknowledged; "
             f"{REMEDY}"
         )

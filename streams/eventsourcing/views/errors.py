@@ -31,7 +31,7 @@ class DocumentStopped(StreamsError):
     """
 
     def __init__(self, view: str, key: str, position: str, reason: str, remedy: str = "") -> None:
-        remedy = remedy or f"mend the function, then: streams views retry {view} {key}"
+        remedy = remedy or f"fix the function, then: streams views retry {view} {key}"
         super().__init__(
             f"view {view!r}: document {key!r} stands still at {position}, where folding failed: "
             f"{reason}; {remedy}"
