@@ -165,10 +165,10 @@ def test_what_can_be_called_is_taken(handler: Any) -> None:
 # -- options
 
 OPTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    ({"concurrency": 0}, ("good", "concurrency=0", "from 1")),
+    ({"concurrency": 0}, ("good", "concurrency=0", "must be a positive integer")),
     ({"concurrency": 1.5}, ("concurrency=1.5",)),
     ({"concurrency": True}, ("concurrency=True",)),
-    ({"batch": 0}, ("batch=0", "from 1")),
+    ({"batch": 0}, ("batch=0", "must be a positive integer")),
     ({"timeout": 0}, ("timeout=0", "positive number of seconds")),
     ({"timeout": "5"}, ("timeout='5'", "seconds")),
     ({"timeout": float("nan")}, ("timeout=nan",)),
@@ -248,7 +248,7 @@ TOPICS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"name": ""}, ("topic name ''", "1 to 249 letters")),
     ({"name": "a b"}, ("topic name 'a b'",)),
     ({"name": 3}, ("topic name 3",)),
-    ({"partitions": 0}, ("'orders'", "partitions=0", "from 1")),
+    ({"partitions": 0}, ("'orders'", "partitions=0", "must be a positive integer")),
     ({"partitions": 2.0}, ("partitions=2.0",)),
     ({"partitions": True}, ("partitions=True",)),
     ({"unknown": "drop"}, ("unknown='drop'", "'dead', 'skip' or 'wait'")),

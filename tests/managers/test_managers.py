@@ -355,7 +355,7 @@ def unannotated(purse, numbers):  # type: ignore[no-untyped-def]
             ),
             "is no aggregate of its app as it was declared",
         ),
-        (lambda world: (Transfer(), [Schedule(-1, TooLate())]), "seconds (or a timedelta)"),
+        (lambda world: (Transfer(), [Schedule(-1, TooLate())]), "seconds, or a timedelta"),
         (lambda world: (Transfer(), [Schedule(1, Opened(1))]), "it is not one of its timeouts="),
         (lambda world: (Transfer(), [End(), Schedule(1, TooLate())]), "beside End()"),
     ],
