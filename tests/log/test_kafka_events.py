@@ -325,7 +325,7 @@ def test_a_broker_that_does_not_know_a_new_topic_yet_is_waited_for(
     monkeypatch.setattr(RequestRetry, "run", run_later)
     assert log.log_end_offset(topic, 0) == 0
     assert not refusals
-    with pytest.raises(NotFound, match="none numbered 7"):
+    with pytest.raises(NotFound, match="has no partition 7"):
         log.log_end_offset(topic, 7)
 
 
