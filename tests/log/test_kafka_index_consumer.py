@@ -197,7 +197,7 @@ def test_whoever_waits_for_it_is_told(
         with moving(producer, topic):
             stop_fetching(drivers[-1], topic, index)
             write(producer, topic, made(b"k").records, 1)
-            with pytest.raises(Unavailable, match=f"{topic}: nothing"):
+            with pytest.raises(Unavailable, match=f"{topic}: no progress"):
                 answered(lambda: wait({1: 2}))
     finally:
         index.close()
