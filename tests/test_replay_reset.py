@@ -88,7 +88,7 @@ async def test_places() -> None:
         with pytest.raises(NotFound):
             await reset(app, "stranger", topic, 0)
         log.create_topic("fresh", 1)
-        with pytest.raises(InvalidValue, match="not a position"):
+        with pytest.raises(InvalidValue, match="has no position in"):
             await reset(app, "g", "fresh", -1)
         assert [each.before for each in await reset(app, "g", "fresh", 0)] == [None]
 

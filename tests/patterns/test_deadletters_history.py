@@ -139,7 +139,7 @@ async def test_looking_for_letters_is_bounded_and_says_so(
         found = DeadLetterManager(app, name)
         with caplog.at_level(logging.WARNING, "streams"):
             assert await found.get_dead_letters(filter=lambda letter: letter.id == "id-60") == []
-            assert "only the oldest 50 dead letters were looked at" in caplog.text
+            assert "only the oldest 50 dead letters were checked" in caplog.text
             caplog.clear()
             assert len(await found.get_dead_letters(10)) == 10
             assert not caplog.text
