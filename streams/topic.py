@@ -84,12 +84,11 @@ class Topic(Generic[T]):
             problem = f"unknown={unknown!r}: 'dead', 'skip' or 'wait'"
         elif unknown != "dead" and codec is None and not tags_of(type):
             problem = f"unknown={unknown!r} is for tagged types; {type_name(type)} has no tags"
-        elif codec is not None and (isclass(codec) or not callable(getattr(codec, "bind", None))):
-            problem = f"codec={codec!r}: give a codec, such as stream_codecs.Json()"
         elif retention is not None and not isinstance(retention, Retention):
             problem = f"retention={retention!r}: give a Retention(...)"
         if problem:
             raise ConfigError(f"topic {name!r}: {problem}")
+        check_codec(f"topic {name!r}", codec)
         self.partitions = partitions
         self.retention = retention
         """The declared retention of its messages; None: none is declared."""
@@ -314,6 +313,12 @@ def _field_reader(
     if not any(mappings):
         return attrgetter(field)
     return lambda value: value[field] if isinstance(value, Mapping) else getattr(value, field)
+
+
+def check_codec(where: str, codec: Any) -> None:
+    """:raises ConfigError: it is neither a codec nor None."""
+    if codec is not None and (isclass(codec) or not callable(getattr(codec, "bind", None))):
+        raise ConfigError(f"{where}: codec={codec!r}: give a codec, such as stream_codecs.Json()")
 
 
 def encode_key(topic: str, key: Any) -> bytes | None:

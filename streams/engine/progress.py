@@ -33,7 +33,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from streams.message import Batch
-from streams.wire import PROGRESS_LIMIT as PROGRESS_LIMIT
+from streams.wire import PROGRESS_LIMIT
 
 Range = tuple[int, int]
 """Offsets from the first to before the second."""

@@ -28,6 +28,7 @@ from streams.health import AggregateHealth
 from streams.log.event_headers import APPEND_HEADERS, MAX_CAUSE
 from streams.message import ID, Message, Position
 from streams.numbers import is_int
+from streams.topic import check_codec
 from streams.wire import utc_from_seconds
 
 E = TypeVar("E")
@@ -74,8 +75,7 @@ class Aggregate(Generic[E, S]):
         if not isinstance(name, str) or not name:
             raise ConfigError(f"{where}: its name is a text, such as 'accounts'")
         check_fold(where, evolve)
-        if codec is not None and not callable(getattr(codec, "bind", None)):
-            raise ConfigError(f"{where}: codec={codec!r}: a codec, such as stream_codecs.Json()")
+        check_codec(where, codec)
         if snapshot is not None and not isinstance(snapshot, Snapshot):
             raise ConfigError(f"{where}: snapshot={snapshot!r}: give Snapshot(every=...)")
         if cache is not None and not isinstance(cache, Cache):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from streams.app import Streams
+from streams.callables import is_async
 from streams.errors import ConfigError, StreamsError
 
 
@@ -19,7 +19,7 @@ def check_fold(where: str, function: Any) -> None:
     """:raises ConfigError: ``function`` is not a plain function of state and event."""
     if not callable(function):
         raise ConfigError(f"{where}: evolve={function!r}: a function of state and event")
-    if inspect.iscoroutinefunction(function):
+    if is_async(function):
         raise ConfigError(
             f"{where}: evolve is an async function, and a state is folded at once: make it a plain "
             "function, which waits for nothing"

@@ -8,7 +8,6 @@ that is stored.
 
 from __future__ import annotations
 
-import inspect
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from stream_codecs import (
     tags_of,
     type_name,
 )
+from streams.callables import is_async
 from streams.decoding import NewerTag
 from streams.errors import ConfigError
 
@@ -86,7 +86,7 @@ class EventCodec(Generic[E]):
         where = f"aggregate {self._name!r}: upcast({type_name(old)})"
         if self._decode is not None:
             raise ConfigError(f"{where}: declare it before the first event is read")
-        if not callable(function) or inspect.iscoroutinefunction(function):
+        if not callable(function) or is_async(function):
             raise ConfigError(f"{where}: give a plain function of the old event")
         if old is bytes:
             self._raw_upcasts.append(function)

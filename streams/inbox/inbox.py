@@ -512,8 +512,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             self.check_owned(message)
             if self._may_begin(give_up):
                 try:
-                    async with asyncio.timeout(left()):
-                        await self._make_ready_async()
+                    await self._make_ready_async(left())
                     self._check_begun(message)
                     steps = steps_of(self.database.dialect)
                     session = await self.database.begin_with_async(next(steps), patience=left())
@@ -647,10 +646,17 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             raise
         return found
 
-    async def _make_ready_async(self) -> None:
-        """As :meth:`_make_ready`."""
-        if self._ready and not self._to_begin:
-            return
+    async def _make_ready_async(self, limit: float | None) -> None:
+        """As :meth:`_make_ready`.
+
+        :param limit: the longest wait, in seconds; None: there is none.
+        :raises TimeoutError: it takes longer.
+        """
+        if not self._ready or self._to_begin:
+            async with asyncio.timeout(limit):
+                await self._open_and_begin_async()
+
+    async def _open_and_begin_async(self) -> None:
         if self._opening_async is None:
             self._opening_async = asyncio.Lock()
         opening = self._opening_async

@@ -374,6 +374,11 @@ def _first_stood(firsts: Sequence[FirstStood | None]) -> tuple[str, str]:
     return scopes, positions
 
 
+def _columns_of(first: FirstStood | None) -> tuple[int | None, str | None]:
+    """``first_scope`` and ``first_position`` of a row."""
+    return (None, None) if first is None else (first.scope, position_text(first.position))
+
+
 _BEGIN_TO_WRITE = Statement("UPDATE streams_inbox_schema SET version = version")
 """A driver may begin SQLite's transaction as a reader, or only with the first statement that
 writes: so the first one writes without a change, and no other writer can come between the following
@@ -393,14 +398,11 @@ def _take_in_sqlite(entry: Entry) -> Steps[Verdict]:
             return Verdict.DEAD
     if is_below_mark:
         return Verdict.PURGED
-    first = entry.first
     yield Statement(
         "INSERT OR REPLACE INTO streams_inbox VALUES ($1, $2, $3, $4, 0, "
         "(julianday('now') - 2440587.5) * 86400, $5, $6)",
         (
-            entry.id, entry.scope, position, entry.redrive,
-            None if first is None else first.scope,
-            None if first is None else position_text(first.position),
+            entry.id, entry.scope, position, entry.redrive, *_columns_of(entry.first),
         ),
     )  # fmt: skip
     return Verdict.NEW
@@ -415,10 +417,7 @@ def mark_dead(dialect: DialectName, entry: Entry, timeouts: Timeouts) -> Steps[V
         id, scope, position, redrive, first = entry
         rows = yield _MARK_DEAD._replace(
             parameters=(
-                id, scope, str(position), redrive,
-                None if first is None else first.scope,
-                None if first is None else str(first.position),
-                *_milliseconds(timeouts),
+                id, scope, str(position), redrive, *_columns_of(first), *_milliseconds(timeouts),
             )
         )  # fmt: skip
         return Verdict(rows[0][0])

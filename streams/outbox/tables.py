@@ -25,7 +25,7 @@ Statements have named parameters, as in ``:name``, from which :func:`statement` 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -670,9 +670,9 @@ class PostgresDialect(Dialect):
             self.payload = "convert_to(CAST(payload AS text), 'UTF8')"
             self.size = "coalesce(octet_length(CAST(payload AS text)), 0)"
 
-    def missing_columns(self, found: Iterable[str]) -> Sequence[str]:
+    def missing_columns(self, found: Container[str]) -> Sequence[str]:
         """The own columns that are missing among those of a table."""
-        return sorted(_OWN_COLUMNS.keys() - set(found), key=list(_OWN_COLUMNS).index)
+        return [name for name in _OWN_COLUMNS if name not in found]
 
     def add_columns(self, missing: Sequence[str]) -> str:
         """The statements that add missing columns to an outbox made for Debezium."""

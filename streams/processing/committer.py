@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from streams.engine.commit_pace import CommitPace
 from streams.engine.dispatcher import Delivery, PartitionState
-from streams.engine.progress import PROGRESS_LIMIT, FetchedBatch, Snapshot, Unsettled
+from streams.engine.progress import FetchedBatch, Snapshot, Unsettled
 from streams.errors import LogError
 from streams.log.protocol import Assignment, Commit, Committed, Subscription
 from streams.message import Batch
 from streams.processing.job import Job
 from streams.processing.timing import Durations, Histogram
 from streams.text import get_logger
+from streams.wire import PROGRESS_LIMIT
 
 logger = get_logger("streams")
 

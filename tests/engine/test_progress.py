@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from streams.engine.progress import (
     MAX_GENERATION,
-    PROGRESS_LIMIT,
     FetchedBatch,
     Progress,
     Range,
@@ -24,6 +23,7 @@ from streams.engine.progress import (
     with_offsets,
 )
 from streams.log import protocol
+from streams.wire import PROGRESS_LIMIT
 from tests.engine.support import Tracked, batch, runs
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
 import pytest
 from msgspec import Struct, defstruct
 from pydantic import BaseModel, Field
 
-from stream_codecs import Bound
+from stream_codecs import Bound, Json
 from streams import Streams
 from streams.errors import ConfigError
 from streams.eventsourcing import Aggregate, Cache, Snapshot
@@ -113,7 +114,9 @@ class InHeaders:
         ({"initial": 5}, "is no Account"),
         ({"evolve": None}, "evolve=None"),
         ({"evolve": evolve_async}, "evolve is an async function"),
+        ({"evolve": partial(evolve_async)}, "evolve is an async function"),
         ({"codec": "json"}, "codec='json'"),
+        ({"codec": Json}, "give a codec, such as"),
         ({"snapshot": 100}, r"give Snapshot\(every="),
         ({"cache": 3}, r"give Cache\(count="),
         ({"name": ""}, "its name is a text"),

@@ -10,6 +10,7 @@ from typing_extensions import TypeVar
 from stream_codecs import BindError, Codec, default_codec, type_name
 from streams.errors import ConfigError
 from streams.eventsourcing.state_type import check_frozen, shape_fingerprint
+from streams.topic import check_codec
 
 D = TypeVar("D")
 
@@ -27,6 +28,7 @@ class DocumentType(Generic[D]):
                 f"{where}: its documents cannot be None, which means that there is no document"
             )
         check_frozen(f"{where}: its document", document)
+        check_codec(where, codec)
         try:
             bound = (codec if codec is not None else default_codec(document)).bind(
                 document, topic=where, role="value"

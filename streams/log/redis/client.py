@@ -44,7 +44,7 @@ from streams.log.redis.keys import PartitionKeys, expected_type
 from streams.log.redis.lua import Script, load_script
 from streams.log.redis.servers import servers_for
 from streams.log.redis.settings import Address, Settings
-from streams.log.redis.stored_values import parse_info, printable
+from streams.log.redis.stored_values import evicts_streams, parse_info, printable
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -239,7 +239,7 @@ class ConnectionPool:
             connection.close()
             raise Fatal(f"{server}: the server is Redis {version}; 7.0 or newer is needed")
         policy = info.get("maxmemory_policy", "noeviction")
-        if policy.startswith("allkeys") and info.get("maxmemory", "0") != "0":
+        if evicts_streams(policy, info.get("maxmemory", "0")):
             logger.warning(
                 "%s: maxmemory-policy %s may evict whole streams and the groups' positions: "
                 "set noeviction",

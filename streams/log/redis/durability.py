@@ -13,7 +13,7 @@ from typing import Any
 from streams.errors import EventTopicError, LogError
 from streams.log.protocol import DurabilityFact
 from streams.log.redis.client import Client, Command
-from streams.log.redis.stored_values import parse_info
+from streams.log.redis.stored_values import evicts_streams, parse_info
 from streams.wire import parse_int
 
 _CONFIG_NAMES = ("appendonly", "appendfsync", "maxmemory-policy", "maxmemory")
@@ -52,14 +52,9 @@ def _persistence_facts(config: Mapping[str, str], waits_for_replicas: bool) -> l
             advice = "the system decides when to write: set it to always, or wait for a replica"
         found.append(_fact("appendfsync", sync, sync == "always" or waits_for_replicas, advice))
     policy = config.get("maxmemory-policy", "?")
-    never_evicts = not _evicts(policy, config.get("maxmemory", "0"))
+    never_evicts = not evicts_streams(policy, config.get("maxmemory", "0"))
     advice = "a full server evicts streams: set it to noeviction"
     return [*found, _fact("maxmemory-policy", policy, never_evicts, advice)]
-
-
-def _evicts(policy: str, limit: str) -> bool:
-    """Whether a server with these settings evicts keys that have no time to live, such as ours."""
-    return policy.startswith("allkeys") and limit != "0"
 
 
 def refuse_eviction(client: Client, topic: str, key: bytes) -> None:
@@ -70,7 +65,7 @@ def refuse_eviction(client: Client, topic: str, key: bytes) -> None:
     (reply,) = client.execute_all([Command(topic, key, "INFO", "memory")])
     info = {} if isinstance(reply, LogError) else parse_info(reply)
     policy = info.get("maxmemory_policy", "noeviction")
-    if _evicts(policy, info.get("maxmemory", "0")):
+    if evicts_streams(policy, info.get("maxmemory", "0")):
         raise EventTopicError(
             f"topic {topic!r}: the server has maxmemory-policy {policy}, so a full one evicts "
             "whole histories: set it to noeviction, or to a volatile- policy"

@@ -20,6 +20,15 @@ _MEMBER_ROW = re.compile(rb"(\d{1,15}) (\d{1,15}) (\d{1,15}) (.*)\Z", re.DOTALL)
 _LOW64 = (1 << 64) - 1
 
 
+def evicts_streams(policy: str, limit: str) -> bool:
+    """Whether a full server evicts keys without a time to live, as this log's are.
+
+    :param policy: ``maxmemory-policy``.
+    :param limit: ``maxmemory``; ``0``: there is no limit.
+    """
+    return policy.startswith("allkeys") and limit != "0"
+
+
 class MemberRow(NamedTuple):
     """A member's row on the server."""
 

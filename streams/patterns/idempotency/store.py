@@ -38,6 +38,7 @@ from streams.numbers import is_seconds
 from streams.patterns.arguments import check_mapping
 from streams.patterns.idempotency import outcome
 from streams.patterns.idempotency.claims_client import ClaimsClient
+from streams.topic import check_codec
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -257,10 +258,7 @@ def bind_codec(type: TypeForm[Any], codec: Codec | None) -> Bound[Any]:
 
     :raises ConfigError: no codec can encode the type.
     """
-    if codec is not None and not callable(getattr(codec, "bind", None)):
-        raise ConfigError(
-            f"idempotency store: codec={codec!r}: give a codec, such as stream_codecs.Json()"
-        )
+    check_codec("idempotency store", codec)
     try:
         codec = codec if codec is not None else default_codec(type)
         return codec.bind(type, topic="idempotency store")
