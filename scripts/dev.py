@@ -17,16 +17,22 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from environment import ROOT, Environment, SetupError, print_now, run_program
+from memory_folder import memory_folder
 
 
 class Step(NamedTuple):
-    """One program to run in ``.venv``."""
+    """One program to run in ``.venv``.
+
+    :param in_memory: whether its temporary files belong in memory, if there is room.
+    """
 
     name: str
     command: Sequence[str]
+    in_memory: bool = False
 
 
 CHECKS = (
@@ -68,7 +74,8 @@ def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
     if command == "bench":
         return [[Step("benchmarks", ("python", "-m", "benchmarks", *arguments))]]
     if command == "faults":
-        return [[SERVERS], [Step("faults", ("python", "-m", "pytest", "-m", "faults", *arguments))]]
+        faults = ("python", "-m", "pytest", "-m", "faults", *arguments)
+        return [[SERVERS], [Step("faults", faults, in_memory=True)]]
     if command == "check":
         return [CHECKS]
     # Much of a test's time is waiting for a server, and the servers are shared by all workers.
@@ -79,14 +86,19 @@ def steps(command: str, arguments: Sequence[str]) -> list[Sequence[Step]]:
     spread = ("-n", workers, "--dist", "loadgroup")
     return [
         [*CHECKS, COLLECT, SERVERS],
-        [Step("pytest", ("python", "-m", "pytest", *spread, *arguments))],
+        [Step("pytest", ("python", "-m", "pytest", *spread, *arguments), in_memory=True)],
     ]
 
 
 def run_on_terminal(environment: Environment, step: Step) -> Result:
     """Run a step on the terminal."""
     began = time.monotonic()
-    status = run_program(command_of(environment, step), environment.variables(), environment.root)
+    variables = environment.variables()
+    with memory_folder(variables) if step.in_memory else nullcontext() as folder:
+        if folder is not None:
+            print_now(f"Temporary files are in {folder} (TMPDIR= says where else).")
+            variables["TMPDIR"] = str(folder)
+        status = run_program(command_of(environment, step), variables, environment.root)
     return Result(step, status, time.monotonic() - began)
 
 

@@ -21,17 +21,21 @@ import sys
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
 from zlib import crc32
 
 from streams import (
+    Asyncpg,
     AsyncPsycopg,
     Database,
+    Django,
     Message,
     Outbox,
     Processor,
     Psycopg,
     Reject,
     Retry,
+    SQLAlchemy,
     Sqlite,
     Streams,
 )
@@ -52,10 +56,10 @@ CREATE TABLE effects (
     redrive integer NOT NULL,
     worker integer NOT NULL
 )"""
-INSERT = (
-    "INSERT INTO effects (generation, id, key, value, redrive, worker) VALUES "
-    "({0}, {0}, {0}, {0}, {0}, {0})"
-)
+_INSERT = "INSERT INTO effects (generation, id, key, value, redrive, worker) VALUES "
+INSERT = _INSERT + "({0}, {0}, {0}, {0}, {0}, {0})"
+NUMBERED_INSERT = _INSERT + "($1, $2, $3, $4, $5, $6)"
+NAMED_INSERT = _INSERT + "(:generation, :id, :key, :value, :redrive, :worker)"
 
 CONCURRENCY = 64
 BATCH = 50
@@ -90,6 +94,46 @@ def result_of(value: int, message: Message[int, Any]) -> dict[str, Any]:
     return {"key": message.key, "value": value, "redriven": redriven}
 
 
+def named_insert(row: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+    """The statement and its parameters, for SQLAlchemy."""
+    from sqlalchemy import text
+
+    names = "generation", "id", "key", "value", "redrive", "worker"
+    return text(NAMED_INSERT), dict(zip(names, row, strict=True))
+
+
+def sessions(place: str) -> Any:
+    """Sessions of SQLAlchemy upon psycopg."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.orm import sessionmaker
+
+    url = place.replace("postgresql://", "postgresql+psycopg://")
+    return sessionmaker(create_engine(url, pool_size=CONCURRENCY, max_overflow=2))
+
+
+def async_sessions(place: str) -> Any:
+    """Sessions of SQLAlchemy upon psycopg, for async handlers."""
+    from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+    url = place.replace("postgresql://", "postgresql+psycopg://")
+    return async_sessionmaker(create_async_engine(url, pool_size=CONCURRENCY, max_overflow=2))
+
+
+def set_up_django(place: str) -> None:
+    """Django's settings, with this database as the default one."""
+    import django  # type: ignore[import-untyped]
+    from django.conf import settings  # type: ignore[import-untyped]
+
+    found = urlsplit(place)
+    database = {
+        "ENGINE": "django.db.backends.postgresql", "NAME": found.path.lstrip("/"),
+        "HOST": found.hostname, "PORT": found.port, "USER": found.username,
+        "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True,
+    }  # fmt: skip
+    settings.configure(DATABASES={"default": database}, INSTALLED_APPS=[])
+    django.setup()
+
+
 class Worker(NamedTuple):
     """What runs in a worker."""
 
@@ -101,7 +145,8 @@ def build(
     url: str, topic: str, group: str, database: str, place: str, target: str | None = None
 ) -> Worker:
     """The app: ``database`` is ``single``, ``batch`` (of a DSN, with async handlers), the same with
-    ``plain-`` before it (with plain ones), or ``sqlite`` (of a file)."""
+    ``plain-`` before it (with plain ones), ``asyncpg``, ``sqlalchemy``, ``plain-sqlalchemy``,
+    ``plain-django`` (message by message, too), or ``sqlite`` (of a file)."""
     app = Streams(url)
     source = app.topic(topic, int)
     found: Database[Any]
@@ -133,16 +178,47 @@ def build(
             await cursor.executemany(INSERT.format("%s"), rows)
         return list(map(result_of, values, messages))
 
+    async def handle_by_asyncpg(value: int, message: Message[int, Any]) -> Any:
+        await message.transaction.execute(NUMBERED_INSERT, *row_of(value, message))
+        return result_of(value, message)
+
+    async def handle_by_sqlalchemy(value: int, message: Message[int, Any]) -> Any:
+        await message.transaction.execute(*named_insert(row_of(value, message)))
+        return result_of(value, message)
+
+    def handle_by_plain_sqlalchemy(value: int, message: Message[int, Any]) -> Any:
+        message.transaction.execute(*named_insert(row_of(value, message)))
+        return result_of(value, message)
+
+    def handle_by_django(value: int, message: Message[int, Any]) -> Any:
+        from django.db import connection  # type: ignore[import-untyped]
+
+        with connection.cursor() as cursor:
+            cursor.execute(INSERT.format("%s"), row_of(value, message))
+        return result_of(value, message)
+
     function: Any
     if database == "sqlite":
         found, function = Sqlite(place, keep=0), handle_plain
+    elif database == "asyncpg":
+        # It does not read PGAPPNAME.
+        name = quote(application_name(os.getpid()))
+        found, function = Asyncpg(f"{place}?application_name={name}", keep=0), handle_by_asyncpg
+    elif database == "sqlalchemy":
+        found, function = SQLAlchemy(async_sessions(place), keep=0), handle_by_sqlalchemy
+    elif database == "plain-sqlalchemy":
+        found, function = SQLAlchemy(sessions(place), keep=0), handle_by_plain_sqlalchemy
+    elif database == "plain-django":
+        set_up_django(place)
+        found, function = Django(keep=0), handle_by_django
     elif database.startswith("plain-"):
         found = Psycopg(place, keep=0)
         function = handle_batch_plain if database == "plain-batch" else handle_plain
     else:
         found = AsyncPsycopg(place, keep=0)
         function = handle_batch if database == "batch" else handle
-    options["concurrency"] = CONCURRENCY if database.endswith("single") else 8
+    is_narrow = database == "sqlite" or database.endswith("batch")
+    options["concurrency"] = 8 if is_narrow else CONCURRENCY
     if database.endswith("batch"):
         options["batch"] = BATCH
     processor = declare(source, transaction=found, **options)(function)
@@ -170,7 +246,7 @@ class Freezer:
     def __init__(self, inbox: Inbox) -> None:
         self.armed = threading.Event()
         self._turn = threading.Lock()
-        if inbox.database.dialect == "sqlite":
+        if isinstance(inbox.database, Sqlite):
             check_owned = inbox.check_owned
 
             def check(message: Message[Any]) -> None:

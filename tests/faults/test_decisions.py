@@ -125,14 +125,16 @@ async def test_decisions_on_redis(ground: Ground, size: Size, tmp_path: Path) ->
     await approve(tmp_path, ground.direct, run(tmp_path, ground.through, size, ground))
 
 
-@sizes(SHORT_ON_KAFKA, LONG_ON_SERVER, logs=["kafka"], long_logs=["kafka"], seconds=3000)
+@sizes(SHORT_ON_KAFKA, LONG_ON_SERVER, logs=["kafka"], long_logs=["kafka"], seconds=9000)
 async def test_decisions_on_kafka(ground: Ground, size: Size, tmp_path: Path) -> None:
-    """Half of the clients keep their index in a file, which the next one finds after a kill."""
+    """Half of the clients keep their index in a file, which the next one finds after a kill. A
+    frozen client stands still for longer than its producer may take to deliver a message."""
     urls = [
         f"&event_index={tmp_path / f'index-{number}'}" if number % 2 else ""
         for number in range(CLIENTS)
     ]
-    deciders = run(tmp_path, ground.through, size, ground, urls)
+    timeouts = "&message.timeout.ms=12000&socket.timeout.ms=10000"
+    deciders = run(tmp_path, ground.through + timeouts, size, ground, urls)
     await approve(tmp_path, ground.direct, deciders)
 
 
