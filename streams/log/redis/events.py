@@ -51,7 +51,7 @@ CALL_APPENDS = 500
 CALL_BYTES = 4 << 20
 """Bytes of one call's appends; a single larger append goes alone."""
 
-CALL_REQUESTS = 100
+CALL_REQUESTS = 50
 """Histories that one script call reads from, at most."""
 
 CALL_ARGUMENTS = 50_000

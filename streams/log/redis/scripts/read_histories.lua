@@ -11,9 +11,10 @@ local stream, refusals, refused, causes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local answers = {}
 local has_refused = call('EXISTS', refused) == 1
 
--- Many long histories that are asked for at once would hold up everybody else: when so many entries
--- were read, each of the others is answered with a few, and whoever wants more asks again.
-local budget, LEAST = 5000, 16
+-- While a script runs, the server does nothing else: when so many entries were read, about as many
+-- as one request may ask for, each of the others is answered with a few, and whoever wants more asks
+-- again.
+local budget, LEAST = 1000, 16
 
 local function read(history, snapshots, at, number_of)
   local key, known, known_id = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
