@@ -116,6 +116,14 @@ class Refused(NamedTuple):
     """The end of the history when the append was refused."""
 
 
+class RecordedRefusal(NamedTuple):
+    """A refusal that a history holds."""
+
+    version: int
+    """The version of the event before it."""
+    offset: int
+
+
 AppendOutcome = Appended | Refused | LogError
 OnEventsAppended = Callable[[Sequence[AppendOutcome]], None]
 """Called once with the outcome of each append."""

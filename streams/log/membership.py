@@ -297,10 +297,18 @@ def target_owners(
         for giver, taker in path:
             balancer.transfer(giver, taker, balancer.most_uneven_topic(giver, taker))
     while exchange := balancer.find_exchange():
-        giver, taker, topic_given, topic_returned = exchange
-        balancer.transfer(giver, taker, topic_given)
-        balancer.transfer(taker, giver, topic_returned)
+        balancer.transfer(exchange.giver, exchange.taker, exchange.topic_given)
+        balancer.transfer(exchange.taker, exchange.giver, exchange.topic_returned)
     return balancer.to_owners()
+
+
+class _Exchange(NamedTuple):
+    """One member hands over a partition of one topic, and gets one of another topic back."""
+
+    giver: str
+    taker: str
+    topic_given: str
+    topic_returned: str
 
 
 class _Balancer:
@@ -376,7 +384,8 @@ class _Balancer:
 
     def most_uneven_topic(self, giver: str, taker: str) -> str:
         """The topic in which two members differ most."""
-        return max(self.transferable(giver, taker))[1]
+        _, topic = max(self.transferable(giver, taker))
+        return topic
 
     def shortest_path(self) -> list[tuple[str, str]]:
         """A shortest chain of moves from a member to one with at least two fewer, last move first,
@@ -400,9 +409,8 @@ class _Balancer:
                         return list(_trace_path(predecessors, other))
         return []
 
-    def find_exchange(self) -> tuple[str, str, str, str] | None:
-        """Two members and two topics such that handing over one partition of each evens out the
-        first topic and does not harm the second: giver, taker, topic there, topic back."""
+    def find_exchange(self) -> _Exchange | None:
+        """An exchange that evens out the topic given and does not harm the topic returned."""
         for topic, readers in self.subscribers.items():
             count = {member: self.counts[member][topic] for member in readers}
             ordered = sorted(readers, key=lambda m: (count[m], m))
@@ -412,7 +420,7 @@ class _Balancer:
                         break
                     surplus, topic_returned = max(self.transferable(taker, giver), default=(0, ""))
                     if surplus >= 1:
-                        return giver, taker, topic, topic_returned
+                        return _Exchange(giver, taker, topic, topic_returned)
         return None
 
 

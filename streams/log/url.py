@@ -344,17 +344,17 @@ def _parse(scheme: str, rest: str, location_kind: LocationKind, example: str) ->
     if location_kind == "hosts":
         # Nothing behind the login may look like its end, or a password could be read as hosts,
         # path or settings, and be shown.
-        login, at_sign, location = _split_login(label, location, query, example)
-        hosts, slash, path = location.partition("/")
+        found = _split_login(label, location, query, example)
+        hosts, slash, path = found.hosts_and_path.partition("/")
         parsed = Url(
             scheme,
             hosts=tuple(_parse_hosts(label, hosts, example)),
             path=slash + path,
             settings=tuple(_parse_settings(label, query)),
         )
-        if not at_sign:
+        if not found.has_login:
             return parsed
-        name, _, secret = login.partition(":")
+        name, _, secret = found.login.partition(":")
         return replace(
             parsed,
             user=_percent_decode(label, name),
@@ -378,7 +378,15 @@ def _parse(scheme: str, rest: str, location_kind: LocationKind, example: str) ->
     return Url(scheme, path=path, settings=tuple(_parse_settings(label, query)))
 
 
-def _split_login(label: str, location: str, query: str, example: str) -> tuple[str, str, str]:
+class _Location(NamedTuple):
+    """A URL's location in parts."""
+
+    login: str
+    has_login: bool
+    hosts_and_path: str
+
+
+def _split_login(label: str, location: str, query: str, example: str) -> _Location:
     authority, slash, path = location.partition("/")
     if "#" in location or "#" in query:
         raise ConfigError(f"{label}: a # has no meaning there; {ENCODING_HINT}")
@@ -387,7 +395,7 @@ def _split_login(label: str, location: str, query: str, example: str) -> tuple[s
     login, at_sign, hosts = authority.rpartition("@")
     if not hosts:
         raise ConfigError(f"{label}: it names no host:port; write {example}")
-    return login, at_sign, hosts + slash + path
+    return _Location(login, bool(at_sign), hosts + slash + path)
 
 
 def _parse_hosts(label: str, text: str, example: str) -> Iterator[tuple[str, int | None]]:

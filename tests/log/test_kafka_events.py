@@ -40,8 +40,10 @@ from streams.log.events import (
 )
 from streams.log.kafka.client import RequestRetry
 from streams.log.kafka.event_appends import Sent
+from streams.log.kafka.event_index import WatchedAppend
 from streams.log.kafka.index_writer import IndexWriter
 from streams.log.kafka.log import KafkaLog
+from streams.log.kafka.partition_index import WrittenAppend
 from streams.log.kafka.snapshot_index import record_key, snapshot_topic
 from streams.log.protocol import OnAppended, TopicInfo
 from streams.log.url import open_log
@@ -232,9 +234,10 @@ def test_an_append_that_was_declared_void_while_it_was_written_is_written_again(
     call: Any = SimpleNamespace(settle=settle)
     sent = Sent(0, slow, 0)
     decided = log._events.appends._on_decided(index, sent, call)
-    index.watch([(0, slow, decided)])
+    index.watch([WatchedAppend(0, slow, decided)])
     (end,) = write(producer, topic, slow.records[1:])
-    index.written(0, [(slow.records[0].id, b"k", end)], [end], [b"k"], [slow.records[1].headers])
+    written = WrittenAppend(slow.records[0].id, b"k", end)
+    index.written(0, [written], [end], [b"k"], [slow.records[1].headers])
     until(lambda: outcomes or None, PATIENCE, "what became of it")
     assert outcomes == [Appended(0, (end + 1, end + 2))]
     assert history(log, topic, b"k").head == slow.head

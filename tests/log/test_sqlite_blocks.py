@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import (
+    BlockRow,
     BlockSlice,
     SqliteBatch,
     decode_block,
@@ -64,21 +65,25 @@ def test_a_block_holds_what_was_put_in(written: list[Record]) -> None:
 def test_merged_and_sliced_blocks_read_like_the_single_ones(
     written: list[list[Record]], chance: st.DataObject
 ) -> None:
-    parts = [(len(few), 1_000_000 * i, encode_block(few)) for i, few in enumerate(written, 1)]
-    cut = chance.draw(st.integers(1, len(parts)))
-    whole = [
-        (sum(p[0] for p in parts[:cut]), parts[cut - 1][1], merge_blocks(parts[:cut])),
-        *parts[cut:],
+    parts = [
+        BlockRow(i, len(few), 1_000_000 * i, encode_block(few)) for i, few in enumerate(written, 1)
     ]
+    cut = chance.draw(st.integers(1, len(parts)))
+    merged = BlockRow(
+        1,
+        sum(part.messages for part in parts[:cut]),
+        parts[cut - 1].time,
+        merge_blocks(parts[:cut]),
+    )
     flat = [record for few in written for record in few]
     low = chance.draw(st.integers(0, len(flat) - 1))
     high = chance.draw(st.integers(low + 1, len(flat)))
     slices, first = [], 0
-    for count, time, packed in whole:
-        start, stop = max(low, first) - first, min(high, first + count) - first
+    for row in (merged, *parts[cut:]):
+        start, stop = max(low, first) - first, min(high, first + row.messages) - first
         if start < stop:
-            slices.append(BlockSlice(first, time, decode_block(packed), start, stop))
-        first += count
+            slices.append(BlockSlice(first, row.time, decode_block(row.data), start, stop))
+        first += row.messages
     batch = SqliteBatch("t", 0, slices)
     assert rows(batch) == [wanted(record) for record in flat[low:high]]
     assert list(batch.offsets) == list(range(low, high))

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
@@ -294,6 +294,14 @@ class Clients(Protocol[C]):
 # -- requests ------------------------------------------------------------------------------
 
 
+class _LoginRefusal(NamedTuple):
+    """A broker's refusal of the login."""
+
+    error: KafkaError
+    at: float
+    """Monotonic time."""
+
+
 class RequestRetry:
     """Requests of one log to its brokers (any thread).
 
@@ -313,7 +321,7 @@ class RequestRetry:
         self.settings = settings
         self.admin = admin
         self._group_admins = group_admins
-        self._login_refusal: tuple[KafkaError, float] | None = None
+        self._login_refusal: _LoginRefusal | None = None
         """A refused login or certificate, and when that was."""
         self._connection_failures: dict[str, tuple[ConnectionFailure, float]] = {}
         """The last failure of each broker's connection, and when that was."""
@@ -327,7 +335,7 @@ class RequestRetry:
         code = error.code()
         failure = parse_connection_failure(self.settings.scrub(str(error.str())))
         if code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
-            self._login_refusal = (error, now)
+            self._login_refusal = _LoginRefusal(error, now)
         elif code == KafkaError._ALL_BROKERS_DOWN:
             self._all_down_at = now
         elif failure is not None:
@@ -353,7 +361,9 @@ class RequestRetry:
 
     def _login_refused_since(self, moment: float) -> KafkaException | None:
         refusal = self._login_refusal
-        return KafkaException(refusal[0]) if refusal is not None and refusal[1] > moment else None
+        if refusal is None or refusal.at <= moment:
+            return None
+        return KafkaException(refusal.error)
 
     def _check_reachable(self, admin: AdminClient, operation: str) -> None:
         """See that there is a broker at all, once.

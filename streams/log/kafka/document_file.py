@@ -132,12 +132,8 @@ class DocumentFile(CacheFile):
         waiting were left out."""
         before = self.state(partition)
         last: dict[bytes, ReadDocument] = {each.key: each for each in documents}
-        kept = [
-            (partition, key, number, row, stopped)
-            for key, number, row, stopped in sorted(last.values())
-            if row is not None
-        ]
-        gone = [(partition, key) for key, _, row, _ in last.values() if row is None]
+        kept = [(partition, *each) for each in sorted(last.values()) if each.row is not None]
+        gone = [(partition, each.key) for each in last.values() if each.row is None]
         left_out = 0
         with self.writing() as db:
             if state.cleared > before.cleared:

@@ -25,7 +25,7 @@ from streams.log.kafka.batch import KafkaBatch
 from streams.log.kafka.cache_file import IndexFileDamaged
 from streams.log.kafka.client import REQUEST_TIMEOUT
 from streams.log.kafka.document_file import DocumentFile
-from streams.log.kafka.document_partition import DocumentPartition
+from streams.log.kafka.document_partition import DocumentPartition, KnownEnd
 from streams.log.kafka.index_consumer import HistoryGone, IndexConsumer
 from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.kafka.reader import ReaderPool
@@ -299,7 +299,7 @@ class DocumentIndex:
             with self._lock:
                 found = self._partitions[number]
                 if found.goal is None:
-                    found.goal = (self._asked_at, end)
+                    found.goal = KnownEnd(self._asked_at, end)
                 found.flush()
                 self._changed.notify_all()
 

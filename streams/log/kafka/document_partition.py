@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -35,6 +36,14 @@ FLUSH_BYTES = 8 << 20
 
 _MAX_STRANGE = 100
 """Origins of checkpoints that do not count, which are remembered."""
+
+
+class KnownEnd(NamedTuple):
+    """Where a partition ended at some moment."""
+
+    asked_at: float
+    """Seconds since the epoch."""
+    offset: int
 
 
 class DocumentPartition:
@@ -85,8 +94,8 @@ class DocumentPartition:
         """Up to where it has to be read before anything is shown: this process has written it."""
         self.caught_up_at = state.caught_up_at
         self.is_ready = False
-        self.goal: tuple[float, int] | None = (asked_at, end)
-        """Where it ended at some moment (seconds since the epoch), if that is not reached yet."""
+        self.goal: KnownEnd | None = KnownEnd(asked_at, end)
+        """Where it ended at some moment, if that is not reached yet."""
         self._shown_offset = 0
         self._counted: list[ReadDocument] = []
         """Documents whose checkpoint has come."""
@@ -107,7 +116,8 @@ class DocumentPartition:
 
     def wanted_offset(self) -> int:
         """Up to where it has to be read before anything is shown."""
-        return max(self.needed, self.goal[1] if self.goal is not None else 0, self.next_offset)
+        goal = 0 if self.goal is None else self.goal.offset
+        return max(self.needed, goal, self.next_offset)
 
     # -- reading
 
@@ -227,8 +237,8 @@ class DocumentPartition:
     def flush(self) -> None:
         """Write what is to be shown, and what memory is not to hold."""
         goal = self.goal
-        if goal is not None and self.next_offset >= goal[1]:
-            self.caught_up_at, self.goal, self.is_ready = goal[0], None, True
+        if goal is not None and self.next_offset >= goal.offset:
+            self.caught_up_at, self.goal, self.is_ready = goal.asked_at, None, True
         is_full = len(self._open) + len(self._counted) >= FLUSH_COUNT or self._bytes >= FLUSH_BYTES
         if (self.is_ready or is_full) and self._read is not self.state:
             # Records behind the last checkpoint are read again after a restart.

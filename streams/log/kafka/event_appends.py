@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from streams.errors import LogError, OutcomeUnknown, Unavailable
@@ -22,9 +23,10 @@ from streams.log.events import (
     judge,
 )
 from streams.log.kafka.cache_file import IndexFileDamaged
-from streams.log.kafka.event_index import TopicIndex
+from streams.log.kafka.event_index import TopicIndex, WatchedAppend
 from streams.log.kafka.event_indexes import EventIndexes
 from streams.log.kafka.event_topics import EventTopics
+from streams.log.kafka.partition_index import WrittenAppend
 from streams.log.kafka.producer import Writer
 from streams.log.names import partition_for
 from streams.message import ID, Headers, Position, Record
@@ -67,6 +69,16 @@ class _AppendCall:
             self._settled.wait_for(
                 lambda: all(self._outcomes[each] is not None for each in numbers)
             )
+
+
+@dataclass(slots=True)
+class _WrittenRecords:
+    """The appends that were written to one partition, and the columns of their records."""
+
+    appends: list[WrittenAppend] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    headers: list[Headers] = field(default_factory=list)
 
 
 class Sent(NamedTuple):
@@ -181,7 +193,7 @@ class Appends:
                 return LogError(f"{index.topic}: its index has failed")
             if append.is_refusal:
                 found = (entry.refusals or {}).get(append.records[0].id)
-                return Appended(partition, () if found is None else (found[1],))
+                return Appended(partition, () if found is None else (found.offset,))
             start = append.base.version
             return Appended(partition, tuple(entry.offsets[start : start + len(append.records)]))
 
@@ -192,7 +204,8 @@ class Appends:
         is told what the index says of it later. The others, which have to be judged: the history
         of one that is sent again may have gone on with its own first try."""
         holds = index.watch(
-            (each.partition, each.append, self._on_decided(index, each, call)) for each in appends
+            WatchedAppend(each.partition, each.append, self._on_decided(index, each, call))
+            for each in appends
         )
         others = [each for each, is_held in zip(appends, holds, strict=True) if not is_held]
         written = [each for each, is_held in zip(appends, holds, strict=True) if is_held]
@@ -257,7 +270,7 @@ class Appends:
         results: Sequence[Position | LogError],
         call: _AppendCall,
     ) -> None:
-        written: dict[int, tuple[list[Any], list[int], list[bytes], list[Headers]]] = {}
+        written: dict[int, _WrittenRecords] = {}
         start = 0
         for each in appends:
             stop = start + len(each.append.records)
@@ -269,13 +282,16 @@ class Appends:
                 unknown = [error for error in errors if isinstance(error, OutcomeUnknown)]
                 call.settle(each.number, (unknown or errors)[0])
                 continue
-            appended, offsets, keys, headers = written.setdefault(each.partition, ([], [], [], []))
+            found = written.get(each.partition)
+            if found is None:
+                found = written[each.partition] = _WrittenRecords()
             for record, result in zip(own, ended, strict=True):
                 if isinstance(result, Position):
-                    offsets.append(result.offset)
-                    keys.append(each.append.key)
+                    found.offsets.append(result.offset)
+                    found.keys.append(each.append.key)
                     id = record.id.encode("utf-8", "surrogateescape")
-                    headers.append([(ID, id), *record.headers])
-            appended.append((own[0].id, each.append.key, offsets[-1]))
-        for partition, (appended, offsets, keys, headers) in written.items():
-            index.written(partition, appended, offsets, keys, headers)
+                    found.headers.append([(ID, id), *record.headers])
+            append = WrittenAppend(own[0].id, each.append.key, found.offsets[-1])
+            found.appends.append(append)
+        for partition, found in written.items():
+            index.written(partition, found.appends, found.offsets, found.keys, found.headers)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from streams.errors import LogError, OutcomeUnknown, Unavailable
 from streams.log.events import EventAppend
@@ -32,6 +33,7 @@ from streams.log.kafka.partition_index import (
     OnDecided,
     PartitionIndex,
     PartitionState,
+    WrittenAppend,
     event_id,
 )
 from streams.log.kafka.reader import ReaderPool
@@ -54,6 +56,22 @@ records in its queue all at once."""
 
 WriteVoid = Callable[[int, bytes, str], None]
 """Has a record written that declares an append void: its partition, key and ID."""
+
+
+class WatchedAppend(NamedTuple):
+    """An append that is about to be written, and who is told what becomes of it."""
+
+    partition: int
+    append: EventAppend
+    on_decided: OnDecided
+
+
+class _PendingAppend(NamedTuple):
+    """An append that is not whole."""
+
+    partition: int
+    key: bytes
+    append_id: str
 
 
 class TopicIndex:
@@ -101,7 +119,7 @@ class TopicIndex:
         self._reported_at = time.monotonic()
         self._has_reported = False
         """Foreign records."""
-        self._pending_since: dict[tuple[int, bytes, str], float] = {}
+        self._pending_since: dict[_PendingAppend, float] = {}
         """Since when appends are known that are not whole."""
         self._keepers = IndexKeepers(self)
         if file is not None:
@@ -376,23 +394,22 @@ class TopicIndex:
 
     # -- appends
 
-    def watch(self, appends: Iterable[tuple[int, EventAppend, OnDecided]]) -> Sequence[bool]:
+    def watch(self, appends: Iterable[WatchedAppend]) -> Sequence[bool]:
         """Tell somebody what becomes of appends that are about to be written: of those that
         continue their history as it is known. Which of them do; to know that and to watch is one
         step, as one that was sent before may be folded at any moment.
 
-        :param appends: partition of each, and the append.
         :raises LogError: nothing is folded any more.
         """
         continuing = []
         self._check_identity()
         with self.lock:
             self._check()
-            for partition, append, on_decided in appends:
-                index = self.partitions[partition]
+            for each in appends:
+                index, append = self.partitions[each.partition], each.append
                 continuing.append(index.ends_at(append.key, append.base))
                 if continuing[-1]:
-                    index.watch(append.records[0].id, on_decided)
+                    index.watch(append.records[0].id, each.on_decided)
         return continuing
 
     def unwatch(self, partition: int, append_id: str) -> None:
@@ -403,7 +420,7 @@ class TopicIndex:
     def written(
         self,
         partition: int,
-        appends: Sequence[tuple[str, bytes, int]],
+        appends: Sequence[WrittenAppend],
         offsets: Sequence[int],
         keys: Sequence[bytes],
         headers: Sequence[Headers],
@@ -411,14 +428,13 @@ class TopicIndex:
         """Take note of appends that were written, and fold their records at once where nothing
         stands between them and what was folded.
 
-        :param appends: ID, key and last offset of each.
         :param offsets: of all their records, in order, with their keys and headers.
         """
         is_certain = self._identity is None or self._identity.is_certain
         with self._changed:
             index = self.partitions[partition]
             for append in appends:
-                index.written(*append)
+                index.written(append)
             if is_certain and index.next_offset in offsets:
                 start = offsets.index(index.next_offset)
                 stop = start + 1
@@ -470,19 +486,19 @@ class TopicIndex:
             self._identity.tick()
         with self.lock:
             pending = {
-                (number, *append): self._pending_since.get((number, *append), now)
+                each: self._pending_since.get(each, now)
                 for number, index in self.partitions.items()
-                for append in index.pending_appends()
+                for each in (_PendingAppend(number, *found) for found in index.pending_appends())
             }
             self._pending_since = pending
             foreign = [each for each in self.partitions.values() if each.foreign_count]
             waiting = self._waiting_since
             folded = sum(each.next_offset for each in self.partitions.values())
         overdue = [append for append, since in pending.items() if now >= since + VOID_AFTER]
-        for partition, key, append_id in overdue:
-            self._pending_since[partition, key, append_id] = now  # again, if that gets lost
+        for each in overdue:
+            self._pending_since[each] = now  # again, if that gets lost
             if self._write_void is not None:
-                self._write_void(partition, key, append_id)
+                self._write_void(*each)
         if foreign and not self._has_reported:
             self._has_reported = True
             logger.warning(

@@ -65,7 +65,7 @@ class KeyHistory:
         with self._index.lock:
             entry = self._index.partitions[self._partition].entry(self._key)
         found = None if entry is None or entry.refusals is None else entry.refusals.get(record_id)
-        return None if found is None else found[0]
+        return None if found is None else found.version
 
 
 class FoundRecord(NamedTuple):

@@ -148,7 +148,7 @@ class EventSnapshots:
                 logger.debug("%s: read without snapshots: %s", topic, error)
                 continue
             for number in numbers:
-                _, request, snapshot = wanted[number]
+                request, snapshot = wanted[number].request, wanted[number].found
                 if snapshot.at not in records:
                     continue
                 record = records[snapshot.at].record

@@ -10,10 +10,11 @@ import struct
 from array import array
 from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
-from streams.log.events import Base, Caused, Head
+from streams.log.events import Base, Caused, Head, RecordedRefusal
 from streams.log.kafka.cache_file import (
     FACTS,
     CacheFile,
@@ -87,12 +88,12 @@ class IndexFile(CacheFile):
                 [
                     (
                         partition,
-                        key,
+                        each.key,
                         cause,
-                        seal(_PAIR.pack(*caused), _OF_CAUSE, key + cause, len(key)),
+                        seal(_PAIR.pack(*each.caused), _OF_CAUSE, each.key + cause, len(each.key)),
                     )
-                    for key, name, caused in changes.causes
-                    for cause in [name.encode("utf-8", "surrogateescape")]
+                    for each in changes.causes
+                    for cause in [each.cause.encode("utf-8", "surrogateescape")]
                 ],
             )
             writer.executemany(
@@ -100,12 +101,12 @@ class IndexFile(CacheFile):
                 [
                     (
                         partition,
-                        key,
+                        each.key,
                         id,
-                        seal(_PAIR.pack(version, at), _OF_REFUSAL, key + id, len(key)),
+                        seal(_PAIR.pack(*each.refusal), _OF_REFUSAL, each.key + id, len(each.key)),
                     )
-                    for key, name, version, at in changes.refusals
-                    for id in [name.encode("utf-8", "surrogateescape")]
+                    for each in changes.refusals
+                    for id in [each.append_id.encode("utf-8", "surrogateescape")]
                 ],
             )
             if changes.losers:
@@ -142,6 +143,16 @@ def _key_rows(
     return keys, chunks
 
 
+class _KeyRow(NamedTuple):
+    """The row of a key, decoded."""
+
+    version: int
+    flags: int
+    last_id: bytes
+    last_offsets: bytes
+    """The offsets that are in no chunk: eight bytes each."""
+
+
 class PartitionRows:
     """The file's rows of one partition: see :class:`~.partition_index.StoredPartition`."""
 
@@ -155,13 +166,12 @@ class PartitionRows:
             with file.translated():
                 self.state = _decode_state(file.unseal(row, _OF_PARTITION, b"", partition))
 
-    def _head(self, key: bytes, row: object) -> tuple[int, int, bytes, bytes]:
-        """Version, flags, last ID and the last offsets."""
+    def _read_key(self, key: bytes, row: object) -> _KeyRow:
         with self._file.translated():
             content = self._file.unseal(row, _OF_KEY, key)
             version, flags, length = _KEY.unpack_from(content)
         start = _KEY.size + length
-        return version, flags, content[_KEY.size : start], content[start:]
+        return _KeyRow(version, flags, content[_KEY.size : start], content[start:])
 
     def find_key(self, key: bytes) -> KeyEntry | None:
         """A key's entry.
@@ -172,32 +182,35 @@ class PartitionRows:
         rows = read("SELECT row FROM keys WHERE partition = ? AND key = ?", partition, key)
         if not rows:
             return None
-        version, flags, last_id, tail = self._head(key, rows[0][0])
+        ((row,),) = rows
+        found = self._read_key(key, row)
         offsets = array("q")
         chunks: list[tuple[object, ...]] = []
-        if version >= CHUNK:
+        if found.version >= CHUNK:
             chunks = read(
                 "SELECT chunk, row FROM chunks WHERE partition = ? AND key = ? ORDER BY chunk",
                 partition, key,
             )  # fmt: skip
         with self._file.translated():
-            for number, row in chunks:
-                offsets.frombytes(self._file.unseal(row, _OF_CHUNK, key, _number(number)))
-            offsets.frombytes(tail)
-        if len(offsets) != version:
+            for number, chunk in chunks:
+                offsets.frombytes(self._file.unseal(chunk, _OF_CHUNK, key, _number(number)))
+            offsets.frombytes(found.last_offsets)
+        if len(offsets) != found.version:
             raise IndexFileDamaged(f"index file {self._file.name}: offsets of a key are missing")
         refusals = None
-        if flags & _HAS_REFUSALS:
-            found = read(
+        if found.flags & _HAS_REFUSALS:
+            refused = read(
                 "SELECT id, row FROM refusals WHERE partition = ? AND key = ?", partition, key
             )
             with self._file.translated():
                 refusals = {
-                    text(id): _PAIR.unpack(self._file.unseal(row, _OF_REFUSAL, key + id, len(key)))
-                    for id, row in found
+                    text(id): RecordedRefusal(
+                        *_PAIR.unpack(self._file.unseal(sealed, _OF_REFUSAL, key + id, len(key)))
+                    )
+                    for id, sealed in refused
                     if isinstance(id, bytes)
                 }
-        return KeyEntry(offsets, last_id, bool(flags & _FINAL), refusals)
+        return KeyEntry(offsets, found.last_id, bool(found.flags & _FINAL), refusals)
 
     def find_cause(self, key: bytes, cause: str) -> Caused | None:
         """The append that was made for a cause, if any."""
@@ -209,9 +222,8 @@ class PartitionRows:
         if not rows:
             return None
         with self._file.translated():
-            return Caused(
-                *_PAIR.unpack(self._file.unseal(rows[0][0], _OF_CAUSE, key + name, len(key)))
-            )
+            ((row,),) = rows
+            return Caused(*_PAIR.unpack(self._file.unseal(row, _OF_CAUSE, key + name, len(key))))
 
     def find_losers(self, first: int, end: int) -> Iterable[int]:
         """Offsets between two that do not count."""
@@ -239,8 +251,9 @@ class PartitionRows:
         for key, row in rows:
             if not isinstance(key, bytes):
                 raise IndexFileDamaged(f"index file {self._file.name}: a key is not bytes")
-            version, flags, last_id, _ = self._head(key, row)
-            found.append((key, Head(Base(version, text(last_id)), bool(flags & _FINAL))))
+            read = self._read_key(key, row)
+            base = Base(read.version, text(read.last_id))
+            found.append((key, Head(base, bool(read.flags & _FINAL))))
         return found
 
 

@@ -37,7 +37,7 @@ from zlib import crc32
 
 import msgspec
 
-from streams.log.events import Caused, Head
+from streams.log.events import Caused, Head, RecordedRefusal
 from streams.log.kafka.cache_file import IndexFileDamaged
 from streams.log.kafka.partition_index import KeyEntry, PartitionIndex, PartitionState
 from streams.message import Headers
@@ -76,7 +76,24 @@ class _Entry(msgspec.Struct, array_like=True, gc=False):
     """Eight bytes each, the lowest first."""
     last_id: bytes
     is_final: bool
-    refusals: list[tuple[bytes, int, int]]
+    refusals: list[_EntryRefusal]
+
+
+class _EntryRefusal(NamedTuple):
+    """A refusal of a key, as it is written."""
+
+    append_id: bytes
+    version: int
+    offset: int
+
+
+class _EntryCause(NamedTuple):
+    """A cause, as it is written, with the version and the number of its events."""
+
+    key: bytes
+    cause: bytes
+    version: int
+    event_count: int
 
 
 class SnapshotEnd(msgspec.Struct, array_like=True):
@@ -100,7 +117,7 @@ class SnapshotEnd(msgspec.Struct, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_entries = msgspec.msgpack.Decoder(list[_Entry]).decode
-_decode_causes = msgspec.msgpack.Decoder(list[tuple[bytes, bytes, int, int]]).decode
+_decode_causes = msgspec.msgpack.Decoder(list[_EntryCause]).decode
 _decode_end = msgspec.msgpack.Decoder(SnapshotEnd).decode
 
 
@@ -202,8 +219,8 @@ def _parts(name: str, content: bytes) -> Iterator[SnapshotRecord]:
 
 def _written(key: bytes, entry: KeyEntry) -> _Entry:
     refusals = [
-        (id.encode("utf-8", "surrogateescape"), version, offset)
-        for id, (version, offset) in (entry.refusals or {}).items()
+        _EntryRefusal(id.encode("utf-8", "surrogateescape"), refusal.version, refusal.offset)
+        for id, refusal in (entry.refusals or {}).items()
     ]
     return _Entry(key, _offset_bytes(entry.offsets), entry.last_id, entry.is_final, refusals)
 
@@ -248,8 +265,9 @@ def parse_end(value: bytes | None, at: int) -> SnapshotEnd | None:
         and max(state.event_count, state.cause_count) <= state.next_offset
         and -1 <= state.folded_offset < state.next_offset
         and all(
-            len(offsets) < count and all(0 <= offset < state.next_offset for offset in offsets)
-            for _, _, count, offsets, _ in state.pending
+            len(each.offsets) < each.record_count
+            and all(0 <= offset < state.next_offset for offset in each.offsets)
+            for each in state.pending
         )
     )
     return found if is_possible else None
@@ -287,20 +305,20 @@ class IndexSnapshot:
         for record in records:
             found_sum, count = checksum(record, found_sum), count + 1
             key = record.key.removeprefix(_PREFIX)
-            name = key.decode("ascii", "replace").split("/")
-            if name[0] == "keys" and len(name) == 3 and name[1].isdigit() and len(name[1]) < 9:
-                self._buckets.setdefault(int(name[1]), []).append(record.value)
-            elif name[0] in parts:
-                parts[name[0]].append(record.value)
-            else:
-                raise SnapshotUnusable("it has a record of a kind that is not known")
+            match key.decode("ascii", "replace").split("/"):
+                case ["keys", bucket, _] if bucket.isdigit() and len(bucket) < 9:
+                    self._buckets.setdefault(int(bucket), []).append(record.value)
+                case [kind, *_] if kind in parts:
+                    parts[kind].append(record.value)
+                case _:
+                    raise SnapshotUnusable("it has a record of a kind that is not known")
         if (count, found_sum) != (end.records, end.checksum):
             raise SnapshotUnusable(f"{end.records} records were written, and they are not there")
         with _refused():
             self._losers = _offsets(b"".join(parts["losers"]))
             self._causes = {
-                (key, text(cause)): Caused(version, events)
-                for key, cause, version, events in _decode_all(_decode_causes, parts["causes"])
+                (each.key, text(each.cause)): Caused(each.version, each.event_count)
+                for each in _decode_all(_decode_causes, parts["causes"])
             }
             self._changed = dict(map(_read, _decode_all(_decode_entries, parts["changed"])))
 
@@ -403,7 +421,9 @@ def _decode_all(decode: Any, parts: Sequence[bytes]) -> Any:
 
 
 def _read(entry: _Entry) -> tuple[bytes, KeyEntry]:
-    refusals = {text(id): (version, offset) for id, version, offset in entry.refusals}
+    refusals = {
+        text(each.append_id): RecordedRefusal(each.version, each.offset) for each in entry.refusals
+    }
     read = KeyEntry(_offsets(entry.offsets), entry.last_id, entry.is_final, refusals or None)
     return entry.key, read
 

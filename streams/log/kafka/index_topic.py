@@ -238,10 +238,12 @@ class IndexTopic:
         while end > floor:
             start = max(floor, end - length)
             last: _FoundEnd | None = None
-            for offset, key, value, name in self._read(partition, start, end):
-                parsed = parse_end(value, offset) if key == END_KEY and name else None
-                if parsed is not None and name is not None:
-                    last = _FoundEnd(offset, name, parsed)
+            for each in self._read(partition, start, end):
+                if each.key != END_KEY or not each.snapshot:
+                    continue
+                parsed = parse_end(each.value, each.offset)
+                if parsed is not None:
+                    last = _FoundEnd(each.offset, each.snapshot, parsed)
             if last is not None:
                 self._check(last, low)
                 return last
@@ -270,16 +272,14 @@ class IndexTopic:
     def _records(
         self, partition: int, end: _FoundEnd, is_closed: Callable[[], bool]
     ) -> Iterator[SnapshotRecord]:
-        for _, key, value, name in self._read(partition, end.end.first, end.offset):
+        for each in self._read(partition, end.end.first, end.offset):
             if is_closed():
                 raise GivenUp("the index is no longer used")
-            if name == end.name and key is not None:
-                yield SnapshotRecord(key, value or b"")
+            if each.snapshot == end.name and each.key is not None:
+                yield SnapshotRecord(each.key, each.value or b"")
 
-    def _read(
-        self, partition: int, start: int, end: int
-    ) -> Iterator[tuple[int, bytes | None, bytes | None, bytes | None]]:
-        """Offset, key, value and snapshot's name of the records in a range."""
+    def _read(self, partition: int, start: int, end: int) -> Iterator[_ReadRecord]:
+        """The records in a range."""
         return _read(self._tools.readers, self._topic, partition, start, end)
 
     # -- writing
@@ -477,22 +477,36 @@ def _holds_nothing_else(readers: ReaderPool, topic: str, partitions: int) -> boo
 def _is_ours(readers: ReaderPool, topic: str, partition: int) -> bool:
     """Whether a partition begins with a record of a snapshot, or ends with one, if it has any."""
     low, end = readers.watermarks(topic, partition)
-    for _, _, _, name in _read(readers, topic, partition, low, end):
-        if name is not None:
+    for first in _read(readers, topic, partition, low, end):
+        if first.snapshot is not None:
             return True
         tail = _read(readers, topic, partition, max(low, end - _TAIL), end)
-        return any(key == END_KEY and found is not None for _, key, _, found in tail)
+        return any(each.key == END_KEY and each.snapshot is not None for each in tail)
     return True
+
+
+class _ReadRecord(NamedTuple):
+    """A record of the topic."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    snapshot: bytes | None
+    """The name of the snapshot that it belongs to; None: it belongs to none."""
 
 
 def _read(
     readers: ReaderPool, topic: str, partition: int, start: int, end: int
-) -> Iterator[tuple[int, bytes | None, bytes | None, bytes | None]]:
+) -> Iterator[_ReadRecord]:
     reader = readers.open_reader(topic, partition, start, end)
     try:
         while (batch := reader.read(_READ_LIMIT, _READ_TIMEOUT)) is not None:
             for number, headers in enumerate(batch.all_headers()):
-                name = snapshot_name(headers)
-                yield batch.offsets[number], batch.keys[number], batch.values[number], name
+                yield _ReadRecord(
+                    batch.offsets[number],
+                    batch.keys[number],
+                    batch.values[number],
+                    snapshot_name(headers),
+                )
     finally:
         reader.close()

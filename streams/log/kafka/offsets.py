@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
@@ -84,6 +84,13 @@ class _CommitState:
     """The offset of that version."""
 
 
+class _SentVersion(NamedTuple):
+    """The version of a commit that was sent, and the state of the commits that it belongs to."""
+
+    state: _CommitState
+    version: int
+
+
 class OffsetCommits:
     """The commits of one subscription.
 
@@ -102,7 +109,7 @@ class OffsetCommits:
         self._states: dict[TopicPartition, _CommitState] = {}
         self._in_flight: dict[TopicPartition, Committed] = {}
         """The offsets of the commit whose result is not known."""
-        self._in_flight_versions: dict[TopicPartition, tuple[_CommitState, int]] = {}
+        self._in_flight_versions: dict[TopicPartition, _SentVersion] = {}
         self._sent_at = 0.0
         self._submitted: Submitted | None = None
         """To be called with that result, if the commit is asynchronous."""
@@ -175,11 +182,11 @@ class OffsetCommits:
     ) -> dict[TopicPartition, Committed]:
         """Note that these are about to be sent."""
         self._in_flight_versions = {
-            key: (self._states[key], each.version) for key, each in newest.items()
+            key: _SentVersion(self._states[key], each.version) for key, each in newest.items()
         }
         offsets = {k: Committed(each.position, each.progress) for k, each in newest.items()}
-        for key, (state, version) in self._in_flight_versions.items():
-            state.sent_version, state.sent_offset = version, offsets[key]
+        for key, sent in self._in_flight_versions.items():
+            sent.state.sent_version, sent.state.sent_offset = sent.version, offsets[key]
         return offsets
 
     def store_unassigned(self, offsets: Mapping[TopicPartition, Committed]) -> None:
@@ -228,9 +235,9 @@ class OffsetCommits:
         return True
 
     def _finish(self, *, stored: bool) -> None:
-        for state, version in self._in_flight_versions.values():
+        for sent in self._in_flight_versions.values():
             if stored:
-                state.stored_version = max(state.stored_version, version)
+                sent.state.stored_version = max(sent.state.stored_version, sent.version)
         self._in_flight, self._in_flight_versions = {}, {}
         submitted, self._submitted = self._submitted, None
         if submitted is not None:

@@ -375,15 +375,14 @@ class OutputWriter:
             # A batch is refused as a whole: which of its records was it?
             self._close_look_until = time.monotonic() + CLOSE_LOOK
             return _LookAgain()
-        return OutputsRefused(
-            {
-                at: TooLarge(
-                    f"Kafka, {outputs[at][0]}: message {outputs[at][1].id!r} is larger than the "
-                    f"topic's max.message.bytes, or message.max.bytes: {each.str()}"
-                )
-                for at, each in too_large.items()
-            }
-        )
+        errors: dict[int, LogError] = {}
+        for at, each in too_large.items():
+            topic, record = outputs[at]
+            errors[at] = TooLarge(
+                f"Kafka, {topic}: message {record.id!r} is larger than the "
+                f"topic's max.message.bytes, or message.max.bytes: {each.str()}"
+            )
+        return OutputsRefused(errors)
 
     def _missing(self, outputs: Sequence[tuple[str, Record]], error: KafkaError) -> LogError:
         """A broker does not know a topic: it was deleted, or that broker has just begun."""

@@ -26,7 +26,15 @@ import msgspec
 
 from streams.errors import LogError
 from streams.log.event_headers import CAUSE, EVENT, FINAL, MAX_CAUSE, MAX_ID, VOID, parse_event
-from streams.log.events import EMPTY, NO_HISTORY, Appended, Base, Caused, Head
+from streams.log.events import (
+    EMPTY,
+    NO_HISTORY,
+    Appended,
+    Base,
+    Caused,
+    Head,
+    RecordedRefusal,
+)
 from streams.log.kafka.arbitration import Arbiter, Counted, PendingAppend
 from streams.message import ID, Headers
 from streams.wire import text
@@ -56,13 +64,24 @@ class KeyEntry(msgspec.Struct, gc=False):
     last_id: bytes = b""
     """The ID of its last record."""
     is_final: bool = False
-    refusals: dict[str, tuple[int, int]] | None = None
-    """Version and offset of each refusal, by its record's ID."""
+    refusals: dict[str, RecordedRefusal] | None = None
+    """By the IDs of their records."""
 
     @property
     def head(self) -> Head:
         """Where the history ends."""
         return Head(Base(len(self.offsets), text(self.last_id)), self.is_final)
+
+
+class StoredPendingAppend(NamedTuple):
+    """An append that is not whole, as it is stored."""
+
+    key: bytes
+    append_id: bytes
+    record_count: int
+    offsets: list[int]
+    """Of those that were read."""
+    cause: bytes
 
 
 class PartitionState(msgspec.Struct, array_like=True):
@@ -74,7 +93,7 @@ class PartitionState(msgspec.Struct, array_like=True):
     :param folded_offset: of the last record that was folded, whether it counts or not; -1: it is
         not known.
     :param folded_id: that record's ID; empty: it has none.
-    :param pending: key, append ID, count, offsets and cause of appends that are not whole.
+    :param pending: the appends that are not whole.
     """
 
     next_offset: int = 0
@@ -84,9 +103,17 @@ class PartitionState(msgspec.Struct, array_like=True):
     event_count: int = 0
     cause_count: int = 0
     cause_bytes: int = 0
-    pending: list[tuple[bytes, bytes, int, list[int], bytes]] = msgspec.field(default_factory=list)
+    pending: list[StoredPendingAppend] = msgspec.field(default_factory=list)
     folded_offset: int = -1
     folded_id: bytes = b""
+
+
+class WrittenAppend(NamedTuple):
+    """An append that was written, and the offset of its last record."""
+
+    append_id: str
+    key: bytes
+    last_offset: int
 
 
 class ChangedKey(NamedTuple):
@@ -101,13 +128,29 @@ class ChangedKey(NamedTuple):
     first: int
 
 
+class ChangedCause(NamedTuple):
+    """A cause that the file does not have yet, and its events."""
+
+    key: bytes
+    cause: str
+    caused: Caused
+
+
+class ChangedRefusal(NamedTuple):
+    """A refusal that the file does not have yet."""
+
+    key: bytes
+    append_id: str
+    refusal: RecordedRefusal
+
+
 class Changes(msgspec.Struct):
     """The changes since the file was last written."""
 
     state: PartitionState
     keys: list[ChangedKey]
-    causes: list[tuple[bytes, str, Caused]]
-    refusals: list[tuple[bytes, str, int, int]]
+    causes: list[ChangedCause]
+    refusals: list[ChangedRefusal]
     losers: list[int]
     """Offsets of records that do not count, in no particular order."""
 
@@ -180,18 +223,18 @@ class PartitionIndex:
         """Offsets of records that do not count, or not yet; with a file those it has not."""
         self._saved_losers = 0
         """How many more this process has given to the file."""
-        for key, append_id, count, offsets, cause in state.pending:
-            pending = PendingAppend(count, offsets, text(cause))
-            self._arbiter.pending.setdefault(key, {})[text(append_id)] = pending
-            self._uncounted.update(offsets)
+        for each in state.pending:
+            pending = PendingAppend(each.record_count, each.offsets, text(each.cause))
+            self._arbiter.pending.setdefault(each.key, {})[text(each.append_id)] = pending
+            self._uncounted.update(each.offsets)
         self._sorted_keys: list[bytes] = []
         """In order, the keys that may be in memory only."""
         self._sorted_count = -1
         """How many keys there were when they were sorted."""
         self._watched: dict[str, OnDecided] = {}
         """By append: who waits for what becomes of it."""
-        self._ends: dict[str, tuple[int, bytes]] = {}
-        """By append: the offset of its last record, once that is known, and its key."""
+        self._ends: dict[str, WrittenAppend] = {}
+        """By the IDs of appends that are watched: those that were written."""
         self._decided: list[Decided] = []
         self._changed: dict[bytes, int] | None = {} if is_written else None
         """Keys that are to be written to the file, and how many events it has of each."""
@@ -204,8 +247,8 @@ class PartitionIndex:
         self.first_foreign = -1
         """Where the first of them stands."""
         self._stored_count = state.event_count
-        self._changed_causes: list[tuple[bytes, str, Caused]] = []
-        self._changed_refusals: list[tuple[bytes, str, int, int]] = []
+        self._changed_causes: list[ChangedCause] = []
+        self._changed_refusals: list[ChangedRefusal] = []
         self._touched: set[bytes] | None = None
         """While the index is copied: the keys that have changed since that began."""
 
@@ -294,7 +337,8 @@ class PartitionIndex:
         :param names: :meth:`sorted_keys`, as they were a moment ago.
         """
         if names is None:
-            names = sorted(self.keys_to_sort()[0])
+            unsorted, _ = self.keys_to_sort()
+            names = sorted(unsorted)
         start = 0 if after is None else bisect_left(names, after + b"\0")
         found = {key: self.keys[key].head for key in names[start : start + limit]}
         if self._stored is not None:
@@ -411,9 +455,10 @@ class PartitionIndex:
         if counted.is_refusal:
             if entry.refusals is None:
                 entry.refusals = {}
-            entry.refusals[counted.append_id] = version, offsets[0]
+            refusal = RecordedRefusal(version, offsets[0])
+            entry.refusals[counted.append_id] = refusal
             if self._changed is not None:
-                self._changed_refusals.append((key, counted.append_id, version, offsets[0]))
+                self._changed_refusals.append(ChangedRefusal(key, counted.append_id, refusal))
         else:
             entry.offsets.extend(offsets)
             self.event_count += len(offsets)
@@ -428,7 +473,7 @@ class PartitionIndex:
             self.cause_count += 1
             self.cause_bytes += len(counted.cause) + 200
             if self._changed is not None:
-                self._changed_causes.append((key, counted.cause, caused))
+                self._changed_causes.append(ChangedCause(key, counted.cause, caused))
         on_decided = self._watched.pop(counted.append_id, None)
         if on_decided is not None:
             self._ends.pop(counted.append_id, None)
@@ -451,19 +496,19 @@ class PartitionIndex:
         self._watched.pop(append_id, None)
         self._ends.pop(append_id, None)
 
-    def written(self, append_id: str, key: bytes, last_offset: int) -> None:
-        """An append that is watched stands in the log up to this offset."""
-        if append_id in self._watched:
-            self._ends[append_id] = last_offset, key
+    def written(self, append: WrittenAppend) -> None:
+        """An append that is watched stands in the log."""
+        if append.append_id in self._watched:
+            self._ends[append.append_id] = append
 
     def settle(self) -> None:
         """Tell those whose appends were passed and did not count."""
         if not self._ends:
             return
-        passed = [id for id, (offset, _) in self._ends.items() if offset < self.next_offset]
-        for append_id in passed:
-            _, key = self._ends.pop(append_id)
-            self._decided.append((self._watched.pop(append_id), self.head(key)))
+        passed = [each for each in self._ends.values() if each.last_offset < self.next_offset]
+        for each in passed:
+            del self._ends[each.append_id]
+            self._decided.append((self._watched.pop(each.append_id), self.head(each.key)))
 
     def fail(self, error: LogError) -> None:
         """Nothing will be folded any more: nobody can say what becomes of what is watched."""
@@ -480,7 +525,7 @@ class PartitionIndex:
         """The state beside keys and causes, and the offsets of records that do not count, as far as
         the file does not have them."""
         pending = [
-            (
+            StoredPendingAppend(
                 key,
                 append_id.encode("utf-8", "surrogateescape"),
                 each.count,
@@ -490,7 +535,7 @@ class PartitionIndex:
             for key, found in self._arbiter.pending.items()
             for append_id, each in found.items()
         ]
-        undecided = {offset for _, _, _, offsets, _ in pending for offset in offsets}
+        undecided = {offset for each in pending for offset in each.offsets}
         state = PartitionState(
             self.next_offset,
             self._last_offset,
@@ -561,10 +606,10 @@ class PartitionIndex:
         self._uncounted.difference_update(changes.losers)
         self._saved_losers += len(changes.losers)
 
-    def forget_causes(self, causes: Iterable[tuple[bytes, str, Caused]]) -> None:
+    def forget_causes(self, causes: Iterable[ChangedCause]) -> None:
         """These are in the file."""
-        for key, cause, _ in causes:
-            self._causes.pop((key, cause), None)
+        for each in causes:
+            self._causes.pop((each.key, each.cause), None)
 
     def changes_lost(self, changes: Changes | None) -> None:
         """The changes that were taken could not be written: write them with the next ones.

@@ -21,6 +21,7 @@ from streams.log.events import (
     History,
     HistoryKey,
     HistoryRequest,
+    RecordedRefusal,
     Refused,
     StoredEvent,
     StoredSnapshot,
@@ -43,8 +44,8 @@ class KeyHistory:
         self.offsets: list[int] = []
         """The offsets of the events, by version - 1."""
         self.causes: dict[str, Caused] = {}
-        self.refusals: dict[str, tuple[int, int]] = {}
-        """The version and offset of each refusal, by its record's ID."""
+        self.refusals: dict[str, RecordedRefusal] = {}
+        """By the IDs of their records."""
 
     def id_at(self, version: int) -> str | None:
         """The ID of the event at a version."""
@@ -55,7 +56,7 @@ class KeyHistory:
     def refusal_version(self, record_id: str) -> int | None:
         """The version at which a refusal was recorded."""
         found = self.refusals.get(record_id)
-        return None if found is None else found[0]
+        return None if found is None else found.version
 
     def record_at(self, offset: int) -> Record:
         """The record at an offset, which an append must have written."""
@@ -66,7 +67,8 @@ class KeyHistory:
         """Note an append that was written."""
         first_version = append.base.version + 1
         if append.is_refusal:
-            self.refusals[append.records[0].id] = append.base.version, offsets[0]
+            refusal = RecordedRefusal(append.base.version, offsets[0])
+            self.refusals[append.records[0].id] = refusal
         else:
             self.offsets += offsets
         if append.cause:
@@ -77,7 +79,7 @@ class KeyHistory:
     def offsets_of(self, append: EventAppend) -> Sequence[int]:
         """The offsets of the records of an append that was written."""
         if append.is_refusal:
-            return (self.refusals[append.records[0].id][1],)
+            return (self.refusals[append.records[0].id].offset,)
         start = append.base.version
         return self.offsets[start : start + len(append.records)]
 
@@ -146,15 +148,15 @@ class EventIndex:
 
     def delete_snapshots(self, fingerprint: str | None) -> int:
         """Delete the snapshots of one fingerprint, or all."""
-        names = [name for name in self._snapshots if fingerprint in (None, name[1])]
+        names = [(key, stored) for key, stored in self._snapshots if fingerprint in (None, stored)]
         for name in names:
             del self._snapshots[name]
         return len(names)
 
     def list_snapshots(self, key: bytes) -> list[StoredSnapshot]:
         """The snapshots of one key."""
-        names = sorted(name for name in self._snapshots if name[0] == key)
-        return [self._snapshots[name] for name in names]
+        found = (each for each in self._snapshots.values() if each.key == key)
+        return sorted(found, key=lambda each: each.fingerprint)
 
     def list_keys(self, partition: int, after: bytes | None, limit: int) -> list[HistoryKey]:
         """The keys behind ``after``, in order."""

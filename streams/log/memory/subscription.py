@@ -48,6 +48,10 @@ from streams.log.protocol import (
 from streams.message import Batch, Record
 
 
+def _committed(commit: Commit) -> Committed:
+    return Committed(commit.position, commit.progress)
+
+
 @dataclass(eq=False, slots=True)
 class _OwnedPartition:
     """One partition this member owns."""
@@ -312,9 +316,9 @@ class MemorySubscription(Subscription):
         self._faults.strike("commit.before", self._group.name)
         with self._store.lock:
             moved = {
-                assignment.topic
-                for assignment, position, progress, version in commits
-                if self._commit_one(assignment, Committed(position, progress), version)
+                each.assignment.topic
+                for each in commits
+                if self._commit_one(each.assignment, _committed(each), each.version)
             }
             for topic in self._store.existing_topics(moved):
                 self._store.trim_topic(topic)
@@ -345,8 +349,8 @@ class MemorySubscription(Subscription):
                 raise OutputsRefused(refused)
             for topic, indexes in by_topic.items():
                 store.append(topic, [outputs[index][1] for index in indexes])
-            for assignment, position, progress, version in commits:
-                self._commit_one(assignment, Committed(position, progress), version)
+            for each in commits:
+                self._commit_one(each.assignment, _committed(each), each.version)
             for moved in store.existing_topics({commit.assignment.topic for commit in commits}):
                 store.trim_topic(moved)
         self._faults.strike("outputs.after", name)

@@ -113,13 +113,17 @@ class RedisClaimStore:
         key = request.key
         if not isinstance(request, Claim | GetClaim):
             return bool(reply)
-        if reply is None or reply[0]:
+        if reply is None:
             self._staleness.forget(key)
-            return None if reply is None else _outcome(*reply[1:])
-        _, fingerprint, lease, *state = reply
+            return None
+        is_over, *stored = reply
+        if is_over:
+            self._staleness.forget(key)
+            return _outcome(*stored)
+        fingerprint, lease_ms, *state = stored
         own = request.lease if isinstance(request, Claim) else _UNKNOWN_LEASE
         version = tuple(map(bytes, state))  # its token, beat and ``until``
-        left = self._staleness.remaining(key, version, int(lease) / 1000 or own)
+        left = self._staleness.remaining(key, version, int(lease_ms) / 1000 or own)
         if left <= 0 and isinstance(request, GetClaim):
             return None
         # A claim whose lease is over by now is taken over by the next request for it.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -30,6 +30,7 @@ from streams.log.events import (
     HistoryKey,
     HistoryRequest,
     OnEventsAppended,
+    Refusal,
     Refused,
     StoredEvent,
     StoredSnapshot,
@@ -56,6 +57,45 @@ CALL_REQUESTS = 50
 
 CALL_ARGUMENTS = 50_000
 """About how many arguments one script call gets; a single append with more goes alone."""
+
+
+_APPENDED = 1
+"""State that the script ``append_events`` returns for an append: its entry IDs follow."""
+_UNREADABLE = 2
+"""The same: nothing was appended, as the history cannot be read; why follows."""
+
+
+class _RefusedReply(NamedTuple):
+    """What the script ``append_events`` returns of an append that it refused."""
+
+    reason: bytes
+    """A :data:`~streams.log.events.Refusal`."""
+    version: int
+    """The version of the history's last event."""
+    last_id: bytes
+    is_final: int
+
+
+class _HistoryReply(NamedTuple):
+    """What the script ``read_histories`` returns of one history."""
+
+    version: int
+    last_id: bytes
+    is_final: int
+    is_truncated: int
+    caused: bytes
+    """The first version and the number of the events of the cause; empty: there are none."""
+    snapshot: bytes
+    """Empty: there is none."""
+    entries: Sequence[Any]
+    """Each is a list of an entry ID and the entry's fields; anything else is missing."""
+
+    @property
+    def head(self) -> Head:
+        """Where the history ends."""
+        if not self.version and not self.last_id:
+            return EMPTY
+        return Head(Base(self.version, text(self.last_id)), bool(self.is_final))
 
 
 class _Call:
@@ -227,20 +267,22 @@ class Events:
         topic: str, partition: int, call: _Call, reply: Sequence[Any], outcomes: list[Any]
     ) -> None:
         # All offsets are parsed at once: this runs for every append.
-        written = [entry for answer in reply if answer[0] == 1 for entry in answer[1:]]
-        offsets = iter(offsets_of(written))
-        for index, answer in zip(call.indexes, reply, strict=True):
-            if answer[0] == 1:
-                outcomes[index] = Appended(partition, tuple(islice(offsets, len(answer) - 1)))
-            elif answer[0] == 2:
+        answers = [(state, found) for state, *found in reply]
+        entry_ids = [id for state, found in answers if state == _APPENDED for id in found]
+        offsets = iter(offsets_of(entry_ids))
+        for index, (state, found) in zip(call.indexes, answers, strict=True):
+            if state == _APPENDED:
+                outcomes[index] = Appended(partition, tuple(islice(offsets, len(found))))
+            elif state == _UNREADABLE:
+                (reason,) = found
                 outcomes[index] = LogError(
                     f"{topic}/{partition}: a history cannot be read, so nothing was appended to "
-                    f"it; another client has changed its keys: {text(answer[1])}"
+                    f"it; another client has changed its keys: {text(reason)}"
                 )
             else:
-                _, reason, version, last_id, is_final = answer
-                head = Head(Base(version, text(last_id)), bool(is_final))
-                outcomes[index] = Refused(reason.decode(), head)
+                refusal = _RefusedReply(*found)
+                head = Head(Base(refusal.version, text(refusal.last_id)), bool(refusal.is_final))
+                outcomes[index] = Refused(cast(Refusal, refusal.reason.decode()), head)
 
     # -- reading
 
@@ -405,7 +447,7 @@ class Events:
             if len(keys) == 1:
                 return [EMPTY]
             return [head for key in keys for head in self._heads(topic, partition, [key])]
-        return [_head(*answer[:3]) for answer in answers]
+        return [_HistoryReply(*answer).head for answer in answers]
 
     def totals(self, topic: str) -> EventTotals:
         """See :meth:`streams.log.events.EventLog.event_totals`."""
@@ -463,14 +505,13 @@ def _arguments(append: EventAppend) -> tuple[list[Any], int]:
 
 def _history(topic: str, partition: int, request: HistoryRequest, answer: Sequence[Any]) -> History:
     """A history from the script's reply."""
-    version, last_id, is_final, is_truncated, caused, snapshot, entries = answer
-    head = _head(version, last_id, is_final)
-    kept = _snapshot(request, snapshot) if snapshot else None
+    found = _HistoryReply(*answer)
+    kept = _snapshot(request, found.snapshot) if found.snapshot else None
     start = (kept.base if kept else request.after).version
     events: list[StoredEvent] = []
-    if entries:
-        rows = [(row[0], row[1]) for row in entries if isinstance(row, list)]
-        if len(rows) != len(entries):
+    if found.entries:
+        rows = [row for row in found.entries if isinstance(row, list)]
+        if len(rows) != len(found.entries):
             raise LogError(
                 f"{topic}/{partition}: entries of {text(request.key)!r} are missing from its "
                 "stream: another client has deleted or trimmed them; restore a backup"
@@ -479,7 +520,8 @@ def _history(topic: str, partition: int, request: HistoryRequest, answer: Sequen
         for version, (offset, (_, fields)) in enumerate(zip(offsets, rows, strict=True), start + 1):
             time = (offset >> 64) / 1000
             events.append(StoredEvent(version, offset, time, _record(request.key, fields)))
-    return History(partition, events, head, _caused(caused), bool(is_truncated), kept)
+    is_truncated = bool(found.is_truncated)
+    return History(partition, events, found.head, _caused(found.caused), is_truncated, kept)
 
 
 def _record(key: bytes, fields: list[bytes]) -> Record:
@@ -494,10 +536,6 @@ def _record(key: bytes, fields: list[bytes]) -> Record:
         (name, fields[at] if at > 0 else None) for name, at in layout.headers if at != layout.id
     ]
     return Record(value, key, id, headers)
-
-
-def _head(version: int, last_id: bytes, is_final: int) -> Head:
-    return Head(Base(version, text(last_id)), bool(is_final)) if version or last_id else EMPTY
 
 
 def _count(reply: Any) -> int:
@@ -520,9 +558,11 @@ def _caused(stored: bytes) -> Caused | None:
 
 def _snapshot(request: HistoryRequest, stored: bytes) -> StoredSnapshot | None:
     parts = stored.split(b" ", 3)
-    version = parse_int(parts[0])
-    offset = parse_entry_id(parts[2]) if len(parts) == 4 else None
+    if len(parts) != 4:
+        return None
+    version_text, last_id, entry, data = parts
+    version, offset = parse_int(version_text), parse_entry_id(entry)
     if version is None or offset is None:
         return None
-    base = Base(version, text(parts[1]))
-    return StoredSnapshot(request.key, request.fingerprint, base, offset, parts[3])
+    base = Base(version, text(last_id))
+    return StoredSnapshot(request.key, request.fingerprint, base, offset, data)

@@ -160,7 +160,8 @@ class Fetcher:
         if not reply:
             return []
         if len(requested) == 1:
-            return [(requested[0], reply[0][1])]
+            ((_, rows),) = reply
+            return [(requested[0], rows)]
         found = {each.keys.stream: each for each in requested}
         return [(found[name], rows) for name, rows in reply]
 
@@ -345,7 +346,7 @@ class Fetchers:
             for owned, rows in replies:
                 if owned not in partitions:
                     continue  # revoked meanwhile
-                owned.last_read_id = rows[-1][0]
+                owned.last_read_id, _ = rows[-1]
                 owned.fetched = rows if not owned.fetched else owned.fetched + rows
             if replies:
                 self._measure_entries([rows for _, rows in replies])

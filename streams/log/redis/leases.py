@@ -35,6 +35,75 @@ class LeaseSnapshot(NamedTuple):
     until: bytes = b""
 
 
+NOT_OWNED = 0
+"""State of a lease in a :class:`Renewal`: somebody else has it, or nobody."""
+RENEWED = 1
+"""It is this member's, and was confirmed."""
+STREAM_TRUNCATED = 2
+"""So was it, but the stream ends below what was read of it."""
+STREAM_UNCERTAIN = 3
+"""So was it, but the stream may be another one."""
+
+
+class Renewal(NamedTuple):
+    """What the script ``renew`` returns for one partition."""
+
+    state: int
+    lease: LeaseSnapshot
+    lease_ms: bytes
+    """The length of the lease, if somebody else has it."""
+    stream: StreamInfo | None
+    """None: the stream was not inspected."""
+
+
+def parse_renewal(row: Sequence[Any]) -> Renewal:
+    """Parse what the script ``renew`` returns for one partition."""
+    state, owner, epoch, confirmations, until, lease_ms, *stream = row
+    lease = LeaseSnapshot(bytes(owner), bytes(epoch), bytes(confirmations), bytes(until))
+    return Renewal(state, lease, bytes(lease_ms), parse_stream_info(*stream) if stream else None)
+
+
+_HELD = 0
+"""State of a lease that the script ``acquire`` did not take: another member holds it."""
+_DAMAGED = -1
+"""The same: what is stored in place of the group's position is none."""
+
+
+class _Acquired(NamedTuple):
+    """What the script ``acquire`` returns with a lease that it took."""
+
+    epoch: int
+    position: bytes
+    """The group's position, as an entry ID; empty: it has none."""
+    progress: bytes | None
+    entries_read: bytes
+    """Entries below that position; empty: it is not known how many."""
+    entries_added: int
+    length: int
+    first_entry: bytes
+    last_entry: bytes
+    deleted_entry: bytes
+    """The greatest ID that was deleted."""
+    beyond_end: bytes
+    """The position that was stored before, if it is beyond the end of the stream; else empty."""
+
+    @property
+    def stream(self) -> StreamInfo:
+        """The stream when the lease was acquired."""
+        return parse_stream_info(
+            self.entries_added, self.length, self.first_entry, self.last_entry, self.deleted_entry
+        )
+
+
+class _LeaseToRelease(NamedTuple):
+    """A lease, and in whose name it is released."""
+
+    keys: PartitionKeys
+    owner: str | bytes
+    epoch: int | str
+    """Empty: whatever epoch it has."""
+
+
 class StoredOffset(NamedTuple):
     """A group's position in a partition, as this member knows it."""
 
@@ -130,10 +199,12 @@ class PartitionLeases:
                 self.log_outage_once(reply)
             elif isinstance(reply, LogError):
                 failure = reply
-            elif reply[0] < 0:
-                failure = self._damaged_position(self.keys[partition], reply[1])
-            elif reply[0]:
-                acquired.append(self._read_acquired(partition, sent, reply))
+            else:
+                state, *found = reply
+                if state == _DAMAGED:
+                    failure = self._damaged_position(self.keys[partition], *found)
+                elif state != _HELD:
+                    acquired.append(self._begin_owning(partition, sent, _Acquired(*found)))
         if failure is not None:
             self.release(acquired)
             raise failure
@@ -152,21 +223,22 @@ class PartitionLeases:
             *self.expired.get(partition, LeaseSnapshot()),
         )  # fmt: skip
 
-    def _read_acquired(
-        self, partition: TopicPartition, sent: float, reply: Sequence[Any]
+    def _begin_owning(
+        self, partition: TopicPartition, sent: float, found: _Acquired
     ) -> OwnedPartition:
-        _, epoch, position, progress, read, *stream, beyond = reply
         stored = committed = None
-        if position:
-            committed = Committed(offset_of(position), (progress or b"").decode("ascii", "replace"))
-            stored = StoredOffset(*committed, int(read) if read else None)
+        if found.position:
+            progress = (found.progress or b"").decode("ascii", "replace")
+            committed = Committed(offset_of(found.position), progress)
+            entries_read = int(found.entries_read) if found.entries_read else None
+            stored = StoredOffset(*committed, entries_read)
             self.stored_offsets[partition] = stored
-        self.highest_epochs[partition] = epoch
+        self.highest_epochs[partition] = found.epoch
         valid_until = self._terms.valid_until(sent)
-        assignment = Assignment(*partition, epoch, committed, valid_until, self._terms.lease)
-        assignment.stored_beyond_end = offset_of(beyond) if beyond else None
-        stream_info = parse_stream_info(stream)
-        return OwnedPartition(assignment, self.keys[partition], stored, stream_info)
+        assignment = Assignment(*partition, found.epoch, committed, valid_until, self._terms.lease)
+        if found.beyond_end:
+            assignment.stored_beyond_end = offset_of(found.beyond_end)
+        return OwnedPartition(assignment, self.keys[partition], stored, found.stream)
 
     def _damaged_position(self, keys: PartitionKeys, position: bytes) -> TopicMismatch:
         remedy = (
@@ -194,16 +266,24 @@ class PartitionLeases:
 
     def release(self, owned: Iterable[OwnedPartition]) -> None:
         """Release leases; a lease whose server cannot be reached now expires by itself."""
-        self._release((each.keys, self._member_id, each.assignment.epoch) for each in owned)
+        self._release(
+            _LeaseToRelease(each.keys, self._member_id, each.assignment.epoch) for each in owned
+        )
 
     def release_inherited(self, partitions: Iterable[TopicPartition]) -> None:
         """Release leases left by a predecessor with this member's static name."""
         inherited = self.inherited
-        self._release((self.keys[p], inherited[p], "") for p in partitions if p in inherited)
+        self._release(
+            _LeaseToRelease(self.keys[each], inherited[each], "")
+            for each in partitions
+            if each in inherited
+        )
 
-    def _release(self, leases: Iterable[tuple[PartitionKeys, str | bytes, int | str]]) -> None:
-        group = self._group
-        commands = [group_command(keys, group, "release", *owner) for keys, *owner in leases]
+    def _release(self, leases: Iterable[_LeaseToRelease]) -> None:
+        commands = [
+            group_command(each.keys, self._group, "release", each.owner, each.epoch)
+            for each in leases
+        ]
         for reply in self._client.execute_all(commands):
             if isinstance(reply, LogError):
                 logger.info("%s: a lease was not released: %s", self._group, reply)

@@ -22,7 +22,7 @@ import socket
 import time
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from streams.errors import LogError, NotFound, TopicMismatch
 from streams.log.membership import (
@@ -40,8 +40,16 @@ from streams.log.protocol import StaticMember, TopicPartition
 from streams.log.redis.client import Client, Command, key_command, script_command
 from streams.log.redis.groups import Groups, format_initial_offsets
 from streams.log.redis.keys import PartitionKeys, members_key, topics_key
-from streams.log.redis.leases import LeaseSnapshot, OwnedPartition, PartitionLeases
-from streams.log.redis.reader import StreamInfo, parse_stream_info
+from streams.log.redis.leases import (
+    NOT_OWNED,
+    STREAM_TRUNCATED,
+    STREAM_UNCERTAIN,
+    OwnedPartition,
+    PartitionLeases,
+    Renewal,
+    parse_renewal,
+)
+from streams.log.redis.reader import StreamInfo
 from streams.log.redis.stored_values import MAX_DIGITS, parse_member_row, printable
 from streams.log.redis.topics import Topics
 from streams.text import get_logger
@@ -66,6 +74,25 @@ class HeartbeatResult:
     """Partitions still owned, whose streams end below the entries read from them."""
     streams: dict[TopicPartition, StreamInfo] = field(default_factory=dict)
     """The streams of the owned partitions, as far as they are known."""
+
+
+class _MemberRows(NamedTuple):
+    """What the script ``heartbeat`` returns."""
+
+    is_known: bool
+    """Whether the server had this member's row."""
+    is_fenced: bool
+    """Another process has this member's static name; nothing was written."""
+    others: dict[bytes, bytes]
+    """The rows of the other members, by their IDs."""
+
+
+def _parse_member_rows(reply: Sequence[Any]) -> _MemberRows:
+    state, *rest = reply
+    if state < 0:
+        return _MemberRows(is_known=False, is_fenced=True, others={})
+    others = dict(zip(rest[::2], rest[1::2], strict=True))
+    return _MemberRows(is_known=bool(state), is_fenced=False, others=others)
 
 
 class Membership:
@@ -156,7 +183,7 @@ class Membership:
         renew = self.leases.renew_command
         renewals = [renew(chunk, owned_by_partition, inspect_streams) for chunk in chunks]
         replies = self._client.execute_all([self._heartbeat_command(), *renewals])
-        members, *lease_replies = replies
+        heartbeat, *lease_replies = replies
         if not all(isinstance(reply, LogError) for reply in replies):
             self._staleness.observe(time.monotonic())
         self._epochs_missing = False
@@ -181,20 +208,22 @@ class Membership:
             answered.update(chunk)
             for partition, row in zip(chunk, rows, strict=True):
                 mine = owned_by_partition.get(partition)
-                leases[partition] = self._read_lease(result, sent, mine, partition, row)
-        if isinstance(members, LogError):
+                renewal = parse_renewal(row)
+                leases[partition] = self._read_lease(result, sent, mine, partition, renewal)
+        if isinstance(heartbeat, LogError):
             if failure is not None:
-                raise members
-            failure = members
+                raise heartbeat
+            failure = heartbeat
         self.leases.log_outage_once(failure)
         if inspect_streams and failure is None:
             self._next_inspection = sent + self.terms.lease
         # Lease owners could not reach a server that did not answer either: the wait for their
         # leases starts over.
-        if isinstance(members, LogError):
+        if isinstance(heartbeat, LogError):
             self._staleness.keep_only(answered)
         else:
-            self._staleness.keep_only(answered.union(members[1::2]))
+            members = _parse_member_rows(heartbeat)
+            self._staleness.keep_only(answered.union(members.others))
             held = owned_by_partition.keys() - {each.partition for each in result.lost}
             self._update_plan(result, sent, members, leases, held)
         return result
@@ -215,25 +244,24 @@ class Membership:
         sent: float,
         owned: OwnedPartition | None,
         partition: TopicPartition,
-        row: Sequence[Any],
+        renewal: Renewal,
     ) -> Lease:
-        state, *fields, lease_ms = row[:6]
-        snapshot = LeaseSnapshot(*map(bytes, fields))
+        snapshot = renewal.lease
         epoch = parse_int(snapshot.epoch, MAX_DIGITS) or 0
         highest_epoch = self.leases.highest_epochs.get(partition, 0)
         self._epochs_missing |= not any(snapshot) and highest_epoch > 0
         self.leases.highest_epochs[partition] = max(epoch, highest_epoch)
         if owned is not None:
-            if state == 0:
+            if renewal.state == NOT_OWNED:
                 result.lost.append(owned)
             else:
                 owned.assignment.valid_until = self.terms.valid_until(sent)
                 owned.count_corrected = False
-                if len(row) > 6:
-                    result.streams[partition] = parse_stream_info(row[6:])
-                if state == 2:
+                if renewal.stream is not None:
+                    result.streams[partition] = renewal.stream
+                if renewal.state == STREAM_TRUNCATED:
                     result.truncated.append(owned)
-                elif state == 3:
+                elif renewal.state == STREAM_UNCERTAIN:
                     self._next_inspection = 0.0
                     owned.lag_counter.entries_read = None
                 return Lease(self.member_id, epoch, INFINITY)
@@ -246,7 +274,7 @@ class Membership:
             # answer.
             self.leases.inherited[partition] = snapshot.owner
             return Lease(self.member_id, epoch, INFINITY)
-        stored_ms = parse_int(bytes(lease_ms), MAX_DIGITS)
+        stored_ms = parse_int(renewal.lease_ms, MAX_DIGITS)
         length = lease_length(None if stored_ms is None else stored_ms / 1000, self.terms.lease)
         remaining = self._staleness.remaining(partition, snapshot, length)
         if not remaining:
@@ -257,17 +285,16 @@ class Membership:
         self,
         result: HeartbeatResult,
         sent: float,
-        reply: Sequence[Any],
+        members: _MemberRows,
         leases: dict[TopicPartition, Lease],
         held: Collection[TopicPartition],
     ) -> None:
-        is_known, *words = reply
-        if is_known < 0:
+        if members.is_fenced:
             raise member_fenced_error(self._group, self._static_name)
-        if self._joined and not is_known:
+        if self._joined and not members.is_known:
             self._recover_from_loss(sent)
         self._joined = True
-        rows = self._live_members(sent, dict(zip(words[::2], words[1::2], strict=True)))
+        rows = self._live_members(sent, members.others)
         self._static_holders = {row.id.partition(":")[0]: row.id for row in rows if ":" in row.id}
         live_ids = frozenset(row.id for row in rows)
         result.members_changed, self._live_ids = live_ids != self._live_ids, live_ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from streams.errors import Fenced, LogError
 from streams.log.protocol import Commit
@@ -14,6 +14,22 @@ from streams.log.redis.keys import entry_id
 from streams.log.redis.leases import OwnedPartition, StoredOffset
 from streams.log.redis.membership import Membership
 from streams.log.redis.stored_values import count_text
+
+_NOT_OWNED = 0
+"""What the scripts ``commit`` and ``commit_outputs`` return where another member owns the partition
+by now."""
+_NEWER_STORED = 2
+"""A newer position is stored."""
+_STREAM_UNCERTAIN = 3
+"""The position was stored, but the stream may be another one than the entries were counted in."""
+
+
+class _SentCommit(NamedTuple):
+    """A commit that was sent, and the position that is stored if it is accepted."""
+
+    owned: OwnedPartition
+    commit: Commit
+    stored: StoredOffset
 
 
 class OffsetCommits:
@@ -39,7 +55,7 @@ class OffsetCommits:
         dropped."""
         sent = time.monotonic()
         lease_ms = int(self._membership.terms.lease * 1000)
-        to_store: list[tuple[OwnedPartition, Commit, StoredOffset]] = []
+        sent_commits: list[_SentCommit] = []
         commands: list[Command] = []
         for owned, commit in commits:
             if commit.version <= owned.committed_version:
@@ -47,7 +63,7 @@ class OffsetCommits:
             entries_read = owned.lag_counter.entries_below(commit.position)
             stored = StoredOffset(commit.position, commit.progress, entries_read)
             owned.sent_version = max(owned.sent_version, commit.version)
-            to_store.append((owned, commit, stored))
+            sent_commits.append(_SentCommit(owned, commit, stored))
             commands.append(
                 group_command(
                     owned.keys, self._group, "commit",
@@ -58,27 +74,26 @@ class OffsetCommits:
             )  # fmt: skip
         failure: LogError | None = None
         replies = self._client.execute_all(commands)
-        for (owned, commit, stored), reply in zip(to_store, replies, strict=True):
+        for each, reply in zip(sent_commits, replies, strict=True):
             if isinstance(reply, LogError):
                 failure = reply
-            elif reply == 0:
-                self._on_lost([owned])
+            elif reply == _NOT_OWNED:
+                self._on_lost([each.owned])
             else:
-                self._accepted(owned, commit, stored, reply, sent)
+                self._accepted(each, reply, sent)
         if failure is not None:
             raise failure
 
-    def _accepted(
-        self, owned: OwnedPartition, commit: Commit, stored: StoredOffset, reply: int, sent: float
-    ) -> None:
+    def _accepted(self, accepted: _SentCommit, reply: int, sent: float) -> None:
         """Handle the script's ``reply`` to a commit that was sent at ``sent``."""
+        owned, commit, stored = accepted
         owned.committed_version = commit.version
         owned.assignment.valid_until = self._membership.terms.valid_until(sent)
-        if reply == 3:
+        if reply == _STREAM_UNCERTAIN:
             owned.lag_counter.entries_read = None
             stored = stored._replace(entries_read=None)
             self._membership.inspect_streams_next()
-        if reply != 2:
+        if reply != _NEWER_STORED:
             self._membership.leases.stored_offsets[owned.partition] = stored
 
     def commit_with_records(
@@ -99,10 +114,11 @@ class OffsetCommits:
             self._membership.member_id, int(self._membership.terms.lease * 1000), self._group,
             records, len(commits),
         ]  # fmt: skip
-        to_store: list[StoredOffset] = []
+        sent_commits: list[_SentCommit] = []
         for owned, commit in commits:
             entries_read = owned.lag_counter.entries_below(commit.position)
-            to_store.append(StoredOffset(commit.position, commit.progress, entries_read))
+            stored = StoredOffset(commit.position, commit.progress, entries_read)
+            sent_commits.append(_SentCommit(owned, commit, stored))
             owned.sent_version = max(owned.sent_version, commit.version)
             keys += (owned.keys.group_key(self._group), owned.keys.stream)
             args += (
@@ -118,18 +134,19 @@ class OffsetCommits:
         commands = [command]
         if settings.wait_replicas:
             commands.append(self._client.wait_command(context, keys[0], [command]))
-        stored_as, *waited = self._client.execute_all(commands)
-        if isinstance(stored_as, LogError):
-            raise stored_as
-        if stored_as[0] == 0:
-            owned = commits[stored_as[1] - 1][0]
+        reply, *waited = self._client.execute_all(commands)
+        if isinstance(reply, LogError):
+            raise reply
+        if _NOT_OWNED in reply:
+            _, number = reply  # of the commit, from 1
+            owned = sent_commits[number - 1].owned
             self._on_lost([owned])
             raise Fenced(
                 f"{owned.keys}: group {self._group!r} has assigned it to another member; nothing "
                 "was stored"
             )
-        for (owned, commit), stored, reply in zip(commits, to_store, stored_as, strict=True):
-            self._accepted(owned, commit, stored, reply, sent)
+        for each, stored_as in zip(sent_commits, reply, strict=True):
+            self._accepted(each, stored_as, sent)
         failure = self._client.replication_failure(context, *waited) if waited else None
         if failure is not None:
             raise failure

@@ -210,12 +210,19 @@ class PendingAppend:
                 self.results[index] = not_sent
 
 
+class _SentChunk(NamedTuple):
+    """A partition's chunk that was sent, and the range of its answers."""
+
+    partition: int
+    first_reply: int
+    end_of_replies: int
+
+
 class _SentChunks(NamedTuple):
     """Chunks that were sent together."""
 
     pipeline: Pipeline
-    reply_ranges: list[tuple[int, int, int]]
-    """For each chunk: its partition, and the range of its answers."""
+    chunks: list[_SentChunk]
 
 
 class Writer:
@@ -298,7 +305,7 @@ class Writer:
     def _send_chunks(self, append: PendingAppend, ready: deque[int]) -> _SentChunks:
         """Send the first chunks of some partitions: one large chunk, or many small ones."""
         commands: list[Command] = []
-        reply_ranges: list[tuple[int, int, int]] = []
+        sent: list[_SentChunk] = []
         size = 0
         while ready and size < CHUNK_RECORDS // 2:
             partition = ready.popleft()
@@ -306,19 +313,21 @@ class Writer:
             size += len(chunk.indexes)
             start = len(commands)
             commands += self._commands(append, partition, chunk)
-            reply_ranges.append((partition, start, len(commands)))
-        return _SentChunks(self._client.send_all(commands), reply_ranges)
+            sent.append(_SentChunk(partition, start, len(commands)))
+        return _SentChunks(self._client.send_all(commands), sent)
 
     def _read_replies(self, append: PendingAppend, sent: _SentChunks, ready: deque[int]) -> None:
         """Read the answers to some chunks. A partition with more to write is ready at once; one
         whose chunk is to be sent again only when nothing is in flight."""
         replies = sent.pipeline.read_replies()
-        for partition, start, stop in sent.reply_ranges:
+        for sent_chunk in sent.chunks:
+            partition = sent_chunk.partition
+            answers = replies[sent_chunk.first_reply : sent_chunk.end_of_replies]
             chunks = append.chunks[partition]
             if append.deduplicates:
-                is_over = self._take_entry_ids(append, partition, replies[start:stop])
+                is_over = self._take_entry_ids(append, partition, answers)
             else:
-                is_over = self._take_outcomes(append, partition, replies[start:stop])
+                is_over = self._take_outcomes(append, partition, answers)
             if not is_over:
                 continue
             chunks.pop()

@@ -53,10 +53,20 @@ class StreamInfo(NamedTuple):
         return None
 
 
-def parse_stream_info(reply: Sequence[Any]) -> StreamInfo:
-    """Parse the facts that our scripts return about a stream."""
-    added, length, *ids = reply
-    return StreamInfo(int(added), int(length), *map(offset_of, ids))
+def parse_stream_info(
+    added: int, length: int, first: bytes, last: bytes, deleted: bytes
+) -> StreamInfo:
+    """Parse the facts that our scripts return about a stream; the last three are entry IDs."""
+    return StreamInfo(
+        int(added), int(length), offset_of(first), offset_of(last), offset_of(deleted)
+    )
+
+
+class _GroupLag(NamedTuple):
+    """What Redis says of a native group: the entries from a position on."""
+
+    position: int
+    lag: int
 
 
 class OffsetLookup:
@@ -78,9 +88,13 @@ class OffsetLookup:
                     return StreamInfo(0, 0, 0, 0, 0), []
                 raise reply
         facts = _pairs(info)
-        names = ("recorded-first-entry-id", "last-generated-id", "max-deleted-entry-id")
-        ids = [facts[name.encode()] for name in names]
-        found = parse_stream_info([facts[b"entries-added"], facts[b"length"], *ids])
+        found = parse_stream_info(
+            facts[b"entries-added"],
+            facts[b"length"],
+            facts[b"recorded-first-entry-id"],
+            facts[b"last-generated-id"],
+            facts[b"max-deleted-entry-id"],
+        )
         return found, [_pairs(group) for group in groups]
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
@@ -112,7 +126,8 @@ class OffsetLookup:
             count, last_id = self._scan(keys, "XRANGE", entry_id(start), b"+", 1)
             if count:
                 return offset_of(last_id)
-        return self.stream_info(keys)[0].end
+        found, _ = self.stream_info(keys)
+        return found.end
 
     def _scan(
         self, keys: PartitionKeys, command: str, start: bytes, end: bytes, limit: int
@@ -130,7 +145,8 @@ class OffsetLookup:
             step = min(count, SCAN_STEP)
             found, last_id = self._scan(keys, "XREVRANGE", entry_id_before(position), b"-", step)
             if not found:
-                return max(position, self.watermarks(topic, partition)[0])
+                first, _ = self.watermarks(topic, partition)
+                return max(position, first)
             position = offset_of(last_id)
             if found < step:
                 break
@@ -148,19 +164,19 @@ class OffsetLookup:
         if position <= found.first:
             return found.length
         known = [
-            (offset_of(group[b"last-delivered-id"]) + 1, int(group[b"lag"]))
+            _GroupLag(offset_of(group[b"last-delivered-id"]) + 1, int(group[b"lag"]))
             for group in groups
             if group[b"lag"] is not None
         ]
-        below = max((each for each in known if each[0] <= position), default=None)
+        below = max((each for each in known if each.position <= position), default=None)
         if below is not None:
-            between = self.count_entries(keys, below[0], MAX_COUNTED, position - 1)
+            between = self.count_entries(keys, below.position, MAX_COUNTED, position - 1)
             if between is not None:
-                return max(0, below[1] - between)
-        above = min((each for each in known if each[0] > position), default=None)
+                return max(0, below.lag - between)
+        above = min((each for each in known if each.position > position), default=None)
         if above is not None:
-            between = self.count_entries(keys, position, MAX_COUNTED, above[0] - 1)
-            return None if between is None else above[1] + between
+            between = self.count_entries(keys, position, MAX_COUNTED, above.position - 1)
+            return None if between is None else above.lag + between
         return self.count_entries(keys, position, MAX_COUNTED)
 
     def count_entries(
@@ -233,14 +249,15 @@ class RedisReader(Reader):
 
     def _fetch(self, limit: int, until: float) -> None:
         rows = self._next_entries(limit)
-        if not rows and self._end <= self._offsets.stream_info(self._keys)[0].end:
+        if not rows and self._end <= self._stream_end():
             rows = self._next_entries(limit)  # written before the end was read
             if not rows:
                 self._position = self._end
                 return
         if rows:
             self._fetched = rows
-            self._position = offset_of(rows[-1][0]) + 1
+            last_id, _ = rows[-1]
+            self._position = offset_of(last_id) + 1
             if len(rows) == limit and self._position < self._end:
                 self._read_ahead = self._client.send_all([self._range_command(limit)])
             return
@@ -258,6 +275,10 @@ class RedisReader(Reader):
                 entry_id_before(self._position),
             )
         )  # fmt: skip
+
+    def _stream_end(self) -> int:
+        found, _ = self._offsets.stream_info(self._keys)
+        return found.end
 
     def _next_entries(self, limit: int) -> RawEntries:
         """The next entries of the range that exist now."""

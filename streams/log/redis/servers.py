@@ -174,15 +174,17 @@ class ClusterServers(Servers):
             try:
                 rows: list[list[Any]] = connection.request("CLUSTER", "SLOTS")
             except (RedisError, OSError) as error:
-                last_error = translate(error, f"{node[0]}:{node[1]}")
+                host, port = node
+                last_error = translate(error, f"{host}:{port}")
                 continue
             finally:
                 connection.close()
             slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-            for low, high, primary, *_ in rows:
+            own_host, _ = node
+            for low, high, (name, port, *_), *_ in rows:
                 # A node that does not know its own name leaves it empty.
-                host = bytes(primary[0] or b"").decode() or node[0]
-                slots[low : high + 1] = [(host, int(primary[1]))] * (high + 1 - low)
+                host = bytes(name or b"").decode() or own_host
+                slots[low : high + 1] = [(host, int(port))] * (high + 1 - low)
             self._slots, self._last_answered = slots, node
             self._nodes = {*self._settings.addresses, *filter(None, slots)}
             self._slots_current = True

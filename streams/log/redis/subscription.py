@@ -174,7 +174,7 @@ class RedisSubscription(Subscription):
         if self._closed:
             raise Unavailable(f"{self._group}: the subscription is closed")
         owned = [(o, each) for each in commits if (o := self._owned.get(each.assignment))]
-        self._commits.commit([item for item in owned if item[0] not in self._lost_untold])
+        self._commits.commit([(o, each) for o, each in owned if o not in self._lost_untold])
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         self.commit(commits)

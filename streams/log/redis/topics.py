@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from redis.exceptions import RedisError
@@ -36,6 +36,24 @@ partitions."""
 
 DELETED_KEYS = 1_000
 """Histories deleted in one step."""
+
+
+_OTHER_PARTITIONS = 0
+"""State that the script ``create_topic`` returns: the topic exists, with another number of
+partitions."""
+_OTHER_KIND = 2
+"""The same: it exists, and is an event topic or not, unlike what was asked for."""
+
+
+class _TopicFields(NamedTuple):
+    """The fields of a topic's hash, as they are stored; None or empty: there is none."""
+
+    partitions: bytes | None
+    seconds: bytes | None
+    messages: bytes | None
+    most: bytes | None
+    """See :data:`MAX_ENTRIES`."""
+    events: bytes | None
 
 
 class StoredTopic(NamedTuple):
@@ -102,27 +120,28 @@ class Topics:
 
         :param replace: if the topic exists, it gets these bounds.
         """
-        (topic, partitions, retention, _, events), max_entries, _ = facts
-        reply = self._client.execute(
+        info = facts.info
+        topic, events, retention = info.name, info.is_event_topic, info.retention
+        state, *stored = self._client.execute(
             script_command(
                 topic, "create_topic",
                 (topic_key(topic), topic.encode(), PartitionKeys(topic, 0, 1).event_key("keys")),
-                partitions,
+                info.partitions,
                 "" if retention.seconds is None else repr(retention.seconds),
-                count_text(retention.messages), count_text(max_entries), int(replace),
+                count_text(retention.messages), count_text(facts.max_entries), int(replace),
                 "1" if events else "",
             )
         )  # fmt: skip
-        if reply[0] == 2:
+        if state == _OTHER_KIND:
             raise not_an_event_topic(topic) if events else events_only(topic, "trimmed")
-        if not reply[0]:
-            found = _parse_partitions(topic, reply[1])
+        if state == _OTHER_PARTITIONS:
+            found = _parse_partitions(topic, *stored)
             mismatch = partition_count_mismatch if events else topic_mismatch
-            raise mismatch(topic, found, partitions)
+            raise mismatch(topic, found, info.partitions)
         self._client.execute(key_command(topic, "SADD", TOPICS_KEY, topic))
-        stored = _parse_topic(topic, reply[1:])
-        self._remember(topic, stored)
-        return stored.info
+        created = _parse_topic(topic, _TopicFields(*stored))
+        self._remember(topic, created)
+        return created.info
 
     def lookup(self, topic: str, *, fresh: bool = False) -> StoredTopic:
         """A topic's facts, from memory unless ``fresh``.
@@ -178,19 +197,18 @@ class Topics:
     def _load(self, topic: str) -> StoredTopic:
         check_topic(topic)
         key = topic_key(topic)
-        stored, kind = self._client.execute_or_raise(
+        found, kind = self._client.execute_or_raise(
             [
-                key_command(
-                    topic, "HMGET", key, "partitions", "seconds", "messages", "most", "events"
-                ),
+                key_command(topic, "HMGET", key, *_TopicFields._fields),
                 Command(topic, key, "TYPE", topic),
             ]
         )
-        if stored[0] is None and kind == b"none":
+        stored = _TopicFields(*found)
+        if stored.partitions is None and kind == b"none":
             raise topic_not_found(topic)
-        if stored[0] is None and kind != b"stream":
+        if stored.partitions is None and kind != b"stream":
             raise TopicMismatch(f"the key {topic!r} is a {kind.decode()}, not a stream")
-        if stored[0] is None:
+        if stored.partitions is None:
             return StoredTopic(TopicInfo(topic, 1), created_here=False)
         return _parse_topic(topic, stored)
 
@@ -346,20 +364,19 @@ class Topics:
         return [self.partition_keys(topic, each) for each in range(partitions)]
 
 
-def _parse_topic(topic: str, stored: Iterable[bytes | None]) -> StoredTopic:
+def _parse_topic(topic: str, stored: _TopicFields) -> StoredTopic:
     """The facts in a topic's hash.
 
     :raises TopicMismatch: one of its fields makes no sense.
     """
-    partitions, seconds, messages, max_entries, events = stored
-    keep_seconds = parse_float(seconds) if seconds else None
-    if seconds and (keep_seconds is None or keep_seconds <= 0):
+    seconds = parse_float(stored.seconds) if stored.seconds else None
+    if stored.seconds and (seconds is None or seconds <= 0):
         remedy = "set it to the seconds that messages are kept"
-        raise _damaged_topic(topic, "seconds", seconds, remedy)
-    retention = Retention(keep_seconds, _parse_count(topic, "messages", messages))
-    number = _parse_partitions(topic, partitions) if partitions else 1
-    info = TopicInfo(topic, number, retention, is_event_topic=events == b"1")
-    return StoredTopic(info, _parse_count(topic, "most", max_entries))
+        raise _damaged_topic(topic, "seconds", stored.seconds, remedy)
+    retention = Retention(seconds, _parse_count(topic, "messages", stored.messages))
+    number = _parse_partitions(topic, stored.partitions) if stored.partitions else 1
+    info = TopicInfo(topic, number, retention, is_event_topic=stored.events == b"1")
+    return StoredTopic(info, _parse_count(topic, "most", stored.most))
 
 
 def _check_new(topic: str, partitions: int) -> None:

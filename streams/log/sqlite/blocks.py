@@ -63,8 +63,15 @@ class Block(msgspec.Struct, array_like=True, gc=False):
     """A list with each message's header pairs or nil; or nil, if no message has any."""
     times: list[int] | None = None
     """The messages' times in microseconds; None: all have the block's."""
-    invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] | None = None
-    """By a message's index: its ID and headers that are not valid text."""
+    invalid_text: dict[int, InvalidText] | None = None
+    """By a message's index: its ID and headers, if they are not valid text."""
+
+
+class InvalidText(NamedTuple):
+    """The ID and the headers of a message in which something is not valid text."""
+
+    id: bytes
+    headers: list[tuple[bytes, bytes | None]]
 
 
 _HeaderList = list[list[tuple[str, bytes | None]] | None]
@@ -81,6 +88,17 @@ class EncodedBlock(NamedTuple):
     """A block about to be written."""
 
     messages: int
+    data: bytes
+
+
+class BlockRow(NamedTuple):
+    """A row of ``streams_blocks``."""
+
+    place: int
+    """See :func:`streams.log.sqlite.schema.block_key`."""
+    messages: int
+    time: int
+    """In microseconds since the epoch."""
     data: bytes
 
 
@@ -145,14 +163,14 @@ def _block_with_invalid_text(records: Sequence[Record]) -> Block:
     """A block in which invalid text is kept apart."""
     ids: list[str | None] = []
     headers: list[Headers | None] = []
-    invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] = {}
+    invalid_text: dict[int, InvalidText] = {}
     for index, record in enumerate(records):
         id = _identity(record)
         try:
             _encode((id, record.headers))
         except UnicodeEncodeError:
             pairs = [(_surrogate_bytes(name), value) for name, value in record.headers]
-            invalid_text[index] = (_surrogate_bytes(id or ""), pairs)
+            invalid_text[index] = InvalidText(_surrogate_bytes(id or ""), pairs)
             ids.append(None)
             headers.append(None)
         else:
@@ -178,8 +196,8 @@ def decode_block(data: bytes | memoryview) -> Block:
     """
     try:
         block = _decode(data)
-        for index, (id, _) in (block.invalid_text or {}).items():
-            block.ids[index] = id.decode("utf-8", "surrogatepass") or None
+        for index, invalid in (block.invalid_text or {}).items():
+            block.ids[index] = invalid.id.decode("utf-8", "surrogatepass") or None
     except _DECODE_ERRORS as error:
         raise _damaged_block(error) from error
     # A Raw keeps all of the data that it is a part of alive, including the values.
@@ -197,27 +215,29 @@ def _decoded_headers(block: Block) -> Sequence[Headers | None] | None:
         decoded: list[Headers | None] | None = _decode_headers(block.headers)
         if decoded is None or not block.invalid_text:
             return decoded
-        for index, (_, pairs) in block.invalid_text.items():
-            decoded[index] = [(name.decode("utf-8", "surrogatepass"), v) for name, v in pairs]
+        for index, invalid in block.invalid_text.items():
+            decoded[index] = [
+                (name.decode("utf-8", "surrogatepass"), value) for name, value in invalid.headers
+            ]
     except _DECODE_ERRORS as error:
         raise _damaged_block(error) from error
     return decoded
 
 
-def merge_blocks(rows: Sequence[tuple[int, int, bytes]]) -> bytes:
-    """Merge consecutive blocks, given as count, time and data, into one."""
+def merge_blocks(rows: Sequence[BlockRow]) -> bytes:
+    """Merge consecutive blocks into one."""
     merged = Block([], [], [], times=[])
     headers: list[Headers | None] = []
-    invalid_text: dict[int, tuple[bytes, list[tuple[bytes, bytes | None]]]] = {}
-    for count, time, data in rows:
-        block, start = _decode(data), len(merged.ids)
+    invalid_text: dict[int, InvalidText] = {}
+    for row in rows:
+        block, start = _decode(row.data), len(merged.ids)
         for index, found in (block.invalid_text or {}).items():
             invalid_text[start + index] = found
         merged.ids += block.ids
         merged.keys += block.keys
         merged.values += block.values
-        headers += _decode_headers(block.headers) or [None] * count
-        merged.times = [*(merged.times or ()), *(block.times or [time] * count)]
+        headers += _decode_headers(block.headers) or [None] * row.messages
+        merged.times = [*(merged.times or ()), *(block.times or [row.time] * row.messages)]
     if any(headers) or invalid_text:
         merged.headers = msgspec.Raw(_encode(headers))
     merged.invalid_text = invalid_text or None
@@ -281,8 +301,9 @@ class SqliteBatch(Batch):
     def extra_headers(self, index: int) -> Headers:
         """The headers of one message without the ID."""
         if not self._header_pairs:
-            for low, high, _, block in self._slices:
-                self._header_pairs += (_decoded_headers(block) or [None] * high)[low:high]
+            for each in self._slices:
+                found = _decoded_headers(each.block) or [None] * each.high
+                self._header_pairs += found[each.low : each.high]
         return self._header_pairs[index] or ()
 
     def may_have_header(self, part: bytes) -> bool:
@@ -295,8 +316,9 @@ class SqliteBatch(Batch):
     def time(self, index: int) -> float:
         """When the log appended one message, in seconds since the epoch."""
         if not self._times_us:
-            for low, high, time, block in self._slices:
-                self._times_us += block.times[low:high] if block.times else [time] * (high - low)
+            for each in self._slices:
+                times = each.block.times or [each.time] * each.high
+                self._times_us += times[each.low : each.high]
         return self._times_us[index] / 1e6
 
 

@@ -44,7 +44,7 @@ from streams.log.events import (
 from streams.log.names import partition_for, topic_not_found
 from streams.log.sqlite import blocks
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.producer import WrittenRun, write_blocks
+from streams.log.sqlite.producer import NewBlocks, WrittenRun, write_blocks
 from streams.log.sqlite.shared_file import topic_event
 from streams.message import Record
 
@@ -187,11 +187,34 @@ class _RequestRow(NamedTuple):
     made_of_id: str | None
 
 
+class _HeadRow(NamedTuple):
+    """A row of ``streams_histories``."""
+
+    number: int
+    """The partition's number in the file."""
+    key: str
+    """In hexadecimal."""
+    version: int
+    last_id: str
+    final: int
+
+
+class _EventRange(NamedTuple):
+    """The events of a history behind one version, up to another one."""
+
+    number: int
+    """The partition's number in the file."""
+    key: str
+    """In hexadecimal."""
+    after: int
+    last: int
+
+
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_events = msgspec.msgpack.Decoder(list[_EventData]).decode
 _unpack_headers = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]]).decode
 _encode_json = msgspec.json.Encoder().encode
-_decode_heads = msgspec.json.Decoder(list[tuple[int, str, int, str, int]]).decode
+_decode_heads = msgspec.json.Decoder(list[_HeadRow]).decode
 _decode_requests = msgspec.json.Decoder(list[_RequestRow]).decode
 _decode_ids = msgspec.json.Decoder(list[str]).decode
 
@@ -337,7 +360,10 @@ class Events:
                 written = write_blocks(
                     db,
                     topic,
-                    [(number, blocks.encode_blocks(run.records)) for number, run in runs.items()],
+                    [
+                        NewBlocks(number, blocks.encode_blocks(run.records))
+                        for number, run in runs.items()
+                    ],
                     now,
                 )
                 if written is None:
@@ -369,11 +395,13 @@ class Events:
     def _load_heads(
         db: SqliteConnection, wanted: set[tuple[int, bytes]]
     ) -> dict[tuple[int, bytes], _PendingHistory]:
+        asked = _json((number, key.hex()) for number, key in wanted)
+        ((rows,),) = db.fetch_rows(_SELECT_HEADS, (asked,))
         found = {
-            (number, bytes.fromhex(key)): Head(Base(version, last_id), bool(final))
-            for number, key, version, last_id, final in _decode_heads(
-                db.fetch_rows(_SELECT_HEADS, (_json((no, key.hex()) for no, key in wanted),))[0][0]
+            (row.number, bytes.fromhex(row.key)): Head(
+                Base(row.version, row.last_id), bool(row.final)
             )
+            for row in _decode_heads(rows)
         }
         return {name: _PendingHistory(db, *name, found.get(name, EMPTY)) for name in wanted}
 
@@ -386,18 +414,17 @@ class Events:
         appends: Sequence[EventAppend],
     ) -> None:
         """Write one partition's appends to the tables by key."""
-        first_offset, time = where
         values: list[Any] = []
         causes: list[tuple[Any, ...]] = []
         refusals: list[tuple[Any, ...]] = []
         for index, start in run.indexes:
             append = appends[index]
-            key, version, offset = append.key, append.base.version, first_offset + start
+            key, version, offset = append.key, append.base.version, where.first_offset + start
             if append.is_refusal:
                 refusals.append((number, key.hex(), append.records[0].id, version, offset))
             else:
                 for place, record in enumerate(append.records):
-                    data = _pack((offset + place, time, record.value, record.headers))
+                    data = _pack((offset + place, where.time, record.value, record.headers))
                     values += (number, key, version + place + 1, record.id, data)
             if append.cause:
                 cause = append.cause.encode("utf-8", "surrogateescape").hex()
@@ -460,10 +487,8 @@ class Events:
         with self._database.read(snapshot=True) as db:
             if not _has_partition(db, topic, numbers[0]):
                 return None
-            rows = {
-                row.place: row
-                for row in _decode_requests(db.fetch_rows(_SELECT_REQUESTS, (asked,))[0][0])
-            }
+            ((encoded,),) = db.fetch_rows(_SELECT_REQUESTS, (asked,))
+            rows = {row.place: row for row in _decode_requests(encoded)}
             found = [
                 self._begin(db, numbers[partition], partition, request, rows.get(index))
                 for index, (partition, request) in enumerate(zip(partitions, requests, strict=True))
@@ -515,20 +540,21 @@ class Events:
     ) -> dict[int, _SqliteEvents]:
         """The events of each history that has any, by its index."""
         indexes: list[int] = []
-        asked: list[tuple[int, str, int, int]] = []
+        asked: list[_EventRange] = []
         for index, (request, history) in enumerate(zip(requests, found, strict=True)):
             start = (history.snapshot.base if history.snapshot else request.after).version
             end = min(history.head.base.version, start + request.limit)
             if not history.is_truncated and end > start:
                 indexes.append(index)
-                asked.append((numbers[history.partition], request.key.hex(), start, end))
+                number = numbers[history.partition]
+                asked.append(_EventRange(number, request.key.hex(), start, end))
         ids, rows = _fetch_events(db, asked)
         events: dict[int, _SqliteEvents] = {}
         at = 0
-        for index, (_, _, start, end) in zip(indexes, asked, strict=True):
-            until = at + end - start
+        for index, each in zip(indexes, asked, strict=True):
+            until = at + each.last - each.after
             key = requests[index].key
-            events[index] = _SqliteEvents(start + 1, key, ids[at:until], rows[at:until])
+            events[index] = _SqliteEvents(each.after + 1, key, ids[at:until], rows[at:until])
             at = until
         return events
 
@@ -553,15 +579,15 @@ class Events:
         db: SqliteConnection, number: int, history: _PendingHistory, snapshot: StoredSnapshot
     ) -> None:
         """Store a snapshot, unless a newer one of the same history is stored."""
-        key, fingerprint, base, offset, data = snapshot
-        name = (number, key, fingerprint)
+        base = snapshot.base
+        name = (number, snapshot.key, snapshot.fingerprint)
         kept = db.fetch_rows(_SELECT_SNAPSHOT_BASE, name)
         if kept:
             version, last_id = kept[0]
             is_newer = isinstance(version, int) and version > base.version
             if is_newer and has_base(history, Base(version, last_id)):
                 return
-        db.execute(_REPLACE_SNAPSHOT, (*name, *base, offset, data))
+        db.execute(_REPLACE_SNAPSHOT, (*name, *base, snapshot.offset, snapshot.data))
 
     def delete_snapshots(self, topic: str, fingerprint: str | None) -> int:
         """See :meth:`streams.log.events.EventLog.delete_snapshots`."""
@@ -654,24 +680,24 @@ def _offsets_of(db: SqliteConnection, number: int, append: EventAppend) -> tuple
         )
     else:
         version = append.base.version
-        asked = (number, append.key.hex(), version, version + len(append.records))
-        return tuple(row.offset for row in _fetch_events(db, [asked])[1])
+        last = version + len(append.records)
+        _, events = _fetch_events(db, [_EventRange(number, append.key.hex(), version, last)])
+        return tuple(row.offset for row in events)
     return tuple(offset for (offset,) in rows)
 
 
 def _fetch_events(
-    db: SqliteConnection, asked: Sequence[tuple[int, str, int, int]]
+    db: SqliteConnection, asked: Sequence[_EventRange]
 ) -> tuple[list[str], list[_EventData]]:
     """The IDs of events and the events, in order.
 
-    :param asked: parts of histories: partition number, key in hexadecimal, the version before the
-        first event and the version of the last one. All of these events are there.
+    :param asked: all of these events are there.
     :raises Fatal: the file is damaged.
     """
     if not asked:
         return [], []
     ((ids, data),) = db.fetch_rows(_SELECT_EVENTS, (_json(asked),))
-    wanted = sum(end - start for _, _, start, end in asked)
+    wanted = sum(each.last - each.after for each in asked)
     try:
         # The header of a MessagePack array with that many elements.
         rows = _unpack_events(b"\xdd" + wanted.to_bytes(4, "big") + (data or b""))

@@ -434,7 +434,9 @@ class Membership:
     ) -> dict[Assignment, int]:
         if not wanted:
             return {}
-        partitions_by_number = {numbers[each[0]][each[1]]: each for each in wanted}
+        partitions_by_number = {
+            numbers[topic][partition]: (topic, partition) for topic, partition in wanted
+        }
         epochs = [[number, wanted[each]] for number, each in partitions_by_number.items()]
         db.execute(
             'INSERT INTO streams_places ("group", no, epoch, owner)'

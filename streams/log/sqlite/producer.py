@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, repeat
+from itertools import chain, repeat, starmap
 from typing import Any, NamedTuple
 
 from streams.errors import EventTopicError, Fenced, LogError, NotFound, TooLarge
@@ -16,7 +16,7 @@ from streams.log.events import events_only
 from streams.log.names import partitions_for, topic_not_found
 from streams.log.protocol import Assignment, Commit, OnAppended, OutputsRefused, by_topic_of
 from streams.log.sqlite import blocks
-from streams.log.sqlite.blocks import EncodedBlock
+from streams.log.sqlite.blocks import BlockRow, EncodedBlock
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.offsets import OffsetCommits
 from streams.log.sqlite.retention import Trimmer
@@ -44,6 +44,26 @@ class _Append(NamedTuple):
     partition: int
     indexes: Sequence[int]
     blocks: list[EncodedBlock]
+
+
+class NewBlocks(NamedTuple):
+    """Blocks that are to be written at the end of a partition."""
+
+    number: int
+    """The partition's number in the file."""
+    blocks: Sequence[EncodedBlock]
+
+
+class _PartitionEnd(NamedTuple):
+    """The end of a partition: the columns of ``streams_partitions`` that an append changes."""
+
+    next_offset: int
+    time: int
+    """Of its last message, in microseconds since the epoch."""
+    small_blocks: int
+    """How many blocks at the end are small."""
+    number: int
+    """The partition's number in the file."""
 
 
 class WrittenRun(NamedTuple):
@@ -142,7 +162,7 @@ class Writer:
                 raise next(iter(refused.values()))
             if not appends:
                 return []
-            runs = [(numbers[run.partition], run.blocks) for run in appends]
+            runs = _new_blocks(numbers, appends)
             written = write_blocks(db, topic, runs, int(self._database.clock.time() * 1e6))
             if written is not None:
                 first_offsets = [run.first_offset for run in written]
@@ -180,9 +200,9 @@ class Writer:
 
     def _split_outputs(
         self, outputs: Sequence[tuple[str, Record]], by_topic: Mapping[str, Sequence[int]]
-    ) -> tuple[dict[str, list[tuple[int, Sequence[EncodedBlock]]]], dict[int, LogError]]:
-        """The runs of blocks by topic, and the records that cannot be written."""
-        found: dict[str, list[tuple[int, Sequence[EncodedBlock]]]] = {}
+    ) -> tuple[dict[str, list[NewBlocks]], dict[int, LogError]]:
+        """The new blocks by topic, and the records that cannot be written."""
+        found: dict[str, list[NewBlocks]] = {}
         refused: dict[int, LogError] = {}
         for topic, indexes in by_topic.items():
             try:
@@ -190,15 +210,15 @@ class Writer:
             except EventTopicError as error:
                 refused.update(dict.fromkeys(indexes, error))
                 continue
-            records = [outputs[index][1] for index in indexes]
+            records = [record for _, record in map(outputs.__getitem__, indexes)]
             appends, errors = self._split_by_partition(topic, records, len(numbers))
             refused.update((indexes[at], error) for at, error in errors.items())
-            found[topic] = [(numbers[run.partition], run.blocks) for run in appends]
+            found[topic] = _new_blocks(numbers, appends)
         return found, refused
 
     def _write_with_commits(
         self,
-        appends: Mapping[str, list[tuple[int, Sequence[EncodedBlock]]]],
+        appends: Mapping[str, list[NewBlocks]],
         offsets: OffsetCommits,
         commits: Sequence[Commit],
     ) -> bool:
@@ -274,7 +294,7 @@ class Writer:
         """The first offset of each run; None if the topic has other partitions by now."""
         if not appends:
             return []
-        runs = [(numbers[run.partition], run.blocks) for run in appends]
+        runs = _new_blocks(numbers, appends)
         now = int(self._database.clock.time() * 1e6)
         with self._database.write() as db:
             if check is not None:
@@ -313,51 +333,49 @@ class Writer:
         self._database.shared_file.write_lock.release()
 
 
+def _new_blocks(numbers: Sequence[int], appends: Iterable[_Append]) -> list[NewBlocks]:
+    return [NewBlocks(numbers[each.partition], each.blocks) for each in appends]
+
+
 def write_blocks(
-    db: SqliteConnection,
-    topic: str,
-    runs: Sequence[tuple[int, Sequence[EncodedBlock]]],
-    now: int,
+    db: SqliteConnection, topic: str, runs: Sequence[NewBlocks], now: int
 ) -> list[WrittenRun] | None:
     """Write blocks at the ends of partitions, within a transaction.
 
-    :param runs: partition numbers, each once, and the blocks for each.
+    :param runs: the blocks for each partition, of which none comes twice.
     :param now: microseconds since the epoch; times of a partition never go back.
     :returns: None if the topic has other partitions than these by now.
     """
     written: list[WrittenRun] = []
-    rows: list[tuple[int, int, int, bytes]] = []
-    updates: list[tuple[int, int, int, int]] = []
+    rows: list[BlockRow] = []
+    ends: list[_PartitionEnd] = []
     to_merge: list[tuple[int, int]] = []
-    state = {
-        number: (next_, time, small_blocks)
-        for number, next_, time, small_blocks in db.fetch_json(
-            "SELECT json_group_array(json_array(no, next, time, loose))"
-            " FROM streams_partitions"
-            " WHERE no IN (SELECT value FROM json_each(?)) AND topic = ?",
-            (json.dumps([number for number, _ in runs]), topic),
-        )
-    }
-    if len(state) != len(runs):
+    found = db.fetch_json(
+        "SELECT json_group_array(json_array(next, time, loose, no)) FROM streams_partitions"
+        " WHERE no IN (SELECT value FROM json_each(?)) AND topic = ?",
+        (json.dumps([number for number, _ in runs]), topic),
+    )
+    ends_by_number = {end.number: end for end in starmap(_PartitionEnd, found)}
+    if len(ends_by_number) != len(runs):
         return None
     for number, encoded in runs:
-        offset, time, small_blocks = state[number]
-        time = max(time, now)
+        end = ends_by_number[number]
+        offset, time, small_blocks = end.next_offset, max(end.time, now), end.small_blocks
         written.append(WrittenRun(offset, time))
         for count, data in encoded:
-            rows.append((block_key(number, offset), count, time, data))
+            rows.append(BlockRow(block_key(number, offset), count, time, data))
             offset += count
             is_small = count < blocks.SMALL_MESSAGES and len(data) <= blocks.SMALL_BYTES
             small_blocks = small_blocks + 1 if is_small else 0
         if small_blocks >= blocks.SMALL_MESSAGES:
             to_merge.append((number, small_blocks))
             small_blocks = 0
-        updates.append((offset, time, small_blocks, number))
+        ends.append(_PartitionEnd(offset, time, small_blocks, number))
     for start in range(0, len(rows), _INSERT_ROWS):
         chunk = rows[start : start + _INSERT_ROWS]
         sql = _INSERT_BLOCK + ", (?, ?, ?, ?)" * (len(chunk) - 1)
         db.execute(sql, tuple(chain.from_iterable(chunk)))
-    db.execute(_UPDATE_PARTITIONS, (json.dumps(updates),))
+    db.execute(_UPDATE_PARTITIONS, (json.dumps(ends),))
     for number, small_blocks in to_merge:
         _merge_small_blocks(db, number, small_blocks)
     return written
@@ -368,14 +386,15 @@ def _merge_small_blocks(db: SqliteConnection, partition_number: int, count: int)
 
     Otherwise a publisher of single messages would leave one block per message to the readers.
     """
-    rows = db.fetch_rows(
+    found = db.fetch_rows(
         "SELECT place, count, time, data FROM streams_blocks"
         " WHERE place BETWEEN ? AND ? ORDER BY place DESC LIMIT ?",
         (block_key(partition_number, 0), block_key(partition_number + 1, 0) - 1, count),
     )
-    rows.reverse()
-    data = blocks.merge_blocks([row[1:] for row in rows])
-    first, last = rows[0][0], rows[-1][0]
-    db.execute("DELETE FROM streams_blocks WHERE place BETWEEN ? AND ?", (first, last))
-    row = (first, sum(row[1] for row in rows), rows[-1][2], data)
-    db.execute(_INSERT_BLOCK, row)
+    rows = [BlockRow(*row) for row in reversed(found)]
+    data = blocks.merge_blocks(rows)
+    first, last = rows[0], rows[-1]
+    delete = "DELETE FROM streams_blocks WHERE place BETWEEN ? AND ?"
+    db.execute(delete, (first.place, last.place))
+    messages = sum(row.messages for row in rows)
+    db.execute(_INSERT_BLOCK, BlockRow(first.place, messages, last.time, data))
