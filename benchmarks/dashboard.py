@@ -148,7 +148,7 @@ async def _running(transfers: SagaOrchestrator[Transfer]) -> int:
 
 def _messages(log: Log, topic: str) -> int:
     try:
-        partitions = log.topic(topic).partitions
+        partitions = log.describe_topic(topic).partitions
     except StreamsError:
         return 0
     return sum(
@@ -159,7 +159,7 @@ def _messages(log: Log, topic: str) -> int:
 def _copy_letters(log: Log, topic: str, count: int) -> None:
     """Write copies of the dead letter that a handler has left."""
     found = None
-    for partition in range(log.topic(topic).partitions):
+    for partition in range(log.describe_topic(topic).partitions):
         first, end = log.watermarks(topic, partition)
         if end > first:
             with closing(log.reader(topic, partition, first, end)) as reader:

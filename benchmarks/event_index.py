@@ -116,7 +116,7 @@ def snapshot_index(url: str, name: str, accounts: int, events: int) -> Answer:
 
     def is_written() -> bool:
         topic = index_topic_name(bank.events.name)
-        return topic in app.log.topic_names() and all(
+        return topic in app.log.list_topics() and all(
             app.log.watermarks(topic, each)[1] for each in range(PARTITIONS)
         )
 

@@ -60,7 +60,7 @@ class KeptPositions:
     def commit_again(self) -> None:
         """Commit what nobody has moved since the last call; what fails is tried at the next."""
         try:
-            existing = set(self._log.groups())
+            existing = set(self._log.list_groups())
             for group, topic in self._find_groups().items():
                 if group in existing:
                     self._commit_again(group, topic)

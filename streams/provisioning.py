@@ -102,9 +102,9 @@ def _ensure_declared_topic(
     default_partitions = partitions or max(each.default_partitions for each in topics)
     if partitions is None and not internal:
         if source is not None:
-            default_partitions = log.topic(source).partitions
+            default_partitions = log.describe_topic(source).partitions
         elif not log.capabilities.creates_topics:
-            log.topic(name)
+            log.describe_topic(name)
             return
     info = ensure_topic(log, name, default_partitions, retention, config)
     if partitions is not None and info.partitions != partitions:
@@ -134,7 +134,7 @@ def ensure_processor_topics(
         processor.key_parking.prepare(log)
     group, config = processor.group, log.capabilities.dead_letter_config
     for source in options.topics:
-        info = log.topic(source.name)
+        info = log.describe_topic(source.name)
         _initialize_group(connection, group, info, options.start, start_positions)
         dead_letter_topic = options.dead_letters.name(source.name, group)
         ensure_topic(log, dead_letter_topic, info.partitions, config=config)

@@ -210,7 +210,7 @@ class Harness:
             for topic in topics:
                 missing = {
                     partition
-                    for partition in range(log.topic(topic).partitions)
+                    for partition in range(log.describe_topic(topic).partitions)
                     if (topic, partition) not in owned
                 }
                 committed = log.committed(group, topic) if missing else {}

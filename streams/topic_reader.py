@@ -94,7 +94,7 @@ def resolve_ranges(
     :raises NotFound: there is no such topic or partition.
     :raises InvalidValue: start or end mean nothing here.
     """
-    count = log.topic(topic).partitions
+    count = log.describe_topic(topic).partitions
     starts: dict[int, OffsetSpec]
     if isinstance(start, Mapping):
         if partition is not None:

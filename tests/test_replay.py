@@ -505,7 +505,7 @@ async def test_a_live_group_goes_on_beside_it() -> None:
 
         await replay(app, world.topic, slow)
         await until(lambda: len(live) == 2 * COUNT)
-        assert app.log.groups() == ["live"]
+        assert app.log.list_groups() == ["live"]
         assert app.stats().processors["handle"].rebalances == 1
     assert sorted(replayed) == list(range(COUNT))
     assert sorted(live) == [*range(COUNT), *range(1_000, 1_000 + COUNT)]

@@ -43,10 +43,10 @@ async def test_what_comes_again_is_handled_although_its_ids_were_seen(tmp_path: 
     await run(26)
     assert len(seen) == 26
     async with app.connected():
-        before = app.log.group("g").positions
+        before = app.log.describe_group("g").positions
         again = await reset(app, "g", "t", "earliest", dry_run=True)
         assert sum(each.again or 0 for each in again) == 20
-        assert app.log.group("g").positions == before
+        assert app.log.describe_group("g").positions == before
 
 
 async def test_places() -> None:
@@ -61,7 +61,7 @@ async def test_places() -> None:
 
         async def to(when: Any, **options: Any) -> int:
             (move,) = await reset(app, "g", topic, when, **options)
-            place = log.group("g").positions["t", 0]
+            place = log.describe_group("g").positions["t", 0]
             assert place.position == move.after
             # The floor is the position: no older message counts as seen.
             assert decode(*place) == (place.position, [])

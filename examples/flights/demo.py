@@ -231,8 +231,8 @@ async def _wait_until(
 
 def _is_caught_up(app: Streams, name: str) -> bool:
     """Whether the group's position is at the end of every partition."""
-    committed = app.log.group(GROUP).positions
-    for partition in range(app.log.topic(name).partitions):
+    committed = app.log.describe_group(GROUP).positions
+    for partition in range(app.log.describe_topic(name).partitions):
         first, end = app.log.watermarks(name, partition)
         position = committed.get((name, partition))
         if end > first and (position is None or position.position < end):

@@ -110,7 +110,7 @@ def _open_read_only(app: Streams) -> Iterator[tuple[Log | None, str]]:
         return
     with closing(log):
         try:
-            log.topic(next(iter(app.topics), "streams"))
+            log.describe_topic(next(iter(app.topics), "streams"))
         except NotFound:
             pass  # it answered
         except LogError as error:

@@ -44,8 +44,8 @@ def list_groups(show_all: ShowAll = False, url: Url = None, json: Json = False) 
     found: list[dict[str, Any]] = []
     hidden = 0
     with open_url(url, "ro") as log:
-        names = log.groups()
-        topics = output.call_or_report("topics", log.topics) or ()
+        names = log.list_groups()
+        topics = output.call_or_report("topics", log.describe_topics) or ()
         internal = internal_topics((info.name for info in topics), names)
         # Other clients name their groups in any way, and a group may be gone by now.
         rows = _ask_for_all(log, names)
@@ -73,7 +73,7 @@ def _ask_for_all(log: Log, names: Sequence[str]) -> list[dict[str, Any] | None]:
 def _group_json(log: Log, name: str) -> dict[str, Any]:
     from streams.inspection.groups import total_lag
 
-    info = log.group(name)
+    info = log.describe_group(name)
     return {
         "group": output.printable_text(name),
         "members": len(info.members),
@@ -97,7 +97,7 @@ def show_group(group: Name, url: Url = None, json: Json = False) -> None:
     from streams.inspection.groups import group_positions
 
     with open_url(url, "ro") as log:
-        info = log.group(group)
+        info = log.describe_group(group)
         rows = [_partition_json(log, each) for each in group_positions(log, info)]
     members = [{"id": m.id, "partitions": [list(at) for at in m.partitions]} for m in info.members]
     if json:
@@ -139,7 +139,7 @@ def delete_group(group: Name, yes: Yes = False, url: Url = None) -> None:
     from streams.replay.fixed_groups import check_may_delete_group
 
     with open_url(url) as log:
-        positions = output.plural(len(log.group(group).positions), "position")
+        positions = output.plural(len(log.describe_group(group).positions), "position")
         check_may_delete_group(log, group)
         confirm(f"Delete group {group} with its {positions}?", yes=yes)
         log.delete_group(group)

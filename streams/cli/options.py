@@ -124,7 +124,7 @@ def _with_suggestion(log: Log, error: NotFound) -> NotFound | None:
         return None
     kind, name = error.missing
     try:
-        existing = log.topic_names() if kind == "topic" else log.groups()
+        existing = log.list_topics() if kind == "topic" else log.list_groups()
     except LogError:
         return None
     found = close_match(name, existing)

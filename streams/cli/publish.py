@@ -72,7 +72,7 @@ def publish(
     with ExitStack() as stack:
         source, size = stack.enter_context(_open_source(file))
         log = stack.enter_context(open_url(url))
-        if log.topic(topic).is_event_topic:
+        if log.describe_topic(topic).is_event_topic:
             raise events_only(topic, "published to")
         show_progress = stack.enter_context(output.progress_bar(f"publishing to {topic}"))
         for lines in _read_lines(source):

@@ -81,7 +81,7 @@ class _Range:
 
     def require_partitions(self, log: Log) -> None:
         """:raises UsageError: an offset is given without its partition."""
-        count = log.topic(self.topic).partitions
+        count = log.describe_topic(self.topic).partitions
         require_partition(self.start, "--start", self.partition, count)
         if not isinstance(self.start, Mapping):
             require_partition(self.end, "--end", self.partition, count)
@@ -198,7 +198,7 @@ def _print_range(
     with ExitStack() as stack:
         log = stack.enter_context(open_url(url_source, "ro", app, index=index))
         span.require_partitions(log)
-        holds_events = log.topic(topic).is_event_topic
+        holds_events = log.describe_topic(topic).is_event_topic
         if holds_events:
             await_index(log, topic)
         ranges = resolve_ranges(log, topic, span.start, span.end, partition=span.partition, now=now)

@@ -59,9 +59,9 @@ def reset(
 
     offsets = parse_offsets(to, "--to", topic)
     with open_url(url, "ro" if dry_run else "rw") as log:
-        require_partition(offsets, "--to", partition, log.topic(topic).partitions)
+        require_partition(offsets, "--to", partition, log.describe_topic(topic).partitions)
         moves = plan_reset(log, group, topic, offsets, partition=partition, now=time.time())
-        running_members = len(log.group(group, ()).members)
+        running_members = len(log.describe_group(group, ()).members)
         if not dry_run:
             try:
                 apply_reset(log, group, topic, moves, now=time.time(), force=force)

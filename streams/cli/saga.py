@@ -76,7 +76,7 @@ def list_sagas(
 
     found: list[dict[str, Any]] = []
     with open_url(url, "ro") as log, _as_command_errors(log, name):
-        for saga in saga_names(log.topic_names()) if name is None else (name,):
+        for saga in saga_names(log.list_topics()) if name is None else (name,):
             journal = Journal(log, saga)
             journal.on_ignored = left_out = _left_out(journal)
             listing = journal.list_latest(lambda e: include_ended or not e.is_final, newest or None)
@@ -206,7 +206,7 @@ def _suggestion(log: Log, name: str, id: str | None) -> str:
 
     try:
         if id is None:
-            return did_you_mean(name, saga_names(log.topic_names()))
+            return did_you_mean(name, saga_names(log.list_topics()))
         return did_you_mean(id, sorted(Journal(log, name).saga_ids(_SUGGESTED_FROM)))
     except LogError:
         return ""

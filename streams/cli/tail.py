@@ -95,7 +95,7 @@ def tail(
     app = None if target is None else load_app(target, url)
     read = None if raw else event_reader(app, topic)
     with open_url(url, "ro", app, index=index) as log:
-        info = log.topic(topic)
+        info = log.describe_topic(topic)
         holds_events = info.is_event_topic and not raw
         printer = _MessagePrinter(
             log, MessageLines(log, holds_events=holds_events, read=read), json=json

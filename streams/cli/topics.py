@@ -57,10 +57,10 @@ def list_topics(show_all: ShowAll = False, url: Url = None, json: Json = False) 
     from streams.patterns.internal_topics import internal_topics
 
     with open_url(url, "ro") as log:
-        topics = log.topics()
+        topics = log.describe_topics()
         internal: set[str] = set()
         if not show_all:
-            groups = output.call_or_report("groups", log.groups) or ()
+            groups = output.call_or_report("groups", log.list_groups) or ()
             internal = internal_topics((info.name for info in topics), groups)
         shown = [info for info in topics if info.name not in internal]
         found = [
@@ -93,7 +93,7 @@ def show_topic(topic: Name, url: Url = None, json: Json = False) -> None:
       [cyan]streams topics show orders[/cyan]
     """
     with open_url(url, "ro") as log:
-        info = log.topic(topic)
+        info = log.describe_topic(topic)
         rows = [_partition_json(log, topic, each) for each in range(info.partitions)]
     if json:
         output.print_json({"topic": topic, "retention": asdict(info.retention), "partitions": rows})
@@ -199,7 +199,7 @@ def set_retention(
             "--keep-bytes and --compacted"
         )
     with open_url(url) as log:
-        info = log.topic(topic)
+        info = log.describe_topic(topic)
         if not for_ever:
             if info.is_event_topic:
                 raise events_only(topic, "trimmed")
@@ -225,7 +225,7 @@ def delete_topic(topic: Name, yes: Yes = False, url: Url = None) -> None:
     from streams.replay.fixed_groups import check_may_delete
 
     with open_url(url) as log:
-        messages = count_all(log, topic, log.topic(topic).partitions)
+        messages = count_all(log, topic, log.describe_topic(topic).partitions)
         check_may_delete(log, topic)
         confirm(f"Delete {topic} with its {output.plural(messages, 'message')}?", yes=yes)
         log.delete_topic(topic)

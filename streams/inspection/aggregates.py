@@ -18,7 +18,9 @@ SUFFIX = ".events"
 
 def event_topics(log: Log) -> list[TopicInfo]:
     """The event topics of a log, by name."""
-    return [info for info in log.topics() if info.name.endswith(SUFFIX) and info.is_event_topic]
+    return [
+        info for info in log.describe_topics() if info.name.endswith(SUFFIX) and info.is_event_topic
+    ]
 
 
 class KeyProblems(Protocol):

@@ -120,7 +120,7 @@ class ClosedKeyIndex(CountingReader[KeyCounts]):
 
     @override
     def _read(self, log: Log) -> bool:
-        for partition in range(log.topic(self.name).partitions):
+        for partition in range(log.describe_topic(self.name).partitions):
             first, end = log.watermarks(self.name, partition)
             start = self._next.get(partition)
             if start is None or start < first:  # new records were trimmed: begin at the floor

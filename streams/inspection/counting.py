@@ -28,7 +28,7 @@ def count_dead_letters(log: Log, name: str) -> int:
     from streams.patterns.deadletters import resolved_offsets
 
     try:
-        resolved = resolved_offsets(log, name, log.topic(name).partitions)
+        resolved = resolved_offsets(log, name, log.describe_topic(name).partitions)
     except NotFound:
         return 0
     return sum(count_waiting(log, name, partition, each) for partition, each in resolved.items())

@@ -97,7 +97,7 @@ class DelayIndex(CountingReader[PendingCounts]):
     @override
     def _read(self, log: Log) -> bool:
         floors = log.committed(floor_group(self.name), self.name)
-        for partition in range(log.topic(self.name).partitions):
+        for partition in range(log.describe_topic(self.name).partitions):
             first, end = log.watermarks(self.name, partition)
             floor = floors.get(partition)
             begin = first if floor is None else max(first, floor.position)

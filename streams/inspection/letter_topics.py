@@ -72,8 +72,8 @@ def find_dead_letter_topics(log: Log, attempt: Attempt) -> SearchResult:
     """
     from streams.patterns.internal_topics import internal_topics
 
-    infos = log.topics()
-    groups = attempt("groups", log.groups) or ()
+    infos = log.describe_topics()
+    groups = attempt("groups", log.list_groups) or ()
     internal = internal_topics((info.name for info in infos), groups)
     named = [info for info in infos if info.name.endswith(".dead")]
     others = [info for info in infos if info not in named and info.name not in internal]
@@ -160,7 +160,9 @@ def letter_counts(log: Log, name: str) -> LetterCounts:
     from streams.patterns.deadletters import resolved_offsets
 
     waiting, total, oldest = 0, 0, None
-    for partition, resolved in resolved_offsets(log, name, log.topic(name).partitions).items():
+    for partition, resolved in resolved_offsets(
+        log, name, log.describe_topic(name).partitions
+    ).items():
         first, end = log.watermarks(name, partition)
         waiting += count_waiting(log, name, partition, resolved)
         total += log.lag(name, partition, first) or 0

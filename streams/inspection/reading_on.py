@@ -68,7 +68,7 @@ class BackgroundReader:
     def _run(self) -> bool:
         log = self._open_log()
         try:
-            log.topic(self.name)
+            log.describe_topic(self.name)
             incarnation = log.incarnation(self.name)
         except NotFound:
             with self._lock:

@@ -155,7 +155,7 @@ class SagaIndex:
 
     def _begin(self) -> None:
         log, topic = self.journal.log, self.journal.topic
-        incarnation, partitions = log.incarnation(topic), log.topic(topic).partitions
+        incarnation, partitions = log.incarnation(topic), log.describe_topic(topic).partitions
         if incarnation != self._incarnation:  # the topic was created again
             self._sagas, self._parts, self._order = {}, {}, {}
             self._incarnation, self._is_full = incarnation, False
@@ -311,7 +311,7 @@ def saga_history(
     """
     deadline = time.monotonic() + seconds
     log, topic = journal.log, journal.topic
-    partitions = range(log.topic(topic).partitions) if partition is None else (partition,)
+    partitions = range(log.describe_topic(topic).partitions) if partition is None else (partition,)
     waiting = {each: log.watermarks(topic, each) for each in partitions}
     found: dict[int, PlacedEntry] = {}
     lowest: dict[int, int] = {}

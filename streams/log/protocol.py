@@ -22,9 +22,10 @@ Rules every log keeps (``tests/conformance/`` proves them, one suite over all lo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from streams.config import Flow
 from streams.config import Retention as Retention
@@ -127,13 +128,13 @@ def ensure_topic(
     however many partitions it has.
     """
     try:
-        return log.topic(topic)
+        return log.describe_topic(topic)
     except NotFound:
         pass
     try:
         return log.create_topic(topic, partitions, retention, config)
     except TopicMismatch:
-        return log.topic(topic)
+        return log.describe_topic(topic)
 
 
 class TopicInfo(NamedTuple):
@@ -515,8 +516,27 @@ its index is still owned (any thread). If it is not, the record gets
 assignments, present or past, must be of the subscription whose assignment has this function."""
 
 
+_FORMER_NAMES = {
+    "topic": "describe_topic",
+    "topics": "describe_topics",
+    "topic_names": "list_topics",
+    "group": "describe_group",
+    "groups": "list_groups",
+}
+"""Former names of methods of :class:`Log`, which still work on ``app.log``."""
+
+
 class Log(Protocol):
     """Topics, appends, reads and groups. Usable from any thread."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in _FORMER_NAMES:
+                raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+            new = _FORMER_NAMES[name]
+            warnings.warn(f"log.{name}() is now {new}()", DeprecationWarning, stacklevel=2)
+            return getattr(self, new)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -547,14 +567,14 @@ class Log(Protocol):
         """
         ...
 
-    def topic(self, topic: str) -> TopicInfo:
+    def describe_topic(self, topic: str) -> TopicInfo:
         """A topic's current facts.
 
         :raises NotFound: there is none of that name.
         """
         ...
 
-    def topics(self) -> list[TopicInfo]:
+    def describe_topics(self) -> list[TopicInfo]:
         """All topics, by name."""
         ...
 
@@ -568,9 +588,9 @@ class Log(Protocol):
         """
         ...
 
-    def topic_names(self) -> list[str]:
-        """The names of all topics, sorted. Costs one request to a server where :meth:`topics` asks
-        for the facts of each topic."""
+    def list_topics(self) -> list[str]:
+        """The names of all topics, sorted. Costs one request to a server where
+        :meth:`describe_topics` asks for the facts of each topic."""
         ...
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
@@ -633,7 +653,7 @@ class Log(Protocol):
         topic."""
         ...
 
-    def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
+    def describe_group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
         """A group's members and positions.
 
         :param topics: read positions only in these topics, which may be much less work on a log
@@ -645,11 +665,11 @@ class Log(Protocol):
     def committed(self, group: str, topic: str) -> dict[int, Committed]:
         """A group's commits in one topic, by partition; empty if there are none."""
         try:
-            return self.group(group, [topic]).committed_in(topic)
+            return self.describe_group(group, [topic]).committed_in(topic)
         except NotFound:
             return {}
 
-    def groups(self) -> list[str]:
+    def list_groups(self) -> list[str]:
         """The names of all groups, sorted."""
         ...
 

@@ -127,7 +127,7 @@ class DurableKeyParking:
     def prepare(self, log: Log) -> None:
         """Create the topics of closed keys, with as many partitions as their sources."""
         for topic, name in self._topics.items():
-            ensure_parked_topic(log, name, log.topic(topic).partitions, topic)
+            ensure_parked_topic(log, name, log.describe_topic(topic).partitions, topic)
 
     # -- the poller's side
 

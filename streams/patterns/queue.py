@@ -660,4 +660,4 @@ def _queue_message(queue: str, data: Any, source: Message[Any]) -> QueueMessage[
 
 
 def _partitions(queue: str) -> Callable[[Log], int]:
-    return lambda log: log.topic(queue).partitions
+    return lambda log: log.describe_topic(queue).partitions

@@ -240,7 +240,7 @@ class Poller:
         owned = list(self._owned.values())
         topics = {each.assignment.topic for each in owned}
         try:
-            group = self._log.group(self._job.group, topics)
+            group = self._log.describe_group(self._job.group, topics)
         except NotFound:
             return False  # it follows topics without a group
         assigned_partitions = {

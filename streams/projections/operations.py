@@ -166,7 +166,7 @@ def _version_state(
 
 def _group(log: Log, group: str) -> GroupInfo | None:
     try:
-        return log.group(group)
+        return log.describe_group(group)
     except NotFound:
         return None
 
@@ -177,7 +177,7 @@ def _partition_states(
     for topic in topics:
         positions = {} if group is None else group.committed_in(topic)
         try:
-            partitions = log.topic(topic).partitions
+            partitions = log.describe_topic(topic).partitions
         except NotFound:
             continue  # a version that is no longer declared may have read it
         for partition in range(partitions):
@@ -243,7 +243,7 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
             log.delete_group(group)
 
     def find_scopes() -> list[int]:
-        known = set(log.topic_names())
+        known = set(log.list_topics())
         return scope_numbers(log, group, [topic for topic in topics if topic in known])
 
     def has_inbox() -> Work[bool]:

@@ -341,7 +341,7 @@ def ends_of(log: Log, topics: Iterable[str]) -> Ends:
     return {
         topic: {
             partition: log.watermarks(topic, partition)[1]
-            for partition in range(log.topic(topic).partitions)
+            for partition in range(log.describe_topic(topic).partitions)
         }
         for topic in topics
     }
@@ -361,7 +361,7 @@ def _settled(log: Log, group: str, topics: Iterable[str]) -> Ends:
     return {
         topic: {
             partition: max(found[topic].get(partition, 0), log.watermarks(topic, partition)[0])
-            for partition in range(log.topic(topic).partitions)
+            for partition in range(log.describe_topic(topic).partitions)
         }
         for topic in topics
     }
@@ -395,7 +395,7 @@ def _scopes(log: Log, group: str, topics: Iterable[str]) -> Scopes:
     found = Scopes()
     for topic in topics:
         incarnation, positions = log.incarnation(topic), log.committed(group, topic)
-        for partition in range(log.topic(topic).partitions):
+        for partition in range(log.describe_topic(topic).partitions):
             committed = positions.get(partition, Committed(0))
             generation = decode_generation(committed.progress) if committed.progress else 0
             scope = Scope(incarnation, group, generation, topic, partition)
@@ -409,5 +409,5 @@ def scope_numbers(log: Log, group: str, topics: Iterable[str]) -> list[int]:
     return [
         Scope(log.incarnation(topic), group, 0, topic, partition).number
         for topic in topics
-        for partition in range(log.topic(topic).partitions)
+        for partition in range(log.describe_topic(topic).partitions)
     ]

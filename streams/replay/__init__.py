@@ -139,7 +139,7 @@ async def replay(
     if isinstance(target, str):
         if target == name:
             raise ConfigError(f"replay of {name} into itself would double every message in it")
-        if (await asyncio.to_thread(log.topic, target)).is_event_topic:
+        if (await asyncio.to_thread(log.describe_topic, target)).is_event_topic:
             raise events_only(target, "replayed into")
         ranges, total = await asyncio.to_thread(survey)
         return await copy_range(app, name, target, ranges, total, options)

@@ -105,7 +105,7 @@ def _is_floor_of_parked(log: Log, group: str) -> bool:
 
 def _is_there(log: Log, topic: str) -> bool:
     try:
-        log.topic(topic)
+        log.describe_topic(topic)
     except NotFound:
         return False
     return True
@@ -189,7 +189,7 @@ def _is_managers(log: Log, group: str) -> bool:
     if not group.endswith(_TIMEOUTS):
         return False
     try:
-        events = log.topic(f"{group.removesuffix(_TIMEOUTS)}{_EVENTS}")
+        events = log.describe_topic(f"{group.removesuffix(_TIMEOUTS)}{_EVENTS}")
     except NotFound:
         return False
     delay = f"{group}{_DELAY}"

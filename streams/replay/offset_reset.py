@@ -89,8 +89,8 @@ def plan_reset(
         and must not be moved.
     """
     check_may_move(log, group, topic)
-    partitions = log.topic(topic).partitions
-    positions = log.group(group).positions
+    partitions = log.describe_topic(topic).partitions
+    positions = log.describe_group(group).positions
     targets: Mapping[int, OffsetSpec]
     if isinstance(to, Mapping):
         if partition is not None:

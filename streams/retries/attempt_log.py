@@ -138,7 +138,7 @@ class DurableAttemptLog:
         """Create the attempts and retry topics, each with as many partitions as its source, so that
         as many members can share the work; blocks."""
         for source in self._sources:
-            count, topics = log.topic(source).partitions, self._topics[source]
+            count, topics = log.describe_topic(source).partitions, self._topics[source]
             ensure_topic(log, topics.attempts, count, Retention(seconds=ATTEMPTS_RETENTION))
             ensure_topic(log, topics.retry, count, config=log.capabilities.dead_letter_config)
 
@@ -261,7 +261,7 @@ class DurableAttemptLog:
     def _restore(self, assignment: Assignment, keep_alive: Callable[[], None]) -> None:
         log, topic, partition = self._app.log, assignment.topic, assignment.partition
         attempt_topic = self._topics[topic].attempts
-        if partition >= log.topic(attempt_topic).partitions:
+        if partition >= log.describe_topic(attempt_topic).partitions:
             return
         first, end = log.watermarks(attempt_topic, partition)
         _, last = log.watermarks(topic, partition)
@@ -322,7 +322,7 @@ class DurableAttemptLog:
             return {}
         log, topics = self._app.log, self._topics[topic]
         delay = topics.delay
-        count = log.topic(delay).partitions
+        count = log.describe_topic(delay).partitions
         wanted: dict[int, set[int]] = {}
         for copy in copies.values():
             if copy.topic == delay and copy.partition < count:
@@ -379,7 +379,7 @@ def _parse_note(batch: Batch, index: int) -> _Note | None:
 
 
 def _partition_count(topic: str, log: Log) -> int:
-    return log.topic(topic).partitions
+    return log.describe_topic(topic).partitions
 
 
 def _position(batch: Batch, index: int) -> Position:

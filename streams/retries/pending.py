@@ -54,7 +54,7 @@ def read_pending(
     found: list[PendingEntry[T]] = []
     is_complete = True
     floors = log.committed(floor_group(topic), topic)
-    for partition in range(log.topic(topic).partitions):
+    for partition in range(log.describe_topic(topic).partitions):
         first, end = log.watermarks(topic, partition)
         floor = floors.get(partition)
         start = first if floor is None else max(first, floor.position)

@@ -83,7 +83,7 @@ class Arrivals:
 
     def _begin(self, topic: str) -> dict[int, int]:
         log, fields = self._page.log, self._page.fields
-        count, partition = log.topic(topic).partitions, fields.optional_number("partition")
+        count, partition = log.describe_topic(topic).partitions, fields.optional_number("partition")
         numbers = range(count) if partition is None else (partition,)
         if len(numbers) > MAX_PARTITIONS:
             raise InvalidValue(self._page._("This topic has too many partitions: choose one."))

@@ -99,7 +99,7 @@ def _ranges(
     partition: int | None,
     now: float,
 ) -> dict[int, OffsetRange]:
-    count = log.topic(topic).partitions
+    count = log.describe_topic(topic).partitions
     several = len(start) if isinstance(start, Mapping) else count if partition is None else 1
     if several > MAX_PARTITIONS:
         raise InvalidValue(

@@ -202,7 +202,7 @@ class DeadTopicIndex:
             if before is not None and before.sources and is_recent(before.sampled_at, SAMPLED):
                 sources, sampled_at = before.sources, before.sampled_at
             else:
-                sources, _ = sample_sources(log, log.topic(name), MAX_PARTITIONS)
+                sources, _ = sample_sources(log, log.describe_topic(name), MAX_PARTITIONS)
                 sampled_at = now
             if not sources and not name.endswith(".dead"):
                 return None

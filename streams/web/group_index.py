@@ -223,10 +223,10 @@ class GroupIndex:
         before = self._known.get(name)
         is_known = now < looked_at + ALL_TOPICS and looked_at > self._expired_at
         if before is not None and is_known:
-            info = log.group(name, before.topics)
+            info = log.describe_group(name, before.topics)
             if all(at[0] in before.topics for each in info.members for at in each.partitions):
                 return info
-        info = log.group(name, self._topic_set)
+        info = log.describe_group(name, self._topic_set)
         self._all_topics_at[name] = now
         return info
 
@@ -303,7 +303,7 @@ class GroupIndex:
         age = max(FRESH / 2, LIST_SHARE * self._listing_took)
         if began - self._listed_at < age and self._listed_at > self._expired_at:
             return
-        topics, names = log.topic_names(), log.groups()
+        topics, names = log.list_topics(), log.list_groups()
         there = set(names)
         for gone in [name for name in self._known if name not in there]:
             del self._known[gone]

@@ -139,12 +139,12 @@ class ReadingProgress:
 
 
 def _sample_history(log: Log, topic: str, figures: Figures, now: float) -> None:
-    if not isinstance(log, EventLog) or not log.topic(topic).is_event_topic:
+    if not isinstance(log, EventLog) or not log.describe_topic(topic).is_event_topic:
         raise NotFound(f"{topic!r} holds no histories")
     passed, total = log.index_progress(topic)
     figures.now = {"over": int(passed >= total), "version": 0, "passed": passed, "total": total}
 
 
 def _sample_log(log: Log, name: str, figures: Figures, now: float) -> None:
-    log.topic_names()  # raises while the log is out of reach
+    log.list_topics()  # raises while the log is out of reach
     figures.now = {"version": 1}

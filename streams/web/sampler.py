@@ -333,7 +333,7 @@ class Sampler:
 
 def _sample_topic(log: Log, topic: str, figures: Figures, now: float) -> None:
     if now - figures.partitions_at > TOPIC_FACTS_AGE:
-        figures.partitions = log.topic(topic).partitions
+        figures.partitions = log.describe_topic(topic).partitions
         figures.partitions_at = now
     total: int | None = 0
     fresh: int | None = 0

@@ -147,7 +147,7 @@ def _ranges_since(
 ) -> dict[int, OffsetRange] | None:
     """The records written since a time; None: there was no time to find their offsets."""
     ranges: dict[int, OffsetRange] = {}
-    for partition in range(log.topic(topic).partitions):
+    for partition in range(log.describe_topic(topic).partitions):
         if time.monotonic() > deadline:
             return None
         first, end = log.watermarks(topic, partition)

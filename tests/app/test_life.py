@@ -61,7 +61,7 @@ async def test_an_exit_that_is_cancelled_still_leaves_in_order(tmp_path: Path) -
     assert left() == []
     async with app.connected():
         # What was handled is committed, what was cancelled is not.
-        assert app.log.group("g").positions["t", 0].position == 1
+        assert app.log.describe_group("g").positions["t", 0].position == 1
 
 
 @pytest.mark.parametrize("steps", range(0, 24, 3))
@@ -171,7 +171,7 @@ async def test_a_lifespan_may_publish_and_sees_only_its_own_errors() -> None:
         raise KeyError("handled further out")
     except KeyError:
         async with app.connected():
-            assert app.log.topic("t").partitions == 3
+            assert app.log.describe_topic("t").partitions == 3
     assert seen == []
     with pytest.raises(ZeroDivisionError):
         async with app.connected():

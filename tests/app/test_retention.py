@@ -77,4 +77,4 @@ async def test_of_several_declarations_one_says_it() -> None:
     app.topic("orders", dict, retention=Retention(messages=60))
     app.topic("orders", dict)
     async with app.connected():
-        assert app.log.topic("orders").retention == Retention(messages=60)
+        assert app.log.describe_topic("orders").retention == Retention(messages=60)

@@ -511,7 +511,7 @@ def test_an_aggregate_whose_topic_is_not_there_yet_is_not_made(bank: Bank) -> No
     ended = bank("show", "bank:app", "NAME", "a-1")
     assert (ended.status, ended.out) == (1, "")
     log: Any = open_log(bank.url)
-    assert bank.topic not in [info.name for info in log.topics()]
+    assert bank.topic not in [info.name for info in log.describe_topics()]
     log.close()
 
 

@@ -43,7 +43,7 @@ def waiting(shell: Shell) -> int:
     from streams.patterns.deadletters.redriving import DeadLetterTopic
 
     with shell.log() as log:
-        if "orders.billing.dead" not in [info.name for info in log.topics()]:
+        if "orders.billing.dead" not in [info.name for info in log.describe_topics()]:
             return 0
         return DeadLetterTopic(log, "orders.billing.dead").count_waiting()
 
@@ -128,7 +128,7 @@ def test_what_a_delay_topic_could_not_deliver_goes_back_into_it(shell: Shell, ru
     assert "delays.delays" not in edited.err
     assert run("dead", "retry", *of_delays, "--yes", "--json").json["retried"] == 2
     with shell.log() as log:
-        assert "delays.delays.retry" not in log.topic_names()
+        assert "delays.delays.retry" not in log.list_topics()
         batches = list(read_batches(log, "delays", 0, *log.watermarks("delays", 0)))
     found = [
         parse_entry(batch.keys[index], batch.values[index], batch.headers(index))
@@ -266,7 +266,7 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
         from streams.patterns.deadletters.closed_keys import ClosedKeyReader
 
         with shell.log() as log:
-            if "orders.billing.parked" not in [info.name for info in log.topics()]:
+            if "orders.billing.parked" not in [info.name for info in log.describe_topics()]:
                 return {}
             heads = ClosedKeyReader(log, "billing", "orders").heads()
             return {

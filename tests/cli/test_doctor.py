@@ -92,7 +92,7 @@ def test_an_app_that_is_well(shell: Shell, doctor: Any) -> None:
     app(shell)
     before = sorted(path.name for path in shell.folder.iterdir())
     with shell.log() as log:
-        topics, groups = log.topics(), log.groups()
+        topics, groups = log.describe_topics(), log.list_groups()
     result = doctor()
     assert (result.status, result.err) == (0, "")
     said = json.loads(result.out)
@@ -114,7 +114,7 @@ def test_an_app_that_is_well(shell: Shell, doctor: Any) -> None:
     }
     # It looked, and left everything as it was.
     with shell.log() as log:
-        assert (log.topics(), log.groups()) == (topics, groups)
+        assert (log.describe_topics(), log.list_groups()) == (topics, groups)
     after = sorted(path.name for path in shell.folder.iterdir() if path.name != "__pycache__")
     assert [name for name in after if not name.startswith("shop.db-")] == [
         name for name in before if not name.startswith("shop.db-")

@@ -139,7 +139,7 @@ def test_an_event_topic_that_is_not_there_yet_is_not_made(clinic: Clinic) -> Non
     clinic.log().close()
     assert [verdict for verdict, _, _ in clinic()] == ["unknown"]
     log = clinic.log()
-    assert clinic.topic not in [info.name for info in log.topics()]
+    assert clinic.topic not in [info.name for info in log.describe_topics()]
     log.close()
 
 

@@ -243,7 +243,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, str]:
         from streams.patterns.saga.journal import Journal
 
         with shell.log() as log:
-            names = [info.name for info in log.topics()]
+            names = [info.name for info in log.describe_topics()]
             if not {"orders.billing.dead", "calls.desk.parked"} <= set(names):
                 return False
             dead = log.lag("orders.billing.dead", 0, 0) or 0

@@ -49,7 +49,7 @@ def wait_for(shell: Shell, members: int) -> None:
     """Wait until so many are in the group, and one of them has handled something."""
     eventually(lambda: shell.read("seen.txt"))
     with shell.log() as log:
-        eventually(lambda: len(log.group("g").members) == members)
+        eventually(lambda: len(log.describe_group("g").members) == members)
 
 
 def objects(err: bytes) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ def test_topics_are_created_listed_shown_and_deleted(shell: Shell, run: Run) -> 
     )
     with shell.log() as log:
         fill(log, "orders", [order(n, "a") for n in range(3)])
-        kept = log.topic("orders").retention
+        kept = log.describe_topic("orders").retention
     assert (kept.seconds, kept.messages) == (7 * 86400.0, 1000)
     assert run("topics", "ls", "--json").json == [
         {
@@ -241,9 +241,9 @@ def test_members_are_seen_while_they_run(shell: Shell) -> None:
         with shell.log() as log:
 
             def owners() -> bool:
-                groups = log.groups()
+                groups = log.list_groups()
                 return "billing" in groups and any(
-                    len(member.partitions) == 3 for member in log.group("billing").members
+                    len(member.partitions) == 3 for member in log.describe_group("billing").members
                 )
 
             eventually(owners)

@@ -324,7 +324,7 @@ def test_code_may_ask_for_a_file_that_is_there(tmp_path: Path, mode: str) -> Non
     log.create_topic("t", 1)
     log.close()
     log = open_log(f"{url}?mode={mode}")
-    assert [topic.name for topic in log.topics()] == ["t"]
+    assert [topic.name for topic in log.describe_topics()] == ["t"]
     if mode == "ro":
         with pytest.raises(Fatal, match=r"opened read-only \(mode=ro\)"):
             log.create_topic("u", 1)

@@ -22,8 +22,8 @@ def filled(shell: Shell) -> Shell:
 
 def untouched(shell: Shell) -> bool:
     with shell.log() as log:
-        positions = log.group("billing").positions
-        return {place.position for place in positions.values()} == {1} and log.groups() == [
+        positions = log.describe_group("billing").positions
+        return {place.position for place in positions.values()} == {1} and log.list_groups() == [
             "billing"
         ]
 
@@ -127,7 +127,7 @@ def test_reset_shows_then_moves(filled: Shell, run: Run) -> None:
     ended = run("reset", "billing", "orders", "--to", "-2")
     assert "to be handled again: 4 messages" in ended.err
     with filled.log() as log:
-        for (_, partition), place in log.group("billing").positions.items():
+        for (_, partition), place in log.describe_group("billing").positions.items():
             assert place.position == log.watermarks("orders", partition)[1] - 2
             # The floor is the position: nothing before counts as seen.
             assert decode(place.position, place.progress) == (place.position, [])

@@ -72,7 +72,7 @@ def test_it_says_what_runs_and_handles_it(shell: Shell) -> None:
     assert "total: group totals, reading orders" in said[2]
     assert all(" INFO " in line for line in said[:3])
     with shell.log() as log:
-        places = log.group("billing").positions
+        places = log.describe_group("billing").positions
         assert sum(place.position for place in places.values()) == 5
 
 
@@ -123,7 +123,7 @@ def test_the_first_signal_lets_handlers_finish(shell: Shell, number: signal.Sign
     assert seen == ["begin", "end"] * done
     assert done >= 1
     with shell.log() as log:
-        assert log.group("slow").positions["slow", 0].position == done
+        assert log.describe_group("slow").positions["slow", 0].position == done
 
 
 @pytest.mark.parametrize(

@@ -199,8 +199,8 @@ def test_a_keyed_version_shows_what_it_goes_through(sqlite: Desk) -> None:
     assert f", through {version['keyed_topic']}" in sqlite("show", "NAME").out
     assert sqlite("drop", "NAME", "--version", "1", "--yes", "--force").status == 0
     with sqlite.log() as log:
-        assert version["keyed_topic"] not in [each.name for each in log.topics()]
-        assert not [each for each in log.groups() if each.startswith(f"{sqlite.name}.v1")]
+        assert version["keyed_topic"] not in [each.name for each in log.describe_topics()]
+        assert not [each for each in log.list_groups() if each.startswith(f"{sqlite.name}.v1")]
         assert not [each for each in log.documents.list() if each.name.startswith(sqlite.name)]
 
 
@@ -297,7 +297,7 @@ def test_no_group_of_a_version_is_deleted_by_itself(sqlite: Desk) -> None:
         assert f"is one of view {sqlite.name!r} version 1 and cannot be deleted" in refused.err
         assert f"streams views rebuild {sqlite.name} --version 1" in refused.err
         with sqlite.log() as log:
-            assert group in log.groups()
+            assert group in log.list_groups()
     assert sqlite("drop", "NAME", "--version", "1", "--yes", "--force").status == 0
     # They are anybody's names once the version is gone.
     with sqlite.log() as log:
@@ -414,7 +414,7 @@ def test_what_was_interrupted_of_a_keyed_version_is_finished_by_another(
         assert ended.status == 1
         assert "cut off" in ended.err
     with sqlite.log() as log:
-        assert f"{sqlite.name}.v1.keyed" not in [each.name for each in log.topics()]
+        assert f"{sqlite.name}.v1.keyed" not in [each.name for each in log.describe_topics()]
     assert sqlite.version()["share"] == 0.0
     (version,) = sqlite("show", "NAME", "--json").json["versions"]
     assert all("it was deleted" in each["problem"] for each in version["places"])
@@ -508,7 +508,7 @@ def test_a_version_is_dropped_unless_it_is_run_or_serves(desk: Desk) -> None:
         collections = [each.name for each in log.documents.list()]
         assert f"{desk.name}.v1" not in collections
         assert f"{desk.name}.v2" in collections
-        assert f"{desk.name}.v1" not in log.groups()
+        assert f"{desk.name}.v1" not in log.list_groups()
     gone = desk("drop", "NAME", "--version", "1", "--yes")
     assert gone.err == f"streams: view {desk.name!r} has no version 1; it has 2\n"
     # The events are there, so it can be built again.
@@ -590,7 +590,7 @@ def test_a_log_without_views_is_not_given_a_registry(sqlite: Desk) -> None:
     assert sqlite("show", "NAME").status == 1
     assert sqlite("promote", "NAME", "--version", "1").status == 1
     with sqlite.log() as log:
-        assert log.topics() == []
+        assert log.describe_topics() == []
 
 
 def test_a_file_that_is_not_there_is_not_made(sqlite: Desk, shell: Shell) -> None:

@@ -76,7 +76,7 @@ def owners(shell: Shell) -> set[str]:
     """The members of the group that own a partition."""
     with shell.log() as log:
         try:
-            members = log.group("count").members
+            members = log.describe_group("count").members
         except NotFound:
             return set()
     return {each.id for each in members if each.partitions}

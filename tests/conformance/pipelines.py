@@ -156,7 +156,7 @@ class Pipeline:
     def read(self, log: Log, topic: str) -> list[tuple[str, str, bytes]]:
         """Key, ID and value of each message of a topic, in order of the partitions."""
         found: list[tuple[str, str, bytes]] = []
-        for partition in range(log.topic(topic).partitions):
+        for partition in range(log.describe_topic(topic).partitions):
             reader = log.reader(topic, partition, *log.watermarks(topic, partition))
             while (batch := reader.read(1_000, 20.0)) is not None:
                 for index in range(len(batch)):

@@ -172,7 +172,7 @@ class Stage:
     def at_end(self, app: Streams) -> bool:
         """The group's committed position is behind the last message of every partition."""
         places = self.places(app)
-        for partition in range(app.log.topic(self.topic_name).partitions):
+        for partition in range(app.log.describe_topic(self.topic_name).partitions):
             first, end = app.log.watermarks(self.topic_name, partition)
             place = places.get(partition)
             if end > first and (place is None or place.position < end):

@@ -37,7 +37,7 @@ class Trip(msgspec.Struct):
 
 
 def partitions(log: Log, *topics: str) -> list[int]:
-    return [log.topic(topic).partitions for topic in topics]
+    return [log.describe_topic(topic).partitions for topic in topics]
 
 
 async def test_a_queue(stage: Stage) -> None:
@@ -198,9 +198,9 @@ def test_who_comes_second_uses_what_the_first_one_made(stage: Stage) -> None:
     class Raced:
         """The log, on which somebody is quicker once."""
 
-        def topic(self, topic: str) -> TopicInfo:
-            if name in [info.name for info in stage.anchor.topics()]:
-                return stage.anchor.topic(topic)
+        def describe_topic(self, topic: str) -> TopicInfo:
+            if name in [info.name for info in stage.anchor.describe_topics()]:
+                return stage.anchor.describe_topic(topic)
             stage.anchor.create_topic(name, 3)
             raise NotFound("it was not there when it was asked for")
 
@@ -238,8 +238,8 @@ async def test_a_topic_is_created_with_the_retention_that_is_declared(stage: Sta
     for_ever = app.topic(f"{stage.group}-kept", int, partitions=1, retention=Retention())
     await entered(app)
     for name in (stage.topic_name, *(f"{stage.group}{end}" for end in ("-queue", "-bus", ".saga"))):
-        assert stage.anchor.topic(name).retention == week, name
-    assert stage.anchor.topic(for_ever.name).retention == Retention()
+        assert stage.anchor.describe_topic(name).retention == week, name
+    assert stage.anchor.describe_topic(for_ever.name).retention == Retention()
 
 
 async def test_a_topic_that_is_there_keeps_the_retention_that_it_has(stage: Stage) -> None:
@@ -249,7 +249,7 @@ async def test_a_topic_that_is_there_keeps_the_retention_that_it_has(stage: Stag
     app = stage.app()
     app.topic(stage.topic_name, int, partitions=2, retention=Retention(seconds=60))
     await entered(app)
-    assert stage.anchor.topic(stage.topic_name).retention == kept
+    assert stage.anchor.describe_topic(stage.topic_name).retention == kept
 
 
 async def test_a_retention_can_be_changed_and_taken_back(stage: Stage) -> None:
@@ -257,10 +257,10 @@ async def test_a_retention_can_be_changed_and_taken_back(stage: Stage) -> None:
     log.create_topic(name, 2, Retention(seconds=3600))
     hour = Retention(seconds=7200)
     assert log.set_retention(name, hour).retention == hour
-    await stage.until(lambda: log.topic(name).retention == hour, "changed")
+    await stage.until(lambda: log.describe_topic(name).retention == hour, "changed")
     log.set_retention(name, Retention())
-    await stage.until(lambda: log.topic(name).retention == Retention(), "for ever")
-    assert log.topic(name).partitions == 2
+    await stage.until(lambda: log.describe_topic(name).retention == Retention(), "for ever")
+    assert log.describe_topic(name).partitions == 2
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,11 @@ async def test_what_a_log_cannot_do_is_refused_before_anything_is_created(
     app.topic(name, int, partitions=1, retention=retention)
     if able:
         await entered(app)
-        assert stage.anchor.topic(name).retention == retention
+        assert stage.anchor.describe_topic(name).retention == retention
         return
     with pytest.raises(ConfigError, match=rf"{name}.*{retention.bounds_set[0]}.*seconds"):
         await entered(app)
-    assert name not in [info.name for info in stage.anchor.topics()]
+    assert name not in [info.name for info in stage.anchor.describe_topics()]
 
 
 async def test_what_is_published_to_a_missing_topic_says_how_to_create_it(stage: Stage) -> None:

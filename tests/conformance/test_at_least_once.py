@@ -289,7 +289,7 @@ def rewind(stage: Stage) -> None:
 
     places = {
         partition: Committed(stage.anchor.watermarks(stage.topic_name, partition)[0])
-        for partition in range(stage.anchor.topic(stage.topic_name).partitions)
+        for partition in range(stage.anchor.describe_topic(stage.topic_name).partitions)
     }
     stage.anchor.reset_offsets(stage.group, stage.topic_name, places)
 
@@ -331,7 +331,7 @@ async def test_members_that_join_one_by_one_share_the_source(stage: Stage) -> No
         app.processor(stage.topic(app, partitions=4), group=stage.group)(stage.recorder())
 
     def shares() -> list[int]:
-        members = stage.anchor.group(stage.group).members
+        members = stage.anchor.describe_group(stage.group).members
         return sorted(
             sum(topic == stage.topic_name for topic, _ in member.partitions) for member in members
         )

@@ -152,7 +152,7 @@ async def test_stop_finishes_what_is_in_flight_and_commits(stage: Stage) -> None
         stopped = asyncio.create_task(when_stopping(stage, app, release))
     await stopped
     assert sorted(stage.seen.values) == [0, 1, 2, 3, 4]
-    place = stage.anchor.group(stage.group).positions[topic.name, 0]
+    place = stage.anchor.describe_group(stage.group).positions[topic.name, 0]
     assert place.position > positions[-1].offset
 
 
@@ -183,7 +183,7 @@ async def test_stop_takes_in_no_more(stage: Stage, asynchronous: bool) -> None:
         positions = await stage.publish(topic, *range(5_000), key=str)
         await stage.until(lambda: len(handled) > 10)
     assert len(handled) < 5_000
-    place = stage.anchor.group(stage.group).positions[topic.name, 0]
+    place = stage.anchor.describe_group(stage.group).positions[topic.name, 0]
     assert place.position == positions[len(handled)].offset
 
 
@@ -204,5 +204,5 @@ async def test_the_drain_deadline_cancels_async_handlers(stage: Stage) -> None:
         positions = await stage.publish(topic, *range(3), key=str)
         await stage.until(lambda: stage.seen.most_at_once == 3)
     assert sorted(cancelled) == [0, 1, 2]
-    place = stage.anchor.group(stage.group).positions[topic.name, 0]
+    place = stage.anchor.describe_group(stage.group).positions[topic.name, 0]
     assert place.position <= positions[0].offset

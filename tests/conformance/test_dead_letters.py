@@ -171,8 +171,8 @@ async def test_a_declared_dead_letter_topic_has_as_many_partitions_as_its_source
     app.processor(letters, group="readers")(lambda value: None)
     again = app.topic(f"{name}.readers.dead", bytes)  # of what its reader cannot handle
     async with app.connected():
-        assert app.log.topic(letters.name).partitions == 3
-        assert app.log.topic(again.name).partitions == 3
+        assert app.log.describe_topic(letters.name).partitions == 3
+        assert app.log.describe_topic(again.name).partitions == 3
 
 
 async def test_larger_than_the_bound_is_a_letter(stage: Stage) -> None:

@@ -55,7 +55,7 @@ async def test_no_payload_in_a_log_line_or_a_repr(
 async def test_a_destination_in_a_header_is_not_trusted(stage: Stage) -> None:
     app = stage.app()
     topic = stage.topic(app)
-    before = {info.name for info in stage.anchor.topics()}
+    before = {info.name for info in stage.anchor.describe_topics()}
 
     def fail(value: int, message: Message[int]) -> None:
         raise Reject("no")
@@ -68,7 +68,7 @@ async def test_a_destination_in_a_header_is_not_trusted(stage: Stage) -> None:
         (letter,) = await stage.letters(app)
     assert letter.headers["__streams.errors.topic"] == topic.name
     # Other tests make topics of theirs on the same server, none of them of these names.
-    names = {info.name for info in stage.anchor.topics()}
+    names = {info.name for info in stage.anchor.describe_topics()}
     assert not {name for name in names - before if "evil" in name}
     assert {name for name in names if name.startswith(topic.name)} == {
         topic.name,

@@ -244,7 +244,7 @@ def appended_at(made: EventAppend, world: World, topic: str) -> tuple[int, ...]:
     """Where the records of an append stand, as whoever reads every record finds them."""
     ids = [each.id for each in made.records]
     log, found = events_of(world), []
-    for partition in range(world.log.topic(topic).partitions):
+    for partition in range(world.log.describe_topic(topic).partitions):
         reader = log.raw_reader(topic, partition, *world.log.watermarks(topic, partition))
         while (batch := reader.read(1_000)) is not None:
             found += [batch.offsets[index] for index in range(len(batch)) if batch.id(index) in ids]
@@ -394,8 +394,8 @@ def test_an_event_topic_takes_nothing_but_appends_of_events(world: World) -> Non
         log.set_retention(topic, Retention(seconds=1))
     with pytest.raises((EventTopicError, ConfigError)):
         log.create_topic(topic, 2, Retention(seconds=1))
-    assert log.topic(topic).is_event_topic
-    assert log.topic(topic) in log.topics()
+    assert log.describe_topic(topic).is_event_topic
+    assert log.describe_topic(topic) in log.describe_topics()
     assert world.values(topic, 0) == world.values(topic, 1) == []
 
 
@@ -407,7 +407,7 @@ def test_a_topic_that_is_none_keeps_no_histories(world: World) -> None:
         history(log, plain, b"k")
     (outcome,) = append_all(log, plain, [make_append(b"k", NO_HISTORY, [event()])])
     assert isinstance(outcome, EventTopicError)
-    assert not world.log.topic(plain).is_event_topic
+    assert not world.log.describe_topic(plain).is_event_topic
 
 
 def test_a_topic_that_is_missing_is_said(world: World) -> None:

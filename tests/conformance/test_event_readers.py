@@ -204,15 +204,15 @@ def test_another_handle_knows_an_event_topic(world: World) -> None:
     topic = event_topic(world, 2)
     grow(events_of(world), topic, b"k", b"1")
     other = world.open()
-    assert other.topic(topic).is_event_topic
-    assert not other.topic(world.topic()).is_event_topic
+    assert other.describe_topic(topic).is_event_topic
+    assert not other.describe_topic(world.topic()).is_event_topic
 
 
 def test_nothing_but_an_append_writes_an_event_topic(world: World) -> None:
     topic = event_topic(world, 1)
     grow(events_of(world), topic, b"k", b"1")
     other = world.open()
-    assert other.topic(topic).is_event_topic
+    assert other.describe_topic(topic).is_event_topic
     for outcome in world.outcomes(topic, [record(b"2"), Record(b"3", b"k", "id")]):
         assert isinstance(outcome, EventTopicError)
         assert "cannot be published to" in str(outcome)
@@ -225,7 +225,7 @@ def test_events_are_never_trimmed(world: World) -> None:
     bound = Retention(seconds=60)
     with pytest.raises(EventTopicError, match="cannot be trimmed"):
         world.log.set_retention(topic, bound)
-    assert world.log.topic(topic).retention == Retention()
+    assert world.log.describe_topic(topic).retention == Retention()
     assert world.values(topic) == [b"1"]
 
 

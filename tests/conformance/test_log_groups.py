@@ -14,7 +14,7 @@ def test_a_group_begins_once_in_each_topic(world: World) -> None:
     assert world.log.initialize_offsets(group, topic, {0: 0, 1: 0})
     assert not world.log.initialize_offsets(group, topic, {0: 5, 1: 5})
     assert world.log.initialize_offsets(group, other, {0: 0})
-    places = world.open().group(group).positions
+    places = world.open().describe_group(group).positions
     assert {part: place.position for part, place in places.items()} == {
         (topic, 0): 0,
         (topic, 1): 0,
@@ -26,12 +26,12 @@ def test_groups_are_listed_and_strangers_not_found(world: World) -> None:
     topic, groups = world.topic(), sorted(world.group() for _ in range(3))
     for group in groups:
         world.log.initialize_offsets(group, topic, {0: 0})
-    names = world.log.groups()
+    names = world.log.list_groups()
     assert names == sorted(names)
     assert [name for name in names if name in groups] == groups
     stranger = world.group()
     assert stranger not in names
-    for call in (world.log.group, world.log.delete_group):
+    for call in (world.log.describe_group, world.log.delete_group):
         with pytest.raises(NotFound):
             call(stranger)
 
@@ -41,7 +41,7 @@ def test_a_group_is_moved_with_its_progress(world: World) -> None:
     world.log.initialize_offsets(group, topic, {0: 0, 1: 0})
     place = Committed(1, "~" * PROGRESS_LIMIT)
     world.log.reset_offsets(group, topic, {1: place})
-    positions = world.log.group(group).positions
+    positions = world.log.describe_group(group).positions
     assert positions[topic, 1] == place
     assert positions[topic, 0].position == 0
 
@@ -50,7 +50,7 @@ def test_a_forgotten_group_may_begin_anew(world: World) -> None:
     topic, group = world.topic(), world.group()
     world.log.initialize_offsets(group, topic, {0: 1})
     world.log.delete_group(group)
-    assert group not in world.log.groups()
+    assert group not in world.log.list_groups()
     assert world.log.initialize_offsets(group, topic, {0: 0})
     assert world.position(group, topic) == 0
 
@@ -62,11 +62,11 @@ def test_a_running_group_shows_its_members_and_what_they_own(world: World) -> No
         lambda: min(len(one.owned), len(two.owned)) == 1 and len(one.owned) + len(two.owned) == 3,
         "all is owned",
     )
-    members = world.log.group(group).members
+    members = world.log.describe_group(group).members
     assert len({member.id for member in members}) == 2
     owned = sorted(part for member in members for part in member.partitions)
     assert owned == [(topic, 0), (topic, 1), (topic, 2)]
-    assert group in world.log.groups()
+    assert group in world.log.list_groups()
 
 
 def test_positions_may_be_asked_for_in_some_topics_alone(world: World) -> None:
@@ -75,13 +75,13 @@ def test_positions_may_be_asked_for_in_some_topics_alone(world: World) -> None:
     world.log.initialize_offsets(group, other, {0: 0})
     member = world.member(group, topic)
     member.until_owns(2)
-    found = world.log.group(group, [topic, f"{topic}-missing"])
+    found = world.log.describe_group(group, [topic, f"{topic}-missing"])
     assert sorted(found.positions) == [(topic, 0), (topic, 1)]
     assert [each.partitions for each in found.members] == [((topic, 0), (topic, 1))]
-    nothing = world.log.group(group, ())
+    nothing = world.log.describe_group(group, ())
     assert (len(nothing.members), nothing.positions) == (1, {})
     with pytest.raises(NotFound):
-        world.log.group(world.group(), ())
+        world.log.describe_group(world.group(), ())
 
 
 def test_a_running_group_is_not_moved_and_not_forgotten(world: World) -> None:

@@ -19,11 +19,11 @@ def test_everything_is_there_when_the_log_is_opened_again(world: World) -> None:
     member.until_delivered(20)
     epochs = {place: assignment.epoch for place, assignment in member.owned.items()}
     world.leave(member)
-    places = world.log.group(group).positions
+    places = world.log.describe_group(group).positions
     world.log.close()
     world.log = world.open()
-    assert world.log.topic(topic) == made
-    assert world.log.group(group).positions == places
+    assert world.log.describe_topic(topic) == made
+    assert world.log.describe_group(group).positions == places
     assert world.values(topic, 1) == [b"%d" % i for i in range(1, 20, 2)]
     again = world.member(group, topic)
     again.until_owns(2)

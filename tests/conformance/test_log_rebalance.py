@@ -125,6 +125,6 @@ def test_a_member_that_owns_nothing_leaves_at_once(world: World) -> None:
     topic, group = world.topic(), world.group()
     world.member(group, topic).until_owns(1)
     second = world.member(group, topic)
-    until(lambda: len(world.log.group(group).members) == 2, PATIENCE, "the second joined")
+    until(lambda: len(world.log.describe_group(group).members) == 2, PATIENCE, "the second joined")
     world.leave(second)
-    until(lambda: len(world.log.group(group).members) == 1, PATIENCE, "the second left")
+    until(lambda: len(world.log.describe_group(group).members) == 1, PATIENCE, "the second left")

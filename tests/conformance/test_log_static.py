@@ -89,13 +89,13 @@ def test_the_one_before_commits_nothing_any_more(world: World) -> None:
     world.append(topic, [b"%d" % n for n in range(20)])
     after.until_delivered(20)
     after.do(lambda: None)
-    places = world.log.group(group).positions
+    places = world.log.describe_group(group).positions
     for assignment in had.values():
         try:
             before.subscription.commit([before.place(assignment, 0)])
         except LogError:
             pass  # told at once
-    assert world.log.group(group).positions == places
+    assert world.log.describe_group(group).positions == places
     assert all(each.valid_until == float("-inf") for each in had.values()) or (
         world.case.name == "kafka"  # it is told by the next poll
     )
@@ -115,7 +115,7 @@ def test_an_expelled_members_partitions_are_free_at_once(world: World) -> None:
     # Somebody else's life, and a name that nobody has, are nobody's to expel.
     for stranger in (one("a", "2"), one("c")):
         logs[1].remove_member(group, stranger)
-    assert len(world.log.group(group).members) == 2
+    assert len(world.log.describe_group(group).members) == 2
     logs[1].remove_member(group, one("a"))
     lives.until_owns(4)
     assert all(lives.owned[part].epoch > each.epoch for part, each in had.items())

@@ -109,7 +109,7 @@ def test_progress_comes_back_as_it_was_stored(world: World) -> None:
         )
     )
     place = Committed(position.offset + 1, progress)
-    assert world.open().group(group).positions[topic, 0] == place
+    assert world.open().describe_group(group).positions[topic, 0] == place
     world.leave(first)
     second = world.member(group, topic)
     second.until_owns(1)
@@ -252,7 +252,7 @@ def test_the_commit_of_a_partition_that_was_given_up_is_dropped(world: World) ->
     old.until_owns(1)
     (gone,) = new.owned
     old.do(lambda: old.subscription.commit([old.place(before[gone], 10**6, "late")]))
-    assert world.log.group(group).positions.get(gone) is None
+    assert world.log.describe_group(group).positions.get(gone) is None
     assert before[gone].valid_until == float("-inf")
 
 
@@ -270,7 +270,7 @@ def test_a_partition_that_came_back_is_another_assignment(world: World) -> None:
     assert member.owned[gone].epoch > before[gone].epoch
     late = member.place(before[gone], 10**6, "late")
     member.do(lambda: member.subscription.commit([late]))
-    assert gone not in world.log.group(group).positions
+    assert gone not in world.log.describe_group(group).positions
 
 
 # -- revocation -----------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def test_closing_drains_and_its_commits_count(world: World) -> None:
     member.until_delivered(5)
     world.leave(member)
     assert world.position(group, topic) == end
-    assert world.log.group(group).members == ()
+    assert world.log.describe_group(group).members == ()
     assert [event.what for event in world.history.events][-2:] == ["revoking", "revoked"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,26 @@ def test_a_topic_is_found_as_it_was_created(world: World) -> None:
     name = world.name("topic")
     made = world.log.create_topic(name, 3, Retention(seconds=3600))
     assert (made.name, made.partitions, made.retention.seconds) == (name, 3, 3600)
-    assert world.open().topic(name) == made
-    assert made in world.log.topics()
+    assert world.open().describe_topic(name) == made
+    assert made in world.log.describe_topics()
+
+
+def test_former_names_work_with_a_warning(world: World) -> None:
+    log: Any = world.log
+    topic, group = world.topic(), world.group()
+    log.reset_offsets(group, topic, {0: Committed(0)})
+    with pytest.warns(DeprecationWarning, match=r"log\.topic\(\) is now describe_topic\(\)"):
+        assert log.topic(topic) == log.describe_topic(topic)
+    with pytest.warns(DeprecationWarning, match=r"describe_topics\(\)"):
+        assert topic in [info.name for info in log.topics()]
+    with pytest.warns(DeprecationWarning, match=r"list_topics\(\)"):
+        assert topic in log.topic_names()
+    with pytest.warns(DeprecationWarning, match=r"describe_group\(\)"):
+        assert log.group(group) == log.describe_group(group)
+    with pytest.warns(DeprecationWarning, match=r"list_groups\(\)"):
+        assert group in log.groups()
+    with pytest.raises(AttributeError, match="no attribute 'topicz'"):
+        log.topicz(topic)
 
 
 def test_creating_again_is_harmless_but_not_with_another_count(world: World) -> None:
@@ -48,8 +67,8 @@ def test_a_topic_says_about_how_many_bytes_it_takes_where_its_log_can(world: Wor
 
 def test_topics_are_listed_by_name(world: World) -> None:
     mine = sorted(world.topic() for _ in range(3))
-    names = [topic.name for topic in world.log.topics()]
-    for each in (names, world.log.topic_names()):
+    names = [topic.name for topic in world.log.describe_topics()]
+    for each in (names, world.log.list_topics()):
         assert each == sorted(each)
         assert [name for name in each if name in mine] == mine
 
@@ -61,8 +80,8 @@ def test_a_deleted_topic_takes_its_messages_and_positions_along(world: World) ->
     world.log.initialize_offsets(group, other, {0: 0})
     world.log.delete_topic(topic)
     with pytest.raises(NotFound):
-        world.log.topic(topic)
-    assert list(world.log.group(group).positions) == [(other, 0)]
+        world.log.describe_topic(topic)
+    assert list(world.log.describe_group(group).positions) == [(other, 0)]
     world.log.create_topic(topic, 2)
     assert world.values(topic) == []
     assert world.log.initialize_offsets(group, topic, {0: 0, 1: 0})
@@ -93,7 +112,7 @@ def test_a_name_that_kafka_would_refuse_is_refused(world: World, name: str) -> N
 def test_what_is_not_there_is_not_found(world: World) -> None:
     missing, topic = world.name("missing"), world.topic(2)
     calls: tuple[Callable[[], object], ...] = (
-        lambda: world.log.topic(missing),
+        lambda: world.log.describe_topic(missing),
         lambda: world.log.delete_topic(missing),
         lambda: world.log.watermarks(missing, 0),
         lambda: world.log.watermarks(topic, 2),

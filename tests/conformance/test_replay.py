@@ -97,10 +97,10 @@ async def test_no_group_is_disturbed(stage: Stage) -> None:
         await stage.handled(100)
         await stage.committed(app)
         before = stage.places(app)
-        members = app.log.group(stage.group).members
+        members = app.log.describe_group(stage.group).members
         assert len([message async for message in topic.read()]) == 100
         assert stage.places(app) == before
-        assert app.log.group(stage.group).members == members
+        assert app.log.describe_group(stage.group).members == members
     assert sorted(stage.seen.values) == list(range(100))
 
 

@@ -150,7 +150,7 @@ async def test_a_dead_event_is_put_back_to_its_group_and_never_into_the_topic(
     assert letter.headers["streams_event_version"] == "2"
     assert EVENT not in letter.headers
     assert stage.seen.values[-1] == Deposited(1) or stage.seen.values[-2] == Deposited(1)
-    assert not stage.anchor.topic(dead).is_event_topic
+    assert not stage.anchor.describe_topic(dead).is_event_topic
 
 
 async def test_events_behind_a_dead_one_wait_for_it(stage: Stage) -> None:

@@ -83,7 +83,7 @@ def test_what_is_kept_can_be_opened_as_it_says(small: Path) -> None:
     path = Path(url.removeprefix("sqlite:///"))
     try:
         with closing(open_log(url, mode="ro")) as log:
-            assert any(name.startswith("flights-") for name in log.topic_names())
+            assert any(name.startswith("flights-") for name in log.list_topics())
     finally:
         shutil.rmtree(path.parent)
     refused = demo("--data", str(small), "--keep", "--url", "memory://")

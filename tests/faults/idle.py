@@ -32,7 +32,7 @@ async def measure(url: str, topic: str, group: str, seconds: float) -> dict[str,
 
     began = time.monotonic()
     async with app:
-        partitions = app.log.topic(topic).partitions
+        partitions = app.log.describe_topic(topic).partitions
         while app.stats().processors["work"].partitions < partitions:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         assigned = time.monotonic() - began

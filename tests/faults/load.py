@@ -164,7 +164,7 @@ async def answers(
 def stored(log: Log, topic: str) -> dict[tuple[int, int], str]:
     """What stands in a topic: the message ID by partition and offset."""
     found: dict[tuple[int, int], str] = {}
-    for partition in range(log.topic(topic).partitions):
+    for partition in range(log.describe_topic(topic).partitions):
         reader = log.reader(topic, partition, *log.watermarks(topic, partition))
         try:
             while (batch := reader.read(5_000, 20.0)) is not None:

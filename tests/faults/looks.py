@@ -43,7 +43,7 @@ class LogLook:
 
     def positions(self) -> dict[int, int] | None:
         try:
-            places = self._log.group(self._group).positions
+            places = self._log.describe_group(self._group).positions
         except LogError as error:
             self.problem = repr(error)
             return None

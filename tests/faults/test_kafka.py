@@ -132,7 +132,7 @@ async def test_ten_thousand_gaps_wait_at_intake_and_lose_nothing(
 
         def text() -> Committed | None:
             try:
-                return run.log.group(run.group).positions.get((name, 0))
+                return run.log.describe_group(run.group).positions.get((name, 0))
             except LogError:
                 return None
 

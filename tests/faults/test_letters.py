@@ -50,7 +50,7 @@ async def test_nothing_is_settled_before_its_dead_letter_is_written(run: Run, si
         await asyncio.to_thread(wait, size)
 
         def position() -> int:
-            place = run.log.group(run.group).positions[run.topic, poison.partition]
+            place = run.log.describe_group(run.group).positions[run.topic, poison.partition]
             return place.position
 
         assert await asyncio.to_thread(position) <= poison.offset

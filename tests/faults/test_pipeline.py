@@ -68,7 +68,7 @@ class Size(NamedTuple):
 
 def messages_of(log: Log, topic: str) -> Iterator[tuple[str, str, bytes]]:
     """Key, ID and value of each message, in order of the partitions."""
-    for partition in range(log.topic(topic).partitions):
+    for partition in range(log.describe_topic(topic).partitions):
         reader = log.reader(topic, partition, *log.watermarks(topic, partition))
         try:
             while (batch := reader.read(5_000, 20.0)) is not None:

@@ -84,7 +84,7 @@ async def test_a_replay_beside_a_live_group_moves_nothing(run: Run, size: int) -
         ]
 
     def places() -> dict[tuple[str, int], int]:
-        found = run.log.group(run.group).positions
+        found = run.log.describe_group(run.group).positions
         return {key: place.position for key, place in found.items()}
 
     async with app:
@@ -100,7 +100,7 @@ async def test_a_replay_beside_a_live_group_moves_nothing(run: Run, size: int) -
         await app.publisher.publish_many(topic.name, records(size))  # type: ignore[arg-type]
         await both
         await asyncio.to_thread(until, run.at_end, 60, "handled and committed")
-        members = (await asyncio.to_thread(run.log.group, run.group)).members
+        members = (await asyncio.to_thread(run.log.describe_group, run.group)).members
     assert replayed.handled == size
     assert sorted(again[:size]) == sorted(f"m{number}" for number in range(size))
     assert sorted(live) == sorted(f"m{number}" for number in range(2 * size))

@@ -161,7 +161,7 @@ async def test_memory_does_what_was_in_flight_and_50_ms_again(tmp_path: Path) ->
         first = {id: at for id, at in done(path).items() if at <= killed}
         again: set[str] = set()
         for partition in range(PARTITIONS):
-            place = log.group(name).positions[name, partition]
+            place = log.describe_group(name).positions[name, partition]
             reader = log.reader(name, partition, *log.watermarks(name, partition))
             while (batch := reader.read(1_000)) is not None:
                 again.update(

@@ -317,7 +317,7 @@ def test_of_two_owners_the_older_is_fenced_in_everything(run: Run) -> None:
     until(lambda: len(outcome) == 50, 30, "written")
     # Whatever the older one tries now counts for nothing.
     first.commit([Commit(each, 9 << 64, "1rB", 99) for each in had])
-    places = run.log.group(run.group).positions
+    places = run.log.describe_group(run.group).positions
     assert {places[topic, number].position for number in range(PARTITIONS)} == {7 << 64}
     assert all(each.valid_until == float("-inf") for each in had)
     stolen: list[Any] = []

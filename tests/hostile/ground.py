@@ -42,7 +42,7 @@ class Ground(Stage):
 
     def _write_redis(self, topic: str, records: Sequence[kafka_wire.Written]) -> None:
         place = urlsplit(self.url)
-        partitions = self.anchor.topic(topic).partitions
+        partitions = self.anchor.describe_topic(topic).partitions
         stream = topic if partitions == 1 else f"{{{topic}:0}}"
         with Redis(host=place.hostname or "", port=place.port or 0) as redis:
             for record in records:

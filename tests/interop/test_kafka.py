@@ -117,12 +117,13 @@ async def test_kafka_consumer_groups_shows_our_lag_as_it_is(broker: Broker) -> N
             await stuck.wait()
 
     def position() -> int:
-        return app.log.group(group).positions[topic, 0].position
+        return app.log.describe_group(group).positions[topic, 0].position
 
     async with app:
         await orders.publish_many([Order("ada", n) for n in range(5)])
         await until(
-            lambda: app.log.group(group).positions[topic, 0].position == 3, "three are settled"
+            lambda: app.log.describe_group(group).positions[topic, 0].position == 3,
+            "three are settled",
         )
         row = await described(broker, group, topic)
         stuck.set()

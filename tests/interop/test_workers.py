@@ -149,7 +149,7 @@ def test_what_a_killed_worker_had_is_not_waited_for(
 
     def owners() -> list[int]:
         try:
-            members = log.group(group).members
+            members = log.describe_group(group).members
         except NotFound:
             return []
         return sorted(

@@ -221,7 +221,7 @@ class Member:
 
 def position(log: RedisLog, group: str, topic: str, partition: int = 0) -> Committed:
     """Where a group stands."""
-    return log.group(group).positions[topic, partition]
+    return log.describe_group(group).positions[topic, partition]
 
 
 class Proxy:

@@ -21,7 +21,7 @@ from streams.log.url import open_log
 log = open_log(sys.argv[1])
 match sys.argv[3]:
     case "all":
-        found = log.group(sys.argv[2]).positions
+        found = log.describe_group(sys.argv[2]).positions
     case "one topic":
         found = log.committed(sys.argv[2], sys.argv[2])
 print(len(found))
@@ -73,7 +73,7 @@ from streams.log.kafka import client
 from streams.log.url import open_log
 
 log = open_log(sys.argv[1])
-log.topic_names()
+log.list_topics()
 client.REQUEST_TIMEOUT = 2.0  # from now on: the first question is to be answered
 print("opened", flush=True)
 sys.stdin.readline()
@@ -83,20 +83,20 @@ done = threading.Event()
 def ask_for_other_things():
     while not done.wait(0.01):
         with suppress(StreamsError):
-            log.topic_names()
+            log.list_topics()
 
 others = [threading.Thread(target=ask_for_other_things) for _ in range(2)]
 for each in others:
     each.start()
 try:
-    log.group(sys.argv[2])
+    log.describe_group(sys.argv[2])
 except Unavailable as error:
     kept.append(error)
 print("in vain" if kept else "answered", flush=True)
 sys.stdin.readline()
 while True:
     try:
-        print(len(log.group(sys.argv[2]).positions), flush=True)
+        print(len(log.describe_group(sys.argv[2]).positions), flush=True)
         break
     except Unavailable:
         pass

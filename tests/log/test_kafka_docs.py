@@ -92,7 +92,9 @@ async def test_these_rights_are_enough_for_a_service(secured: SecuredKafka, prot
 
     def letters() -> int:
         topic = "orders.billing.dead"
-        return sum(app.log.watermarks(topic, p)[1] for p in range(app.log.topic(topic).partitions))
+        return sum(
+            app.log.watermarks(topic, p)[1] for p in range(app.log.describe_topic(topic).partitions)
+        )
 
     async with app:
         for n in range(6):
@@ -104,8 +106,8 @@ async def test_these_rights_are_enough_for_a_service(secured: SecuredKafka, prot
 
     def look() -> None:
         log = open_log(url)
-        assert "billing" in log.groups()
-        assert {"orders", "orders.billing.dead"} <= {each.name for each in log.topics()}
+        assert "billing" in log.list_groups()
+        assert {"orders", "orders.billing.dead"} <= {each.name for each in log.describe_topics()}
         log.reset_offsets("billing", "orders", {0: Committed(log.watermarks("orders", 0)[1])})
         with pytest.raises(Fatal, match="needs an ACL for the group"):
             log.delete_group("billing")
@@ -113,7 +115,7 @@ async def test_these_rights_are_enough_for_a_service(secured: SecuredKafka, prot
             log.delete_topic("orders")
         with pytest.raises(Fatal, match="needs an ACL for Create on the topic"):
             log.create_topic("others", 1)
-        assert not log.topic("orders").retention_known, "it may not DescribeConfigs"
+        assert not log.describe_topic("orders").retention_known, "it may not DescribeConfigs"
         log.close()
 
     await asyncio.to_thread(look)
@@ -142,7 +144,7 @@ async def test_a_queue_that_may_not_be_created_says_what_an_administrator_would_
     words = said.partition(" --create ")[2].removesuffix("`").split()
     await asyncio.to_thread(broker.tool, "topics", "--create", *words)
     async with app.connected():
-        found = app.log.topic("mails")
+        found = app.log.describe_topic("mails")
     assert (found.partitions, found.retention_known) == (8, False)
 
 
@@ -185,6 +187,6 @@ def test_what_a_wrong_url_says_is_what_the_page_explains(
                 "|SSL connection closed by peer"  # which of the two comes first, the broker knows
             )
         with pytest.raises(Exception, match=said) as caught:
-            log.topics()
+            log.describe_topics()
         assert "wrong" not in str(caught.value)
         log.close()

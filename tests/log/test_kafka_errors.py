@@ -205,7 +205,7 @@ def test_where_nobody_listens_that_is_said_soon(
     port = free_port()
     log = open_log(f"kafka://127.0.0.1:{port}")
     with pytest.raises(Unavailable, match=f"127.0.0.1:{port}: connection refused; is Kafka runn"):
-        log.topics()
+        log.describe_topics()
     log.close()
     # Nothing past Python's logging, and there a line a client, which is no warning.
     assert capfd.readouterr().err == ""
@@ -218,7 +218,7 @@ def test_where_nobody_listens_that_is_said_soon(
 def test_a_port_that_hangs_up_is_perhaps_one_for_tls(closing: int) -> None:
     log = open_log(f"kafka://127.0.0.1:{closing}")
     with pytest.raises(Unavailable, match=f"127.0.0.1:{closing}: it closes .*kafka\\+ssl://"):
-        log.topic("orders")
+        log.describe_topic("orders")
     log.close()
 
 
@@ -231,7 +231,7 @@ def test_a_broker_that_answered_once_is_waited_for(monkeypatch: pytest.MonkeyPat
         log._requests._ever_reached = answered
         start = time.monotonic()
         with pytest.raises(Unavailable, match="connection refused"):
-            log.topics()
+            log.describe_topics()
         took = time.monotonic() - start
         log.close()
         assert took >= 2.9 or not answered

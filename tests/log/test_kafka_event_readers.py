@@ -325,7 +325,7 @@ def test_one_record_makes_no_event_topic_of_another(
         plain = log.create_topic(f"plain-{uuid4().hex[:8]}", 2, retention).name
         raw.write(plain, *made(b"k").records)
         raw.write(plain, *(Record(b"%d" % n, b"k", f"m{n}") for n in range(5)))
-        assert not stranger.topic(plain).is_event_topic
+        assert not stranger.describe_topic(plain).is_event_topic
         assert read(stranger.reader(plain, 0, 0, 6)) == list(range(6))
 
 
@@ -335,20 +335,20 @@ def test_a_foreign_record_unmakes_no_event_topic(
     raw.write(unmarked, Record(b"first", b"k", "x"))
     for key in (b"a", b"b", b"c"):
         append(log, unmarked, key, NO_HISTORY, b"1")
-    assert stranger.topic(unmarked).is_event_topic
+    assert stranger.describe_topic(unmarked).is_event_topic
     assert read(stranger.reader(unmarked, 0, 0, 4)) == [1, 2, 3]
 
 
 def test_an_event_topic_is_known_before_it_has_events(stranger: KafkaLog, topic: str) -> None:
-    assert stranger.topic(topic).is_event_topic
+    assert stranger.describe_topic(topic).is_event_topic
 
 
 def test_an_empty_topic_without_a_mark_is_looked_at_again(
     log: KafkaLog, stranger: KafkaLog, unmarked: str
 ) -> None:
-    assert not stranger.topic(unmarked).is_event_topic
+    assert not stranger.describe_topic(unmarked).is_event_topic
     append(log, unmarked, b"a", NO_HISTORY, b"1")
-    assert stranger.topic(unmarked).is_event_topic
+    assert stranger.describe_topic(unmarked).is_event_topic
 
 
 @pytest.mark.parametrize("marked", [True, False], ids=["marked", "by its headers"])
@@ -391,7 +391,7 @@ def test_what_is_known_to_hold_events_is_written_by_appends_alone(
     log: KafkaLog, stranger: KafkaLog, topic: str
 ) -> None:
     append(log, topic, b"a", NO_HISTORY, b"1")
-    assert stranger.topic(topic).is_event_topic
+    assert stranger.describe_topic(topic).is_event_topic
     for each in (log, stranger):
         told: list[Any] = []
         done = threading.Event()

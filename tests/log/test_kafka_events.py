@@ -517,7 +517,7 @@ def test_a_users_topic_that_is_called_as_snapshots_are_makes_no_event_topic(
     outcomes = append_records(log, name, [Record(b"x", b"k", "1")])
     assert all(isinstance(each, Position) for each in outcomes)
     append_records(log, snapshot_topic(name), [Record(b"x", b"k", "1")])
-    assert not log.topic(name).is_event_topic
+    assert not log.describe_topic(name).is_event_topic
     with pytest.raises(EventTopicError):
         log.create_event_topic(name, 1)
 

@@ -335,7 +335,7 @@ def test_tls_and_scram(broker: Kafka) -> None:
     member = secure.member(group, topic)
     member.until_delivered(20)
     assert len(secure.values(topic, 0)) + len(secure.values(topic, 1)) == 20
-    assert len(secure.log.group(group).members) == 1
+    assert len(secure.log.describe_group(group).members) == 1
     secure.close()
 
 
@@ -347,7 +347,7 @@ def test_a_wrong_password_is_fatal_soon_and_never_shown(
     secure = open_log(secure_url(broker, wrong))
     (outcome,) = append(secure, "any", [record(b"v")])
     with pytest.raises(Fatal, match="check user, password"):
-        secure.groups()
+        secure.list_groups()
     secure.close()
     assert isinstance(outcome, Fatal)
     texts = [repr(outcome), repr(secure), caplog.text]

@@ -58,7 +58,7 @@ def test_a_static_member_that_comes_back_takes_over_what_it_had(world: World) ->
     shared(world, members, [2, 2])
     before, told = set(members[0].owned), len(world.history.events)
     world.leave(members[0])  # stays in the group
-    assert len(world.log.group(group).members) == 2
+    assert len(world.log.describe_group(group).members) == 2
     again = world.member(group, topic, log=logs[0])
     # No session has to end for that, and nobody else is disturbed.
     again.until_owns(2)
@@ -132,7 +132,7 @@ def test_a_member_that_closes_as_it_joins_leaves_the_group(
 
 def members_of(log: Any, group: str) -> Any:
     try:
-        return log.group(group).members
+        return log.describe_group(group).members
     except NotFound:
         return ()
 
@@ -270,7 +270,7 @@ def test_members_that_do_not_look_cannot_be_forced(
         world.log.reset_offsets(group, topic, {0: Committed(5)}, force=True)
     theirs.close()
     assert world.position(group, topic) == 0
-    assert world.log.groups().count(forced_resets.reset_group_name(group)) == 0
+    assert world.log.list_groups().count(forced_resets.reset_group_name(group)) == 0
     world.log.reset_offsets(group, topic, {0: Committed(5)}, force=True)
     assert world.position(group, topic) == 5
 

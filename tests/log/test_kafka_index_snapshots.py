@@ -105,7 +105,7 @@ def test_there_is_none_below_the_size(open_with: Open, topic: str) -> None:
     log = open_with(1_000)
     grow(log, topic, b"k", b"1", b"2")
     log.event_totals(topic)
-    assert index_topic_name(topic) not in log.topic_names()
+    assert index_topic_name(topic) not in log.list_topics()
     log = open_with(3)
     log.event_totals(topic)
     assert stored_events(log, topic) == 0
@@ -212,7 +212,7 @@ def test_deleting_an_event_topic_deletes_it(open_with: Open, topic: str) -> None
     grow(log, topic, b"k", b"1")
     wait_stored(log, topic, 1)
     log.delete_topic(topic)
-    assert not [each for each in log.topic_names() if each.startswith(topic)]
+    assert not [each for each in log.list_topics() if each.startswith(topic)]
 
 
 def forged(partitions: int = 1, topic_id: str = "", **state: Any) -> SnapshotEnd:
@@ -328,7 +328,7 @@ def test_a_command_that_only_looks_reads_them_and_writes_none(
         assert looking.event_totals(topic).events == 1
         index = looking._events.indexes.get(topic)
         assert index._keepers._threads == []
-        assert index_topic_name(topic) not in looking.topic_names()
+        assert index_topic_name(topic) not in looking.list_topics()
     log = open_with(1)
     grow(log, topic, b"k", b"2")
     wait_stored(log, topic, 2)
@@ -347,7 +347,7 @@ def test_deleting_an_event_topic_deletes_nothing_of_others(
     log.create_topic(name, 1, Retention(compacted=is_compacted))
     produce(kafka.bootstrap, name, [Written(b"mine", b"k")])
     log.delete_topic(topic)
-    assert [each for each in log.topic_names() if each.startswith(topic)] == [name]
+    assert [each for each in log.list_topics() if each.startswith(topic)] == [name]
 
 
 @pytest.mark.usefixtures("asked_again")

@@ -480,7 +480,11 @@ def test_a_topic_that_has_grown_takes_what_is_for_its_new_partitions(
     topic = world.topic(1)
     world.append(topic, [b"0"])
     told(admin.create_partitions([NewPartitions(topic, 4)])[topic])
-    until(lambda: world.open().topic(topic).partitions == 4, PATIENCE, "the broker knows them")
+    until(
+        lambda: world.open().describe_topic(topic).partitions == 4,
+        PATIENCE,
+        "the broker knows them",
+    )
     world.append(topic, [record(b"%d" % each, partition=each) for each in range(4)])
     assert [world.values(topic, each)[-1] for each in range(4)] == [b"0", b"1", b"2", b"3"]
 

@@ -179,7 +179,9 @@ async def test_an_output_for_a_partition_that_was_added(
         await stage.until(lambda: committed() == 1, "the producer knows the topic")
         admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
         admin.create_partitions([NewPartitions(target_name, 8)])[target_name].result(60)
-        await stage.until(lambda: log.topic(target_name).partitions == 8, "the broker knows them")
+        await stage.until(
+            lambda: log.describe_topic(target_name).partitions == 8, "the broker knows them"
+        )
         await source.publish_many(range(1, 40))
         await stage.until(lambda: committed() == 40, "all are stored")
         found = sorted([each.value async for each in target.read()])

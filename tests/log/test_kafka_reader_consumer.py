@@ -149,13 +149,13 @@ def test_no_consumer_is_asked_for_a_topic_that_was_never_there(
         log = open_one()
         for _ in range(2):
             with pytest.raises(NotFound, match="there is no topic"):
-                log.topic(missing)
+                log.describe_topic(missing)
         log.create_topic(name, 2)
-        assert log.topic(name).partitions == 2
+        assert log.describe_topic(name).partitions == 2
         assert missing not in asked
         assert name in asked
         asked.clear()
         log.delete_topic(name)
         with pytest.raises(NotFound):
-            log.topic(name)
+            log.describe_topic(name)
         assert asked == [name]  # before it was deleted

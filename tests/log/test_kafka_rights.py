@@ -90,7 +90,7 @@ def service_rights(grant: Grant, name: str) -> None:
 
 def has_snapshot(log: KafkaLog, topic: str) -> bool:
     kept = index_topic_name(topic)
-    return kept in log.topic_names() and log.watermarks(kept, 0)[1] > 0
+    return kept in log.list_topics() and log.watermarks(kept, 0)[1] > 0
 
 
 def test_deciding_with_snapshots_of_the_index(

@@ -74,13 +74,13 @@ def append(log: MemoryLog, *values: bytes) -> Sequence[Position | LogError]:
 def test_a_name_is_shared_until_the_last_one_closes_it() -> None:
     one, two, private = memory(NAME), memory(NAME), memory()
     one.create_topic("t", 3)
-    assert two.topic("t").partitions == 3
-    assert private.topics() == []
+    assert two.describe_topic("t").partitions == 3
+    assert private.describe_topics() == []
     one.close()
-    assert two.topic("t").partitions == 3
+    assert two.describe_topic("t").partitions == 3
     two.close()
     again = memory(NAME)
-    assert again.topics() == []
+    assert again.describe_topics() == []
     again.close()
     private.close()
 
@@ -209,7 +209,7 @@ def test_a_crashed_member_commits_nothing_and_blocks_its_partitions_for_a_lease(
     (batch,) = survivor.poll(10, 0)
     assert batch.values == [b"2"]
     assert successor.owned[0].epoch > dead.owned[0].epoch
-    assert [member.id for member in log.group("g").members] == [survivor.id]
+    assert [member.id for member in log.describe_group("g").members] == [survivor.id]
 
 
 def test_a_crash_in_a_blocked_poll_holds_the_lease_from_then_on(
@@ -234,10 +234,10 @@ def test_a_crash_in_a_blocked_poll_holds_the_lease_from_then_on(
     thread.join()
     assert ended == [Fatal]
     survivor.poll(1, 0)
-    assert not log.group("g").members[1].partitions
+    assert not log.describe_group("g").members[1].partitions
     clock.advance(DEFAULT_TERMS.lease + 0.1)
     survivor.poll(1, 0)
-    assert log.group("g").members[0].partitions == (("t", 0),)
+    assert log.describe_group("g").members[0].partitions == (("t", 0),)
 
 
 def test_a_crashed_log_does_nothing_any_more_and_the_others_go_on(
@@ -294,9 +294,9 @@ def test_a_commit_can_fail_before_or_after_it_is_done(
     commit = Commit(batch.assignment, 1, "", 1)
     with pytest.raises(Unavailable):
         subscription.commit([commit])
-    assert log.group("g").positions["t", 0].position == stored
+    assert log.describe_group("g").positions["t", 0].position == stored
     subscription.commit([commit])  # the same again is no older one
-    assert log.group("g").positions["t", 0].position == 1
+    assert log.describe_group("g").positions["t", 0].position == 1
 
 
 def test_a_poll_or_read_that_failed_skips_nothing(log: MemoryLog) -> None:

@@ -406,7 +406,7 @@ def test_a_server_that_is_gone_is_unavailable_and_a_closed_log_too(
         log = open_redis(f"{gone.url}?timeout=0.2")
         topic = log.create_topic(name("topic"), 1).name
     with pytest.raises(Unavailable):
-        log.topics()
+        log.describe_topics()
     assert type(outcomes(log, topic, [record(b"v")])[0]) is Unavailable
     log.close()
     assert type(outcomes(log, topic, [record(b"v")])[0]) is Unavailable
@@ -482,7 +482,7 @@ def test_what_is_no_stream_is_no_topic(log: RedisLog, client: redis.Redis) -> No
     topic = name("topic")
     client.set(topic, "text")
     with pytest.raises(TopicMismatch, match="string"):
-        log.topic(topic)
+        log.describe_topic(topic)
     with pytest.raises(TopicMismatch):
         log.create_topic(topic, 1)
     (found,) = outcomes(log, topic, [record(b"v")])
@@ -494,6 +494,6 @@ def test_what_is_no_stream_is_no_topic(log: RedisLog, client: redis.Redis) -> No
 def test_a_login_that_is_refused_is_fatal_and_shows_no_password(server: Redis) -> None:
     log = open_redis(f"redis://someone:pa55word@{server.address}")
     with pytest.raises(Fatal, match="check user and password") as found:
-        log.topics()
+        log.describe_topics()
     assert "pa55word" not in str(found.value)
     log.close()

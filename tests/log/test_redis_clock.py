@@ -79,7 +79,7 @@ def test_a_clock_that_was_ahead_keeps_no_lease_for_ever(
     successor.owns(4)
     successor.poll_until(lambda: len(successor.values) == 20, "everything is handled")
     # Nor does it count as running for people, or keep anybody from moving the group.
-    successor.poll_until(lambda: len(logs[1].group(group).members) == 1, "it alone counts")
+    successor.poll_until(lambda: len(logs[1].describe_group(group).members) == 1, "it alone counts")
     successor.subscription.close()
     logs[1].reset_offsets(group, topic, {0: Committed(0)})
     dead.subscription.close()
@@ -137,7 +137,7 @@ def test_members_that_live_do_not_notice_a_step(
     # For longer than a lease, by the number of heartbeats (at most three in its length).
     until(lambda: poll() or members[0].subscription._membership._heartbeats > beats + 6, "a while")
     assert [member.events for member in members] == told
-    until(lambda: poll() or len(logs[0].group(group).members) == 2, "both count")
+    until(lambda: poll() or len(logs[0].describe_group(group).members) == 2, "both count")
 
 
 def test_a_lease_is_taken_only_as_it_was_seen(

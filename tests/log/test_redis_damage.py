@@ -90,7 +90,7 @@ def one_each(log: RedisLog, topic: str, word: str) -> None:
 
 
 def settled(log: RedisLog, group: str, topic: str) -> bool:
-    places = log.group(group).committed_in(topic)
+    places = log.describe_group(group).committed_in(topic)
     return all(
         number in places and places[number].position == log.watermarks(topic, number)[1]
         for number in range(PARTITIONS)
@@ -177,7 +177,7 @@ def test_a_position_that_is_none_is_said_with_its_key(
     member.subscription.close()
     # Whoever looks is shown the rest, and told what is left out.
     with caplog.at_level(logging.WARNING, "streams"):
-        assert set(log.group(group).committed_in(topic)) == {0}
+        assert set(log.describe_group(group).committed_in(topic)) == {0}
     assert key in caplog.text
     # And what is said helps.
     log.reset_offsets(group, topic, {1: Committed(0)})
@@ -221,7 +221,8 @@ def test_ghosts_keep_nothing(
     member.poll_until(lambda: client.hlen(key) == 1, "the ghosts are gone")
     own = member.subscription._membership.member_id
     member.poll_until(
-        lambda: [each.id for each in log.group(group).members] == [own], "it alone is there"
+        lambda: [each.id for each in log.describe_group(group).members] == [own],
+        "it alone is there",
     )
 
 
@@ -245,11 +246,11 @@ def test_a_topics_facts(
         and field != "partitions"
         and (field == "seconds" or value != b"1e300")
     ):
-        assert log.topic(topic).partitions == 2  # unusual, and possible
+        assert log.describe_topic(topic).partitions == 2  # unusual, and possible
         append(log, topic, [b"x"])
         return
     for ask in (
-        lambda: log.topic(topic),
+        lambda: log.describe_topic(topic),
         lambda: log.create_topic(topic, 2),
         lambda: log.delete_topic(topic),
     ):
@@ -259,7 +260,7 @@ def test_a_topics_facts(
             field == "partitions" and "declare it so" in str(caught.value)
         )
     with caplog.at_level(logging.WARNING, "streams"):
-        assert fine in [each.name for each in log.topics()]
+        assert fine in [each.name for each in log.describe_topics()]
     assert f"{{{topic}}}:topic" in caplog.text
 
 
@@ -283,7 +284,7 @@ def test_where_a_group_began(
         members.append(member)
         member.take_in(2)
     assert key in caplog.text
-    log.group(group)
+    log.describe_group(group)
 
 
 def test_names_that_are_none(
@@ -293,8 +294,8 @@ def test_names_that_are_none(
     log.initialize_offsets(group, topic, {0: 0})
     for key in ("streams:topics", "streams:groups"):
         client.sadd(key, b"\xff\xfe", b"a b", b"", b"x" * 300, b"..", b"{a}")
-    assert topic in [each.name for each in log.topics()]
-    assert group in log.groups()
+    assert topic in [each.name for each in log.describe_topics()]
+    assert group in log.list_groups()
     log._trimmer.trim(log._topics.partition_keys(topic, 0))
     log.delete_topic(topic)
 
@@ -367,10 +368,10 @@ def test_another_kind_of_key_is_named(
 
     asks: list[Callable[[], Any]] = [
         take_part,
-        lambda: fresh.topic(topic),
-        fresh.topics,
-        fresh.groups,
-        lambda: fresh.group(group),
+        lambda: fresh.describe_topic(topic),
+        fresh.describe_topics,
+        fresh.list_groups,
+        lambda: fresh.describe_group(group),
         lambda: fresh.watermarks(topic, 0),
         lambda: fresh.initialize_offsets(group, topic, {0: 0}),
         lambda: fresh.reset_offsets(group, topic, {}),

@@ -144,7 +144,7 @@ def test_a_write_without_an_answer_is_unknown_but_a_refusal_is_not() -> None:
 def said(url: str) -> StreamsError:
     """How a first question to it fails."""
     with pytest.raises(StreamsError) as caught:
-        open_log(url).topics()
+        open_log(url).describe_topics()
     assert "\n" not in str(caught.value)
     return caught.value
 

@@ -76,8 +76,8 @@ def test_a_stream_of_others_is_consumed_as_it_is(
 ) -> None:
     topic, group = name("topic"), name("group")
     client.xadd(topic, {"amount": "5", "currency": "EUR"})
-    assert log.topic(topic).partitions == 1
-    assert topic in [each.name for each in log.topics()]
+    assert log.describe_topic(topic).partitions == 1
+    assert topic in [each.name for each in log.describe_topics()]
     log.initialize_offsets(group, topic, {0: log.watermarks(topic, 0)[0]})
     member = Member(log, group, topic)
     members.append(member)
@@ -213,7 +213,7 @@ def test_who_was_replaced_can_do_nothing_any_more(
     old.subscription.close()
     owner = client.hget(f"{{{topic}}}:group:{group}", "owner")
     assert isinstance(owner, bytes)
-    assert owner.decode() in [each.id for each in log.group(group).members]
+    assert owner.decode() in [each.id for each in log.describe_group(group).members]
     new.commit(fresh, offsets[3])
     assert position(log, group, topic) == Committed(offsets[3])
 
@@ -353,9 +353,9 @@ def test_a_server_that_lost_everything_is_gone_on_with(lifetime: Lifetime, serve
             for place, assignment in member.owned.items():
                 assert assignment.epoch > epochs[place]
                 assert assignment.committed is not None
-        assert log.topic(topic).partitions == 2
-        assert log.groups() == [group]
-        assert topic in [each.name for each in log.topics()]
+        assert log.describe_topic(topic).partitions == 2
+        assert log.list_groups() == [group]
+        assert topic in [each.name for each in log.describe_topics()]
         for member in (one, two):
             member.subscription.close()
         log.close()
@@ -382,7 +382,7 @@ def test_a_part_that_was_lost_is_made_again(
     def committed() -> bool:
         member.poll()
         member.commit_all()
-        places = log.group(group).positions
+        places = log.describe_group(group).positions
         return places.get((topic, 0)) == Committed(entry.offset + 1)
 
     until(committed, "what came after is settled")

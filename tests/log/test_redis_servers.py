@@ -66,7 +66,7 @@ def test_tls(lifetime: Lifetime) -> None:
         log.close()
         stranger = open_redis(server.url.partition("?")[0])
         with pytest.raises(Fatal, match=r"certificate verify failed.*ssl_ca_certs"):
-            stranger.topics()
+            stranger.describe_topics()
         stranger.close()
 
 
@@ -82,8 +82,8 @@ def test_the_documented_rights_are_enough(lifetime: Lifetime, program: str) -> N
         member = Member(log, group, topic)
         member.take_in(10)
         member.subscription.close()
-        assert log.topics()
-        assert log.group(group).positions
+        assert log.describe_topics()
+        assert log.describe_group(group).positions
         log.delete_group(group)
         log.delete_topic(topic)
         log.close()
@@ -197,7 +197,7 @@ def test_a_slot_that_moves_is_followed(log: RedisLog, cluster: RedisCluster) -> 
     assert in_order(member)
     assert log._client.servers.address_of(stream)[1] == target.port
     assert ("lost", 0) not in member.events
-    assert topic in [each.name for each in log.topics()]
+    assert topic in [each.name for each in log.describe_topics()]
     member.subscription.close()
     log.delete_group(group)
     log.delete_topic(topic)

@@ -101,7 +101,7 @@ def test_what_a_group_has_not_settled_stays_and_its_window_too(
     trim(log, topic)
     kept = 3_000 - max(0, settled - window)
     assert kept <= client.xlen(topic) < kept + NODE
-    assert log.group(group).positions[topic, 0].position >= log.watermarks(topic, 0)[0]
+    assert log.describe_group(group).positions[topic, 0].position >= log.watermarks(topic, 0)[0]
 
 
 def test_a_group_that_waits_for_its_first_member_keeps_everything(
@@ -139,7 +139,7 @@ def test_a_hard_bound_overrides_groups_and_says_so(
         trim(log, topic)
     assert 1_000 <= client.xlen(topic) < 1_000 + NODE
     assert "had not settled" in caplog.text
-    assert log.group(group).positions[topic, 0].position < log.watermarks(topic, 0)[0]
+    assert log.describe_group(group).positions[topic, 0].position < log.watermarks(topic, 0)[0]
     with pytest.raises(ConfigError, match="most"):
         log.create_topic(name("topic"), 1, config={"retention.ms": "1"})
     with pytest.raises(ConfigError, match="number"):
@@ -172,11 +172,11 @@ def test_a_retention_is_kept_with_the_topic(log: RedisLog, address: RedisAddress
     topic, kept = name("topic"), Retention(seconds=1.5, messages=7)
     log.create_topic(topic, 2, kept, {"most": "9"})
     other = open_redis(address.url)
-    assert other.topic(topic) == TopicInfo(topic, 2, kept)
+    assert other.describe_topic(topic) == TopicInfo(topic, 2, kept)
     # Declaring it again without one changes nothing; with one, it counts.
     assert other.create_topic(topic, 2).retention == kept
     assert other.create_topic(topic, 2, Retention(messages=8)).retention == Retention(messages=8)
-    assert log.topic(topic).retention == Retention(messages=8)
+    assert log.describe_topic(topic).retention == Retention(messages=8)
     other.close()
 
 
@@ -207,7 +207,7 @@ def test_a_retention_that_the_server_has_lost_is_remembered(
     append(log, topic, [b"1"])
     assert log._topics.lookup_recent(topic).info.retention == Retention(seconds=3600)
     log._topics.restore(topic)
-    assert log.topic(topic).retention == Retention(seconds=3600)
+    assert log.describe_topic(topic).retention == Retention(seconds=3600)
 
 
 def test_changing_the_retention_leaves_the_hard_bound(log: RedisLog) -> None:
@@ -221,4 +221,4 @@ def test_a_stream_of_others_can_be_given_a_retention(log: RedisLog, client: redi
     topic = name("topic")
     client.xadd(topic, {"value": "1"})
     assert log.set_retention(topic, Retention(messages=10)).partitions == 1
-    assert log.topic(topic) == TopicInfo(topic, 1, Retention(messages=10))
+    assert log.describe_topic(topic) == TopicInfo(topic, 1, Retention(messages=10))

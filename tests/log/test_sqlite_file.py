@@ -318,7 +318,7 @@ def test_a_deletion_that_was_cut_short_is_finished_when_the_log_is_opened(world:
     )
     with pytest.raises(LogError, match="cut short"):
         world.log.delete_topic(topic)
-    assert [info.name for info in world.log.topics()] == [other]
+    assert [info.name for info in world.log.describe_topics()] == [other]
     assert ask(world, "SELECT count(*) FROM streams_blocks") > 200
     world.log.close()
     world.log = world.open()

@@ -70,11 +70,11 @@ def test_a_ghost_keeps_nothing(log: SqliteLog, no: int, row: tuple[Any, ...]) ->
             ),
         )
         connection.execute("UPDATE streams_places SET owner = ?, epoch = 9", (no,))
-    log.group("g")
+    log.describe_group("g")
     member = Member(log, "g", ["t"], History(), "member")
     member.until_owns(PARTITIONS)
     member.until_delivered(PARTITIONS)
-    until(lambda: len(log.group("g").members) == 1, 60, "it alone counts")
+    until(lambda: len(log.describe_group("g").members) == 1, 60, "it alone counts")
     member.close()
 
 
@@ -106,7 +106,10 @@ def test_an_epoch_that_is_none_begins_anew(log: SqliteLog, epoch: Any) -> None:
     member = Member(log, "g", ["t"], History(), "member")
     member.until_delivered(1)
     member.do(lambda: None)
-    assert sum(place.position for place in log.group("g").positions.values()) == PARTITIONS + 1
+    assert (
+        sum(place.position for place in log.describe_group("g").positions.values())
+        == PARTITIONS + 1
+    )
     member.close()
 
 
@@ -117,7 +120,9 @@ def test_a_position_that_is_none_is_said(log: SqliteLog, position: Any) -> None:
     first.close()
     with log._database.write() as connection:
         connection.execute("UPDATE streams_places SET position = ? WHERE no = 2", (position,))
-    assert len(log.group("g").positions) == PARTITIONS - 1  # whoever looks is shown the rest
+    assert (
+        len(log.describe_group("g").positions) == PARTITIONS - 1
+    )  # whoever looks is shown the rest
     member = Member(log, "g", ["t"], History(), "member")
     with pytest.raises(TopicMismatch, match=r"log\.db: t/2: .*streams_places.*streams reset g t"):
         member.join()

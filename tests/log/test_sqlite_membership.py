@@ -125,7 +125,7 @@ def test_a_member_that_could_not_join_again_shares_its_number_with_nobody(log: S
     owned = [{(each.topic, each.partition) for each in sub._owned} for sub in (first, second)]
     assert not owned[0] & owned[1]
     assert "lost" not in [what for what, _ in listeners[1].said]
-    assert len(log.group("g").members) == 2
+    assert len(log.describe_group("g").members) == 2
     first.close()
     second.close()
 
@@ -200,7 +200,7 @@ def test_what_is_acquired_is_read_even_if_a_release_fails(tmp_path: Path) -> Non
     until(has_read, 60, "it reads what it acquired")
     assert read == [b"read"]
     assert listener.said[-1] == ("assigned", [("b", 0)])
-    assert [len(each.partitions) for each in log.group("g").members] == [2, 1]
+    assert [len(each.partitions) for each in log.describe_group("g").members] == [2, 1]
     log.close()
 
 

@@ -185,7 +185,7 @@ def test_a_forked_child_is_told_to_open_the_log_again(tmp_path: Path) -> None:
     if child == 0:
         said = b""
         try:
-            log.topic("t")
+            log.describe_topic("t")
         except Fatal as error:
             said = str(error).encode()
         log.close()  # harmless

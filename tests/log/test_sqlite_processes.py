@@ -100,7 +100,9 @@ def test_killed_at_any_instant_nothing_is_lost_doubled_or_out_of_order(url: str)
 
 
 def _settled(log: Log) -> bool:
-    positions = {part[1]: place.position for part, place in log.group("g").positions.items()}
+    positions = {
+        part[1]: place.position for part, place in log.describe_group("g").positions.items()
+    }
     return positions == {p: end for p, end in ends(log).items() if end or p in positions}
 
 
@@ -116,12 +118,12 @@ def test_a_stopped_process_loses_its_partitions_and_none_of_its_commits_count(ur
         successor.until_owns(PARTITIONS)  # a stopped process keeps its locks: it was the lease
         successor.until_delivered(40)
         successor.do(lambda: None)
-        before = log.group("g").positions
+        before = log.describe_group("g").positions
         assert {place.position for place in before.values()} == {10}
         child.process.send_signal(signal.SIGCONT)
         while child.next() != "committed":
             pass
-        assert log.group("g").positions == before
+        assert log.describe_group("g").positions == before
         said = [each[0] for each in child.said if isinstance(each, list)]
         assert "fenced" in said
         while "lost" not in said:
@@ -153,11 +155,11 @@ def test_the_living_are_not_taken_for_dead_by_another_process(url: str) -> None:
     with Child("work", url, "t", "worker") as child:
         assert child.next()[0] == "assigned"
         log = open_log(url, clock=SYSTEM)
-        (member,) = log.group("g").members
+        (member,) = log.describe_group("g").members
         assert len(member.partitions) == PARTITIONS
         assert str(child.process.pid) in member.id
         child.kill()
-        assert log.group("g").members == ()
+        assert log.describe_group("g").members == ()
         log.delete_group("g")
         log.close()
 

@@ -71,7 +71,7 @@ def test_rows_and_position_are_committed_together(shop: Shop) -> None:
     assert shop.position() is None
     transaction.commit([shop.place(2)])
     assert shop.effects() == [1, 2]
-    assert shop.world.log.group(shop.group).positions[shop.topic, 0] == Committed(2, "p2")
+    assert shop.world.log.describe_group(shop.group).positions[shop.topic, 0] == Committed(2, "p2")
     for use in (lambda: transaction.execute("SELECT 1"), lambda: transaction.commit([])):
         with pytest.raises(LogError, match="ended"):
             use()
@@ -107,7 +107,9 @@ def test_neither_an_older_version_nor_a_lower_position_moves_a_group_back(shop: 
     first, second = shop.place(8), shop.place(8)._replace(progress="newer")
     for commit in (second, first, shop.place(5)):
         shop.subscription.commit([commit])
-    assert shop.world.log.group(shop.group).positions[shop.topic, 0] == Committed(8, "newer")
+    assert shop.world.log.describe_group(shop.group).positions[shop.topic, 0] == Committed(
+        8, "newer"
+    )
 
 
 def test_a_stale_place_does_not_go_backwards_but_the_rows_count(shop: Shop) -> None:
@@ -117,7 +119,7 @@ def test_a_stale_place_does_not_go_backwards_but_the_rows_count(shop: Shop) -> N
     transaction.execute("INSERT INTO effects VALUES (1, 'one')")
     transaction.commit([early])
     assert shop.effects() == [1]
-    assert shop.world.log.group(shop.group).positions[shop.topic, 0] == Committed(8, "p8")
+    assert shop.world.log.describe_group(shop.group).positions[shop.topic, 0] == Committed(8, "p8")
 
 
 @pytest.mark.parametrize(

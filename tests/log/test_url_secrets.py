@@ -321,7 +321,7 @@ def test_a_server_that_repeats_the_password_is_not_quoted(scheme: str) -> None:
             open_log(url, {"sentinel_password": secret} if "sent" in scheme else {})
         ) as log:
             with pytest.raises(LogError) as caught:
-                log.topic("orders")
+                log.describe_topic("orders")
             for text in texts(caught.value):
                 assert not shows(text, secret)
 

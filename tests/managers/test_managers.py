@@ -608,6 +608,8 @@ async def test_timeouts_that_came_are_not_kept_for_ever(stage: Stage) -> None:
         timeouts, log = f"{manager.name}.timeouts", app.log
         is_trimmed = "messages" in log.capabilities.retention  # Kafka deletes by its own rules
         await stage.until(
-            lambda: (log.topic(timeouts).retention == Retention(messages=10_000)) == is_trimmed,
+            lambda: (
+                (log.describe_topic(timeouts).retention == Retention(messages=10_000)) == is_trimmed
+            ),
             "what was settled is trimmed",
         )

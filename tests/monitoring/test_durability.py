@@ -117,7 +117,7 @@ def test_kafka_by_its_topics(kafka: KafkaAddress) -> None:
         assert not {"replication.factor", "min.insync.replicas"} & poor(found)
         with pytest.raises(NotFound, match="durability-none"):
             log.durability("durability-none")
-        assert "durability-none" not in {info.name for info in log.topics()}
+        assert "durability-none" not in {info.name for info in log.describe_topics()}
 
 
 @pytest.mark.faults
@@ -149,7 +149,7 @@ async def test_the_doctor_on_every_log(stage: Stage) -> None:
     log = open_log(stage.url)
 
     def mine() -> set[str]:  # others use the same servers
-        return {info.name for info in log.topics() if stage.topic_name in info.name}
+        return {info.name for info in log.describe_topics() if stage.topic_name in info.name}
 
     before = mine()
     with contextlib.closing(log):

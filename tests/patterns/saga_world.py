@@ -194,7 +194,7 @@ class World:
         first, end = log.watermarks(journal.topic, 0)
         places = journal.read_range(0, first, end)
         offset = next(at.offset for entry, at in places if entry.n == number)
-        held = log.group(self.life.name).positions.get((journal.topic, 0))
+        held = log.describe_group(self.life.name).positions.get((journal.topic, 0))
         return held is not None and held.position > offset
 
     @asynccontextmanager

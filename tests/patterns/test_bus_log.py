@@ -193,7 +193,7 @@ async def test_an_ephemeral_subscriber_leaves_nothing_behind(logged: World) -> N
     log = bus.app
 
     def mine() -> tuple[set[str], set[str]]:  # others use the same servers
-        groups, topics = log.log.groups(), [each.name for each in log.log.topics()]
+        groups, topics = log.log.list_groups(), [each.name for each in log.log.describe_topics()]
         return {each for each in groups if logged.name in each}, {
             each for each in topics if logged.name in each
         }
@@ -440,7 +440,7 @@ async def test_a_subscriber_joining_in_an_outage_begins_afterwards() -> None:
     bus.subscribe("b", watch)
     async with app:
         log = cast(MemoryLog, app.log)
-        answer = log.topic
+        answer = log.describe_topic
 
         def asked(topic: str) -> TopicInfo:
             tries.append(1)
@@ -449,7 +449,7 @@ async def test_a_subscriber_joining_in_an_outage_begins_afterwards() -> None:
             return answer(topic)
 
         await bus.publish("a", 1)
-        log.topic = asked  # type: ignore[method-assign]
+        log.describe_topic = asked  # type: ignore[method-assign]
         subscription = bus.subscribe("a", watch)
         publishing = asyncio.create_task(bus.publish("a", 2))
         await subscription.ready()

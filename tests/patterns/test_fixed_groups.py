@@ -35,7 +35,7 @@ async def test_floors_of_delay_topics_and_closed_keys_stay_where_they_are(stage:
         floors = {
             parked: parked, f"{delays.name}.floor": delays.name, f"{retried}.floor": retried
         }  # fmt: skip
-        assert set(floors) <= set(app.log.groups())
+        assert set(floors) <= set(app.log.list_groups())
         async with visit(Dashboard(app, access="all")) as visitor:
             for group, kept in floors.items():
                 with pytest.raises(InvalidValue, match="cannot be deleted") as caught:
@@ -46,7 +46,7 @@ async def test_floors_of_delay_topics_and_closed_keys_stay_where_they_are(stage:
                 await visitor.post("/groups/delete", fields, status=400)
                 with pytest.raises(InvalidValue, match="cannot be moved"):
                     await reset(app, group, kept, "latest", force=True)
-        assert set(floors) <= set(app.log.groups())
+        assert set(floors) <= set(app.log.list_groups())
 
 
 def test_a_group_of_the_users_may_have_such_a_name(stage: Stage) -> None:

@@ -21,9 +21,11 @@ ONCE = Retry(attempts=1)
 def _only_topics_of_this_test(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a server that the whole session shares: looking at all of them takes long."""
     kind = type(stage.anchor)
-    topics = kind.topics
+    topics = kind.describe_topics
     monkeypatch.setattr(
-        kind, "topics", lambda log: [each for each in topics(log) if stage.topic_name in each.name]
+        kind,
+        "describe_topics",
+        lambda log: [each for each in topics(log) if stage.topic_name in each.name],
     )
 
 

@@ -566,10 +566,10 @@ async def test_a_declared_queue_has_a_type(memory_url: str) -> None:
         with pytest.raises(EncodeError):
             await queue.publish("mails", "ada")
         await running.settled()
-        assert app.log.topic("mails").partitions == 1
+        assert app.log.describe_topic("mails").partitions == 1
         others = MessageQueue(app)
         await others.publish("others", 1)
-        assert app.log.topic("others").partitions == 8
+        assert app.log.describe_topic("others").partitions == 8
     assert got == [Mail("ada")]
     with pytest.raises(ConfigError, match="declare it once"):
         queue.declare("mails", Mail)

@@ -107,7 +107,7 @@ async def test_a_message_that_moved_on_is_no_dead_letter(url: str) -> None:
     async def handle(value: int, message: Message[int]) -> None:
         calls.append(value)
         if len(calls) == 1:
-            places = {0: app.log.group("g").positions["t", 0]}
+            places = {0: app.log.describe_group("g").positions["t", 0]}
             await asyncio.to_thread(lambda: app.log.reset_offsets("g", "t", places, force=True))
         async with message.transaction:
             message.transaction.execute(TABLE)

@@ -208,7 +208,7 @@ class Counted:
 
     def position(self) -> int:
         """Where the group is."""
-        return self.app.log.group("g").positions["numbers", 0].position
+        return self.app.log.describe_group("g").positions["numbers", 0].position
 
     async def polled(self, times: int) -> None:
         """Wait until the log was polled so often from now on."""

@@ -153,7 +153,7 @@ async def test_nobody_goes_back_in_time(ground: Ground) -> None:
         async with new.app.connected():
             await operations.drop(new.app.log, new.app.projections, ground.name, 1)
             with pytest.raises(NotFound):
-                await asyncio.to_thread(new.app.log.group, f"{ground.name}.v1")
+                await asyncio.to_thread(new.app.log.describe_group, f"{ground.name}.v1")
             (state,) = await operations.inspect(new.app.log, new.app.projections)
     watcher.close()
     rest = reader.run("SELECT count(*) FROM streams_inbox")[0][0]

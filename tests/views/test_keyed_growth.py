@@ -92,7 +92,7 @@ class Shops:
 
     def _size(self) -> int:
         log, total = self.app.log, 0
-        for partition in range(log.topic(self.topic).partitions):
+        for partition in range(log.describe_topic(self.topic).partitions):
             first, _ = log.watermarks(self.topic, partition)
             total += log.lag(self.topic, partition, first) or 0
         return total

@@ -44,7 +44,7 @@ async def test_a_reset_of_what_a_view_reads_is_refused(stage: Stage) -> None:
         log = there.app.log
         log.initialize_offsets(f"stranger-{here.accounts.name}", f"{view}.v1.keyed", {0: 0})
         groups = (plain, f"{view}.v1", f"{view}.v1.keyed", f"stranger-{here.accounts.name}")
-        before = [log.group(group).positions for group in groups]
+        before = [log.describe_group(group).positions for group in groups]
         for group, topic, named in (
             (plain, events, there.bank.balances.name),
             (f"{view}.v1", f"{view}.v1.keyed", view),
@@ -58,7 +58,7 @@ async def test_a_reset_of_what_a_view_reads_is_refused(stage: Stage) -> None:
                 assert f"view {named!r} version 1" in said
                 assert f"streams views rebuild {named} --version 1" in said
                 assert "\n" not in said
-        assert [log.group(group).positions for group in groups] == before
+        assert [log.describe_group(group).positions for group in groups] == before
     async with there.app:
         await there.open("c")
         assert await there.holders.get("ada") == Holder(3)

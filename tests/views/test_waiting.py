@@ -139,14 +139,14 @@ async def test_a_partition_that_does_not_exist_is_refused_at_once(
         position = await folds.orders.publish(Ordered("ada", "cup"))
         await reads.items.get("cup", wait_for=position, timeout=60)
         log, topic, asked = reads.app.log, reads.orders.name, list[str]()
-        describe = type(log).topic
+        describe = type(log).describe_topic
 
         def counted(self: Any, topic: str) -> Any:
             if self is log:
                 asked.append(topic)
             return describe(self, topic)
 
-        monkeypatch.setattr(type(log), "topic", counted)
+        monkeypatch.setattr(type(log), "describe_topic", counted)
         for token in (f"{topic}/2/1", f"{topic}/77/1", f"{topic}/-1/1"):
             with pytest.raises(InvalidValue, match=r"has partitions 0 to 1|not a position"):
                 await reads.items.get("cup", wait_for=token, timeout=5)

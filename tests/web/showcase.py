@@ -203,7 +203,7 @@ class Shop:
         log = self.app.log
         firsts = {
             partition: Committed(log.watermarks(self.orders.name, partition)[0])
-            for partition in range(log.topic(self.orders.name).partitions)
+            for partition in range(log.describe_topic(self.orders.name).partitions)
         }
         log.reset_offsets(f"reports{self.suffix}", self.orders.name, firsts)
 

@@ -275,8 +275,8 @@ async def test_a_group_that_was_deleted_while_groups_were_listed(stage: Stage) -
         await stage.committed(app)
     log = stage.anchor
     index = GroupIndex(lambda: log)
-    gate = Gate(log.groups, after=True)
-    log.groups = gate  # type: ignore[method-assign]
+    gate = Gate(log.list_groups, after=True)
+    log.list_groups = gate  # type: ignore[method-assign]
     looking = asyncio.create_task(asyncio.to_thread(index.look, PATIENCE))
     await asyncio.to_thread(gate.entered)
     await asyncio.to_thread(log.delete_group, stage.group)
@@ -299,8 +299,8 @@ async def test_a_group_that_was_moved_while_its_lag_was_counted(stage: Stage) ->
         await stage.committed(app)
     log = stage.anchor
     index = GroupIndex(lambda: log)
-    gate = Gate(log.group, after=True)
-    log.group = gate  # type: ignore[method-assign]
+    gate = Gate(log.describe_group, after=True)
+    log.describe_group = gate  # type: ignore[method-assign]
     looking = asyncio.create_task(asyncio.to_thread(index.look, PATIENCE))
     await asyncio.to_thread(gate.entered)
 
@@ -309,7 +309,7 @@ async def test_a_group_that_was_moved_while_its_lag_was_counted(stage: Stage) ->
         moves = plan_reset(log, stage.group, stage.topic_name, to, now=time.time())
         apply_reset(log, stage.group, stage.topic_name, moves, now=time.time())
 
-    await stage.until(lambda: not stage.anchor.group(stage.group).members, "nobody runs")
+    await stage.until(lambda: not stage.anchor.describe_group(stage.group).members, "nobody runs")
     await asyncio.to_thread(move)
     index.expire((stage.group,))
     gate.open()

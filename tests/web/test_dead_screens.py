@@ -153,7 +153,7 @@ async def test_what_a_delay_topic_could_not_deliver_goes_back_into_it(stage: Sta
         assert "1 dead letter was put back." in done.text
         await stage.handled(1)
         assert waiting(again, letters) == 0
-        assert f"{name}.{name}.retry" not in again.log.topic_names()
+        assert f"{name}.{name}.retry" not in again.log.list_topics()
     assert stage.seen.values == [7]
 
 
@@ -350,7 +350,7 @@ async def test_a_letter_makes_no_topic_that_nobody_reads(stage: Stage) -> None:
         ]
         assert any("not.there, which does not exist" in text for text in texts)
         assert any("do not say which topic and group" in text for text in texts)
-        assert "not.there.g.retry" not in app.log.topic_names()
+        assert "not.there.g.retry" not in app.log.list_topics()
 
 
 async def test_many_are_retried_in_the_background_and_told(
@@ -455,7 +455,7 @@ async def test_letters_in_a_topic_whose_group_runs_are_only_shown(stage: Stage) 
         )
         append_and_wait(app.log, stage.topic_name, [dead])
         await stage.handled(1)
-        await stage.until(lambda: app.log.group(stage.topic_name).members, "it runs")
+        await stage.until(lambda: app.log.describe_group(stage.topic_name).members, "it runs")
         seen = await visitor.get(f"/dead/show?name={stage.topic_name}&handled=1")
         assert "ValueError: x" in seen.text
         fields = {"name": stage.topic_name, "all": "1"}

@@ -60,9 +60,9 @@ async def test_the_log_is_asked_about_a_group_once_for_its_page(
         dashboard = Dashboard(app, access="all")
         async with visit(dashboard) as visitor:
             await visitor.get(f"/groups/show?group={stage.group}")
-            asked = Gate(app.log.group)
+            asked = Gate(app.log.describe_group)
             asked.open()
-            app.log.group = asked  # type: ignore[method-assign]
+            app.log.describe_group = asked  # type: ignore[method-assign]
             await visitor.get(f"/groups/show?group={stage.group}")
             assert asked.calls == 1
 
@@ -169,9 +169,9 @@ async def test_a_group_is_deleted_once_that_is_confirmed(stage: Stage) -> None:
     async with group_at_the_start(stage) as (app, visitor):
         seen = await visitor.get(f"/groups/show?group={stage.group}")
         question = await visitor.submit(seen, "Delete the group")
-        assert stage.group in app.log.groups()
+        assert stage.group in app.log.list_groups()
         await visitor.submit(question, "Delete it")
-        assert stage.group not in app.log.groups()
+        assert stage.group not in app.log.list_groups()
         await visitor.get(f"/groups/show?group={stage.group}", status=404)
 
 
@@ -188,7 +188,7 @@ async def test_a_group_of_a_view_is_not_deleted(stage: Stage) -> None:
             fields = {"group": group, "confirm": group}
             refused = await visitor.post("/groups/delete", fields, status=400)
             assert f"streams views drop {bank.balances.name} --version 1" in refused.text
-        assert group in log.groups()
+        assert group in log.list_groups()
 
 
 async def test_while_groups_are_looked_at_the_overview_says_so(

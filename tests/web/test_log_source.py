@@ -52,7 +52,7 @@ class Hanging:
         monkeypatch.setattr(groups, "SCREENS", screens)
 
     def hang(self, page: Page) -> Response:
-        page.log.topic_names()
+        page.log.list_topics()
         assert self.go_on.wait(PATIENCE)
         return Response("late")
 
@@ -85,7 +85,7 @@ async def test_a_job_keeps_its_log_while_others_are_given_a_new_one(
 
         def work(report: Report) -> Done:
             assert go_on.wait(PATIENCE)
-            return Done(f"{len(log.topic_names())} topics.", count=1)
+            return Done(f"{len(log.list_topics())} topics.", count=1)
 
         return Background("Counting", work, (page.url("/groups"), "Groups"))
 
@@ -124,7 +124,7 @@ async def test_a_page_that_waits_for_a_database_is_no_fault_of_the_logs(
     screens = Hanging(monkeypatch)
 
     def ask_database(page: Page) -> Response:
-        page.log.topic_names()
+        page.log.list_topics()
         with page.dashboard.source.waiting_for("The database"):
             assert screens.go_on.wait(PATIENCE)
         return Response("late")
@@ -194,7 +194,7 @@ def test_a_thread_has_the_log_that_it_asked_for_last(stage: Stage, closed: list[
     first = source.log()
     source.reopen()
     assert source._replaced == [first]
-    assert first.topic_names() == stage.anchor.topic_names()
+    assert first.list_topics() == stage.anchor.list_topics()
     second = source.log()
     assert second is not first
     assert source._replaced == []

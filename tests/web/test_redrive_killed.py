@@ -147,7 +147,7 @@ async def test_a_redrive_survives_the_browser_and_kill_9(tmp_path: Path, size: i
             found = app.log.committed(GROUP, retry)
             return all(
                 each in found and found[each].position >= app.log.watermarks(retry, each)[1]
-                for each in range(app.log.topic(retry).partitions)
+                for each in range(app.log.describe_topic(retry).partitions)
             )
 
         await asyncio.to_thread(until, is_settled, 300, "all of them are settled")

@@ -85,7 +85,7 @@ async def test_read_only_is_read_only_for_forged_forms(stage: Stage, group: str)
             seen = await visitor.get(f"/groups/show?group={group}")
             assert not [form for form in seen.forms if form.method == "post"]
             assert "read-only" in seen.text
-    assert group in stage.anchor.groups()
+    assert group in stage.anchor.list_groups()
 
 
 async def test_access_is_asked_about_each_request(stage: Stage) -> None:
@@ -147,10 +147,10 @@ async def test_a_form_from_elsewhere_is_refused(
     async with visit(Dashboard(stage.app(), access="all")) as visitor:
         fields = {"group": group, "confirm": group}
         await visitor.post("/groups/delete", fields, status=403, headers=headers)
-        assert group in stage.anchor.groups()
+        assert group in stage.anchor.list_groups()
         only_origin = {"origin": HOME}  # as browsers do over plain HTTP
         await visitor.post("/groups/delete", fields, headers=only_origin)
-    assert group not in stage.anchor.groups()
+    assert group not in stage.anchor.list_groups()
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.2", "", "a/b"])
@@ -373,7 +373,7 @@ async def test_mounted_below_a_path_all_addresses_stay_there(stage: Stage, group
         shown = await visitor.get(f"/groups/show?group={group}")
         question = await visitor.submit(shown, "Delete the group")
         await visitor.submit(question, "Delete it")
-    assert group not in stage.anchor.groups()
+    assert group not in stage.anchor.list_groups()
 
 
 # -- what is sent

@@ -88,7 +88,7 @@ def _declared_json(place: Place, name: str, scan: int | None) -> dict[str, Any]:
 
     aggregate = place.aggregate(name)
     try:
-        place.log.topic(aggregate.events.name)
+        place.log.describe_topic(aggregate.events.name)
     except NotFound:
         output.print_note(f"{name}: its topic does not exist yet; the app creates it when it runs")
         nothing = dict.fromkeys(("aggregates", "events", "causes", "cause_bytes"), 0)

@@ -58,7 +58,7 @@ class Place(NamedTuple):
             self.aggregate(name)
         topic = f"{name}{SUFFIX}"
         try:
-            info: TopicInfo = self.log.topic(topic)
+            info: TopicInfo = self.log.describe_topic(topic)
         except NotFound as error:
             known = [each.name.removesuffix(SUFFIX) for each in event_topics(self.log)]
             hint = did_you_mean(name, known)

@@ -79,7 +79,7 @@ def open_to_resolve(log: Log, group: str, topic: str, name: str | None) -> DeadL
     """
     found = open_dead_letters(log, group, topic, name)
     if not found.name.endswith(".dead"):
-        sources, looked_at = sample_sources(log, log.topic(found.name), MAX_PARTITIONS)
+        sources, looked_at = sample_sources(log, log.describe_topic(found.name), MAX_PARTITIONS)
         if looked_at and not sources:
             raise CommandFailed(
                 f"{found.name} holds no dead letters: none of its newest messages names its topic "
@@ -121,8 +121,8 @@ def find_closed_keys(
     if group is not None and topic is not None:
         sources = [ParkedSource(key_topic(group, topic), topic, group)]
     else:
-        groups = output.call_or_report("groups", log.groups) or ()
-        sources = parked_sources(log.topic_names(), groups)
+        groups = output.call_or_report("groups", log.list_groups) or ()
+        sources = parked_sources(log.list_topics(), groups)
     deadline = time.monotonic() + COUNT_SECONDS
     found: list[tuple[ParkedSource, KeyCounts]] = []
     for source in sources:

@@ -76,7 +76,7 @@ def _not_there(place: Place, inspector: ManagerInspector, key: str) -> CommandFa
     from streams.errors import LogError
 
     try:
-        info = place.log.topic(inspector.reactions_topic)
+        info = place.log.describe_topic(inspector.reactions_topic)
         keys = list_keys(place.log, info, b"", None, SUGGESTED_FROM)
         known = [output.bytes_text(each.key) or "" for each in islice(keys, SUGGESTED_FROM)]
     except LogError:

@@ -81,7 +81,7 @@ def await_index_of(place: Place, inspector: ManagerInspector) -> None:
     from streams.errors import NotFound
 
     try:
-        place.log.topic(inspector.reactions_topic)
+        place.log.describe_topic(inspector.reactions_topic)
     except NotFound:
         name = inspector.manager.name
         output.print_note(f"{name}: its topics do not exist yet; the app creates them when it runs")

@@ -212,7 +212,7 @@ class ManagerInspector:
         :raises LogError: it cannot be read.
         """
         try:
-            return tuple(each.id for each in self._log.group(group, ()).members)
+            return tuple(each.id for each in self._log.describe_group(group, ()).members)
         except NotFound:
             return ()
 
@@ -223,7 +223,7 @@ class ManagerInspector:
         """
         for topic, group in self.reads:
             try:
-                partitions = self._log.topic(topic).partitions
+                partitions = self._log.describe_topic(topic).partitions
             except NotFound:
                 continue
             positions, owners = self._progress(group, topic)
@@ -236,7 +236,7 @@ class ManagerInspector:
 
     def _progress(self, group: str, topic: str) -> tuple[Mapping[int, int], Mapping[int, str]]:
         try:
-            found = self._log.group(group, [topic])
+            found = self._log.describe_group(group, [topic])
         except NotFound:
             return {}, {}
         positions = {at: each.position for at, each in found.committed_in(topic).items()}
@@ -284,7 +284,7 @@ class ManagerInspector:
         """
         log, topic = self._log, self.reactions_topic
         try:
-            partitions = log.topic(topic).partitions
+            partitions = log.describe_topic(topic).partitions
         except NotFound:
             return ReactionTotals(0, 0, 0, 0, is_complete=True)
         begun = ended = refused = unreadable = 0

@@ -139,7 +139,7 @@ class Timeouts:
         what its group has settled is needed by nobody. Kafka deletes that by its own rules."""
         ensure_delay_topic(log, self.delay_topic, self._partitions)
         if "messages" in log.capabilities.retention:
-            topic = log.topic(self.topic.name)
+            topic = log.describe_topic(self.topic.name)
             if topic.retention == Retention():  # nobody has said otherwise
                 log.create_topic(topic.name, topic.partitions, CAME_RETENTION)
 

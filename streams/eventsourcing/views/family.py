@@ -416,7 +416,7 @@ class ViewFamily:
         """
         if partition >= self._partition_counts.get(topic, 0):
             try:
-                info = await run_in_thread(self._app.log.topic, topic)
+                info = await run_in_thread(self._app.log.describe_topic, topic)
             except NotFound:
                 return 0
             self._partition_counts[topic] = info.partitions

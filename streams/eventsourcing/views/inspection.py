@@ -73,7 +73,7 @@ def find_views(log: Log) -> list[str]:
     if not isinstance(log, EventLog):
         return []
     try:
-        partitions = log.topic(TOPIC).partitions
+        partitions = log.describe_topic(TOPIC).partitions
     except NotFound:
         return []
     found: set[bytes] = set()
@@ -94,7 +94,7 @@ def read_view(log: Log, name: str) -> KnownView:
     if not isinstance(log, EventLog):
         return view
     try:
-        log.topic(TOPIC)
+        log.describe_topic(TOPIC)
     except NotFound:
         return view
     codec = registry_codec()
@@ -217,7 +217,7 @@ class VersionInspector:
         found: list[tuple[str, Sequence[TopicPartition]]] = []
         for group in self.groups:
             try:
-                members = self._log.group(group, ()).members
+                members = self._log.describe_group(group, ()).members
             except NotFound:
                 continue
             found += [(each.id, each.partitions) for each in members]

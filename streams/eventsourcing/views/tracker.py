@@ -82,7 +82,7 @@ class VersionTracker:
         found: list[TopicPartition] = []
         for topic in self.topics:
             try:
-                count = self.log.topic(topic).partitions
+                count = self.log.describe_topic(topic).partitions
             except NotFound:
                 continue
             found += [(topic, partition) for partition in range(count)]

@@ -187,7 +187,7 @@ class ViewVersion:
         try:
             return store.find(self.definition.collection).partitions
         except NotFound:
-            return max(log.topic(each).partitions for each in self.definition.topics)
+            return max(log.describe_topic(each).partitions for each in self.definition.topics)
 
     def _subscribe_keying(self, connection: Connection) -> InlineSubscription[Any]:
         log, definition = connection.log, self.definition

@@ -224,7 +224,7 @@ class AppInspection:
         if self.log is None:
             return self.open_error
         try:
-            return self.log.topic(topic)
+            return self.log.describe_topic(topic)
         except NotFound:
             return "the log has no such topic yet"
         except LogError as error:

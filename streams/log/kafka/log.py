@@ -188,7 +188,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
             raise events_only(topic, "trimmed")
         self._topics.delete_before(topic, partition, position)
 
-    def topic(self, topic: str) -> TopicInfo:
+    def describe_topic(self, topic: str) -> TopicInfo:
         info = self._topics.describe_topic(topic)
         return info._replace(is_event_topic=self._holds_events(topic))
 
@@ -200,7 +200,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
             logger.debug("whether %s is an event topic: %s", topic, error)
             return self._events.kinds.refuses_records(topic)
 
-    def topics(self) -> list[TopicInfo]:
+    def describe_topics(self) -> list[TopicInfo]:
         found = self._topics.list_topics()
         compacted = {info.name for info in found if info.retention.compacted}
         return [
@@ -215,7 +215,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
     def incarnation(self, topic: str) -> str:
         return self._topics.incarnation(topic)
 
-    def topic_names(self) -> list[str]:
+    def list_topics(self) -> list[str]:
         return sorted(self._topics.partition_counts())
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
@@ -310,7 +310,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         self._metadata.check_partitions(topic, positions)
         return self._groups.initialize_offsets(group, topic, positions)
 
-    def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
+    def describe_group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
         """See the protocol. To look in all topics takes some 0.1 s where there are thousands."""
         check_group(group)
         return self._groups.describe_group(group, topics)
@@ -321,7 +321,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
         offsets = self._groups.committed(group, partitions)
         return {partition: committed for (_, partition), committed in offsets.items()}
 
-    def groups(self) -> list[str]:
+    def list_groups(self) -> list[str]:
         return self._groups.list_groups()
 
     def reset_offsets(

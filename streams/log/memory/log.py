@@ -134,11 +134,11 @@ class MemoryLog(DenseOffsets, EventLog):
         with self._locked():
             return self.store.set_retention(topic, retention)
 
-    def topic(self, topic: str) -> TopicInfo:
+    def describe_topic(self, topic: str) -> TopicInfo:
         with self._locked():
             return self.store.topic(topic).info
 
-    def topics(self) -> list[TopicInfo]:
+    def describe_topics(self) -> list[TopicInfo]:
         with self._locked():
             return [topic.info for _, topic in sorted(self.store.topics.items())]
 
@@ -146,7 +146,7 @@ class MemoryLog(DenseOffsets, EventLog):
         with self._locked():
             return self.store.topic(topic).incarnation
 
-    def topic_names(self) -> list[str]:
+    def list_topics(self) -> list[str]:
         with self._locked():
             return sorted(self.store.topics)
 
@@ -317,7 +317,7 @@ class MemoryLog(DenseOffsets, EventLog):
                 found.positions[topic, partition] = Committed(position)
             return True
 
-    def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
+    def describe_group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
         with self._locked():
             found = self.store.group(group)
             members = tuple(
@@ -326,7 +326,7 @@ class MemoryLog(DenseOffsets, EventLog):
             )
             return GroupInfo(group, members, dict(found.positions)).within(topics)
 
-    def groups(self) -> list[str]:
+    def list_groups(self) -> list[str]:
         with self._locked():
             return self.store.groups()
 

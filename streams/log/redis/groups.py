@@ -106,12 +106,12 @@ class Groups:
         return found
 
     def list_groups(self) -> list[str]:
-        """See :meth:`streams.log.protocol.Log.groups`."""
+        """See :meth:`streams.log.protocol.Log.list_groups`."""
         found = self._client.execute(key_command("groups", "SMEMBERS", GROUPS_KEY))
         return sorted(valid_names(found))
 
     def describe_group(self, group: str) -> GroupInfo:
-        """See :meth:`streams.log.protocol.Log.group`."""
+        """See :meth:`streams.log.protocol.Log.describe_group`."""
         all_keys = self._partitions_of(group)
         rows = self._client.execute_or_raise(
             [

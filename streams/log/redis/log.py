@@ -117,17 +117,17 @@ class RedisLog(Log, HistoryLog[Events]):
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.set_retention(topic, retention)
 
-    def topic(self, topic: str) -> TopicInfo:
+    def describe_topic(self, topic: str) -> TopicInfo:
         """A topic's facts; a stream that another program created is a topic with one partition."""
         return self._topics.lookup(topic, fresh=True).info
 
-    def topics(self) -> list[TopicInfo]:
+    def describe_topics(self) -> list[TopicInfo]:
         return self._topics.list_topics()
 
     def incarnation(self, topic: str) -> str:
         return self._topics.incarnation(topic)
 
-    def topic_names(self) -> list[str]:
+    def list_topics(self) -> list[str]:
         return self._topics.list_names()
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
@@ -214,10 +214,10 @@ class RedisLog(Log, HistoryLog[Events]):
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         return self._groups.initialize_offsets(group, topic, positions)
 
-    def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
+    def describe_group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
         return self._groups.describe_group(group).within(topics)
 
-    def groups(self) -> list[str]:
+    def list_groups(self) -> list[str]:
         return self._groups.list_groups()
 
     def reset_offsets(

@@ -48,7 +48,7 @@ class Groups:
         return [name for (name,) in rows]
 
     def describe_group(self, group: str) -> GroupInfo:
-        """See :meth:`streams.log.protocol.Log.group`."""
+        """See :meth:`streams.log.protocol.Log.describe_group`."""
         with self._database.read(snapshot=True) as db:
             _require_group(db, group)
             offset_rows = db.fetch_rows(

@@ -114,16 +114,16 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
         check_retention(topic, retention, CAPABILITIES)
         return self._topics.set_retention(topic, retention)
 
-    def topic(self, topic: str) -> TopicInfo:
+    def describe_topic(self, topic: str) -> TopicInfo:
         return self._topics.describe_topic(topic)
 
-    def topics(self) -> list[TopicInfo]:
+    def describe_topics(self) -> list[TopicInfo]:
         return self._topics.list_topics()
 
     def incarnation(self, topic: str) -> str:
         return self._topics.incarnation(topic)
 
-    def topic_names(self) -> list[str]:
+    def list_topics(self) -> list[str]:
         return self._topics.list_names()
 
     def durability(self, topic: str) -> tuple[DurabilityFact, ...]:
@@ -181,10 +181,10 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
     def initialize_offsets(self, group: str, topic: str, positions: Mapping[int, int]) -> bool:
         return self._groups.initialize_offsets(check_group(group), topic, positions)
 
-    def group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
+    def describe_group(self, group: str, topics: Collection[str] | None = None) -> GroupInfo:
         return self._groups.describe_group(group).within(topics)
 
-    def groups(self) -> list[str]:
+    def list_groups(self) -> list[str]:
         return self._groups.list_groups()
 
     def reset_offsets(

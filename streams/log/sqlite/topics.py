@@ -90,7 +90,7 @@ class Topics:
         return found._replace(retention=retention)
 
     def describe_topic(self, topic: str) -> TopicInfo:
-        """See :meth:`streams.log.protocol.Log.topic`."""
+        """See :meth:`streams.log.protocol.Log.describe_topic`."""
         with self._database.read() as db:
             return _require_topic(db, topic)
 

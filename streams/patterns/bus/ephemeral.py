@@ -66,7 +66,7 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
         """:param positions: by partition, the position to go on from, if it is not beyond its
         end."""
         log, topic, found = self._log, self._topic, list[_PartitionReader]()
-        for partition in range(log.topic(topic).partitions):
+        for partition in range(log.describe_topic(topic).partitions):
             first, end = log.watermarks(topic, partition)
             position = positions.get(partition, BEYOND_ALL)
             if position > end:

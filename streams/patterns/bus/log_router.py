@@ -156,7 +156,7 @@ class LogRouter:
         log, topic = self._app.log, self._topic.name
 
         def read_end_offsets() -> None:
-            for partition in range(log.topic(topic).partitions):
+            for partition in range(log.describe_topic(topic).partitions):
                 end_offsets[partition] = log.watermarks(topic, partition)[1]
 
         def resolved() -> None:

@@ -94,7 +94,7 @@ class ClosedKeyReader:
         self.log = log
         self.name = parked_topic(topic, group)
         try:
-            self.partitions = log.topic(self.name).partitions
+            self.partitions = log.describe_topic(self.name).partitions
         except NotFound:
             why = (
                 f"there is no topic {self.name!r}: no processor of {topic!r} in group {group!r} "

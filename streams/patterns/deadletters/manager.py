@@ -172,7 +172,7 @@ class DeadLetterManager:
         def reprocess(stop: threading.Event) -> int:
             topic = DeadLetterTopic(self._app.log, self.name)
             if name is not None:
-                self._app.log.topic(name)
+                self._app.log.describe_topic(name)
             matches, end_offsets = self._selection(topic, filter, chosen)
             return topic.redrive(
                 self._destinations() if name is None else lambda row: str(name),
@@ -401,10 +401,10 @@ class DeadLetterManager:
         """Create the dead letter topic, with as many partitions as its source."""
         log: Log = self._app.log
         try:
-            log.topic(self.name)
+            log.describe_topic(self.name)
         except NotFound:
             try:
-                partitions = log.topic(topic).partitions
+                partitions = log.describe_topic(topic).partitions
             except NotFound:
                 partitions = 1
             ensure_topic(log, self.name, partitions, config=log.capabilities.dead_letter_config)

@@ -184,9 +184,9 @@ class DeadLetterTopic:
         self.log = log
         self.name = name
         try:
-            self.partitions = log.topic(name).partitions
+            self.partitions = log.describe_topic(name).partitions
         except NotFound:
-            known = [each for each in log.topic_names() if each.endswith(".dead") and each != name]
+            known = [each for each in log.list_topics() if each.endswith(".dead") and each != name]
             hint = suggestion(name, known) if known else "there is none at all"
             raise NotFound(f"there is no dead letter topic {name!r}; {hint}") from None
 
@@ -390,7 +390,7 @@ class DeadLetterTopic:
         """Whether a group with this topic's name is a reader: it runs, or it has positions in
         another topic. The resolved offsets would be committed as its position."""
         try:
-            info = self.log.group(self.name)
+            info = self.log.describe_group(self.name)
         except NotFound:
             return False
         return bool(info.members) or any(topic != self.name for topic, _ in info.positions)

@@ -265,7 +265,7 @@ class Journal:
     def _newest_ranges(self, newest: int | None) -> dict[int, EntryRange]:
         """The newest entries of each partition."""
         try:
-            partitions = range(self.log.topic(self.topic).partitions)
+            partitions = range(self.log.describe_topic(self.topic).partitions)
         except NotFound:
             raise UnknownSaga(
                 f"there is no saga {self.saga!r} here: the log has no topic {self.topic}"

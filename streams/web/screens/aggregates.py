@@ -85,7 +85,7 @@ def list_aggregates(page: Page) -> Response:
     for name in pages.rows:
         is_there = True
         try:
-            if not page.log.topic(f"{name}{SUFFIX}").is_event_topic:
+            if not page.log.describe_topic(f"{name}{SUFFIX}").is_event_topic:
                 continue
         except NotFound:
             is_there = False
@@ -139,7 +139,7 @@ def _event_topic(page: Page) -> tuple[str, EventLog, TopicInfo]:
     if not is_valid_name(topic):
         raise NotFound(page._("There is no such aggregate."))
     try:
-        info = page.log.topic(topic)
+        info = page.log.describe_topic(topic)
     except NotFound:
         if name in page.app.aggregates:
             raise NotFound(page._("It does not exist yet: the app creates its topic.")) from None

@@ -82,7 +82,7 @@ def open_letters(page: Page, query: LetterQuery) -> DeadLetterTopic:
     topic = DeadLetterTopic(log, name)
 
     def holds_letters() -> bool:
-        return bool(sample_sources(log, log.topic(name), SAMPLED_PARTITIONS)[0])
+        return bool(sample_sources(log, log.describe_topic(name), SAMPLED_PARTITIONS)[0])
 
     if not name.endswith(".dead") and not page.dashboard.shared(
         ("holds letters", name), 30.0, holds_letters

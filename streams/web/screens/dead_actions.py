@@ -285,7 +285,7 @@ def _destinations(page: Page, log: Log, query: LetterQuery, chosen: Chosen) -> D
 def _require_topic(page: Page, log: Log, source: LetterSource) -> None:
     # Names in a letter's headers must not create topics without a reader.
     try:
-        log.topic(source.topic)
+        log.describe_topic(source.topic)
     except NotFound:
         raise InvalidValue(
             page._(
@@ -357,7 +357,7 @@ def _question(
 def has_members(page: Page, group: str) -> bool:
     """Whether a group has members."""
     try:
-        return bool(page.log.group(group, ()).members)
+        return bool(page.log.describe_group(group, ()).members)
     except NotFound:
         return False
 

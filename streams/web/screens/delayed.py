@@ -133,7 +133,7 @@ def list_delayed(page: Page) -> Response:
 
 def _delay_topic(page: Page) -> str:
     name = topic_of(page)
-    if name not in delay_topics([name], page.log.groups()):
+    if name not in delay_topics([name], page.log.list_groups()):
         raise NotFound(page._("%(topic)s is no topic of delayed messages.", topic=name))
     return name
 

@@ -85,7 +85,7 @@ class PositionRow(NamedTuple):
 def show_group(page: Page) -> Response:
     """One group."""
     group, log = group_of(page), page.log
-    info = log.group(group)
+    info = log.describe_group(group)
     positions = _positions(log, info)
     rows: list[PositionRow] = []
     for at in positions:
@@ -122,7 +122,7 @@ def _positions(log: Log, info: GroupInfo) -> list[GroupPosition]:
     try:
         return group_positions(log, info)
     except NotFound:
-        there = set(log.topic_names())
+        there = set(log.list_topics())
         kept = {at: held for at, held in info.positions.items() if at[0] in there}
         return group_positions(log, info._replace(positions=kept))
 
@@ -215,7 +215,7 @@ def _preview(
         )
         for move in moves
     ]
-    members = len(log.group(group, ()).members)
+    members = len(log.describe_group(group, ()).members)
     warning = ""
     if members and force:
         warning = page.plural(
@@ -257,7 +257,7 @@ def _preview(
 def delete(page: Page) -> Done | Confirm:
     """Delete a group and its positions."""
     group, log = group_of(page), page.log
-    positions = len(log.group(group).positions)
+    positions = len(log.describe_group(group).positions)
     check_may_delete_group(log, group)
     if page.fields.raw("confirm") != group:
         return Confirm(

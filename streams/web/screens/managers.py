@@ -141,7 +141,7 @@ def _is_ready(page: Page, inspector: ManagerInspector) -> bool:
     """Whether its topic exists, and the log knows which reactions count."""
     log = page.log
     try:
-        log.topic(inspector.reactions_topic)
+        log.describe_topic(inspector.reactions_topic)
     except NotFound:
         return False
     passed, total = log.index_progress(inspector.reactions_topic) if isinstance(
@@ -247,7 +247,7 @@ def _instances(
     if not isinstance(log, EventLog):
         return [], ""
     found = ordered_keys(
-        log, log.topic(topic), b"", key_behind(page, topic), PAGE_SIZE + 1, unlisted
+        log, log.describe_topic(topic), b"", key_behind(page, topic), PAGE_SIZE + 1, unlisted
     )
     keys = list(islice(found, PAGE_SIZE + 1))
     rows = [

@@ -51,7 +51,7 @@ SEARCH_FIELDS = Query._fields
 def list_messages(page: Page) -> Response:
     """The messages of a topic: the newest, those from a position on, or those of a search."""
     topic, log, fields = topic_of(page), page.log, page.fields
-    info = log.topic(topic)
+    info = log.describe_topic(topic)
     partition = fields.optional_number("partition")
     query = Query(**{name: fields.raw(name) for name in SEARCH_FIELDS})
     count = fields.number("count", 50, low=1, high=COUNTS[-1])
@@ -85,7 +85,7 @@ def _browse(
             log, topic, page.payloads, count,
             partition=None if isinstance(place, Mapping) else partition, start=place, now=page.now,
         )  # fmt: skip
-    if partition is None and log.topic(topic).partitions > MAX_PARTITIONS:
+    if partition is None and log.describe_topic(topic).partitions > MAX_PARTITIONS:
         partition = 0
     until = parse_positions(log, page.fields.text("until"))
     return newest(log, topic, page.payloads, count, partition=partition, until=until, now=page.now)
@@ -133,7 +133,7 @@ def show_message(page: Page) -> Response:
         "message.html",
         title=f"{topic}/{batch.partition}/{log.format_offset(offset)}",
         topic=topic,
-        is_event_topic=log.topic(topic).is_event_topic,
+        is_event_topic=log.describe_topic(topic).is_event_topic,
         partition=batch.partition,
         offset=log.format_offset(offset),
         time=batch.time(row.index),
@@ -205,7 +205,7 @@ def _row(page: Page) -> tuple[Any, int]:
     topic, log = topic_of(page), page.log
     given = page.request.path_params
     partition, written = str(given["partition"]), str(given["offset"])
-    count = log.topic(topic).partitions
+    count = log.describe_topic(topic).partitions
     if not partition.isdecimal() or len(partition) > 9 or int(partition) >= count:
         raise NotFound(page._("There is no such partition."))
     try:

@@ -49,7 +49,7 @@ def show_form(page: Page) -> Response:
     if not name:
         return _choose(page)
     topic = topic_of(page)
-    info = page.log.topic(topic)
+    info = page.log.describe_topic(topic)
     if info.is_event_topic:
         raise events_only(topic, "published to")
     if not page.may_publish(topic):
@@ -66,7 +66,7 @@ def _refuse_own(page: Page, topic: str) -> None:
     :raises InvalidValue: the topic is the toolkit's own.
     """
     log = page.log
-    if topic in internal_topics(log.topic_names(), log.groups()):
+    if topic in internal_topics(log.list_topics(), log.list_groups()):
         raise _own_topic(page)
 
 
@@ -195,7 +195,7 @@ def _of_message(page: Page, batch: Batch) -> dict[str, Any]:
 def publish(page: Page) -> Done | Response:
     """Check the input, write the message, and show its position."""
     topic, log = topic_of(page), page.log
-    info = log.topic(topic)
+    info = log.describe_topic(topic)
     if info.is_event_topic:
         raise events_only(topic, "published to")
     _refuse_own(page, topic)

@@ -267,7 +267,7 @@ def _saga_of(page: Page) -> Journal:
         raise NotFound(page._("There are no sagas of that name."))
     journal = Journal(page.log, name)
     try:
-        journal.log.topic(journal.topic)
+        journal.log.describe_topic(journal.topic)
     except NotFound:
         raise NotFound(page._("There are no sagas of that name.")) from None
     return journal
@@ -278,7 +278,7 @@ def _history(page: Page, journal: Journal) -> tuple[str, SagaHistory]:
     id, partition = page.fields.raw("id"), page.fields.optional_number("partition", high=1 << 20)
     if not id and partition is not None:
         offset = journal.log.parse_offset(page.fields.text("entry"))
-        if partition >= journal.log.topic(journal.topic).partitions:
+        if partition >= journal.log.describe_topic(journal.topic).partitions:
             raise NotFound(page._("There is no saga entry at that position."))
         entry = journal.read_entry(Position(journal.topic, partition, offset))
         if entry is None:

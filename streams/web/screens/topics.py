@@ -64,7 +64,7 @@ class PartitionRow(NamedTuple):
 def show_topic(page: Page) -> Response:
     """One topic."""
     topic, log = topic_of(page), page.log
-    info = log.topic(topic)
+    info = log.describe_topic(topic)
     rows: list[PartitionRow] = []
     for partition in range(min(info.partitions, MAX_PARTITIONS)):
         first, end = log.watermarks(topic, partition)
