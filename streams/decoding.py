@@ -46,7 +46,7 @@ class TopicDecoder(Generic[T_co]):
     """Decodes one topic's values for the executors (``streams.processing.job.Decoding``)."""
 
     gives_several = False
-    """:meth:`decode_one` may answer :class:`~streams.processing.job.Several`."""
+    """:meth:`decode_one` may answer :class:`~streams.processing.job.SeveralValues`."""
 
     def __init__(
         self,

@@ -452,7 +452,7 @@ class ReportingView(Protocol):
         """Its health."""
         ...
 
-    def unfinished(self) -> str:
+    def describe_pending_work(self) -> str:
         """Why it cannot be read yet although it should be, in words; empty: it can (any thread)."""
         ...
 
@@ -604,7 +604,7 @@ def processor_health(
         error=end_reason if poller.fatal is None else describe_error(poller.fatal),
         losses=poller.losses + (0 if inbox is None else inbox.losses),
         rejected=poller.rejected,
-        contested=poller.contested,
+        contested=poller.contested_partitions,
         database_reachable=inbox is None or inbox.reachable,
         held_back=0 if executor is None else executor.dispatcher.held_back,
     )

@@ -184,11 +184,11 @@ class Harness:
             if poller.fatal is not None or poller.ended.is_set():
                 message = f"processor {processor.name} ended: {poller.fatal!r}"
                 raise ProcessorDied(message) from poller.fatal
-            busy = poller.unfinished()
+            busy = poller.describe_pending_work()
             if busy and not processor.paused:
                 return f"processor {processor.name}: {busy}"
         for view in app.views.values():
-            if building := view.unfinished():
+            if building := view.describe_pending_work():
                 return building
         return self._unassigned_partition()
 

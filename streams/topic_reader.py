@@ -27,7 +27,7 @@ from streams.log.range_reader import (
     merge_by_time,
 )
 from streams.message import Message, Position, make_message, numbered_message
-from streams.processing.job import Several, Skip
+from streams.processing.job import SeveralValues, Skip
 from streams.text import get_logger
 
 T = TypeVar("T")
@@ -264,7 +264,7 @@ class TopicReader(Generic[T]):
                     logger.warning("reading %s: %s", where, error)
                     continue
                 message = make_message(value, batch, index, 1)
-                if type(value) is not Several:
+                if type(value) is not SeveralValues:
                     yield message
                     continue
                 for number, each in enumerate(value.values):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from streams import ConfigError, GroupNotEmpty, InvalidValue, NotFound, Streams
-from streams.engine.progress import decode, encode
+from streams.engine.progress import decode_progress, encode_progress
 from streams.log.protocol import Committed
 from streams.replay import reset
 from streams.testing import Clock, harness
@@ -64,7 +64,7 @@ async def test_places() -> None:
             place = log.describe_group("g").positions["t", 0]
             assert place.position == move.after
             # The floor is the position: no older message counts as seen.
-            assert decode(*place) == (place.position, [])
+            assert decode_progress(*place) == (place.position, [])
             return place.position
 
         assert await to("latest") == 10
@@ -99,7 +99,7 @@ async def test_what_was_settled_out_of_order_is_counted() -> None:
     async with harness(app):
         await topic.publish_many(range(10))
         # Settled: 0, 1 and, out of order, 4, 5 and 8.
-        held = Committed(2, encode(2, 0, [(4, 6), (8, 9)]).progress)
+        held = Committed(2, encode_progress(2, 0, [(4, 6), (8, 9)]).progress)
 
         async def counts(when: Any) -> tuple[int | None, int | None]:
             app.log.reset_offsets("g", "t", {0: held})

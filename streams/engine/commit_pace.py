@@ -46,7 +46,7 @@ class CommitPace:
         self._look_interval = self._shortest
         self._charge(now, cost, self._shortest)
 
-    def record_idle_look(self, now: float, cost: float) -> None:
+    def record_idle_check(self, now: float, cost: float) -> None:
         """Nothing was committed at ``now``: there was nothing, or it was not accepted."""
         self._charge(now, cost, self._look_interval)
         self._look_interval = max(

@@ -47,7 +47,7 @@ class DedupWindow:
             if len(self.new) >= self.size:
                 self.rotate()
 
-    def absorb(self, identities: set[str]) -> None:
+    def add_batch(self, identities: set[str]) -> None:
         """Remember a whole batch in the form that is cheapest: fresh, and not more than ``size``.
 
         The set is the window's own from here on.

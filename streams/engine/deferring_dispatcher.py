@@ -28,21 +28,21 @@ class DeferringDispatcher(Dispatcher):
         """So much waits to be published that no more is to be handled for now."""
 
     @override
-    def take(
+    def take_next(
         self, now: float, batch_keys: Collection[StateAndKey] = (), identities: Collection[str] = ()
     ) -> Delivery | None:
         if self.is_full and not self.ready:
             return None  # what is ready was taken in, and others may wait for it to be stored
-        return super().take(now, batch_keys, identities)
+        return super().take_next(now, batch_keys, identities)
 
     @override
-    def take_fast(self, now: float) -> FetchedBatch | None:
-        return None if self.is_full else super().take_fast(now)
+    def take_fast_batch(self, now: float) -> FetchedBatch | None:
+        return None if self.is_full else super().take_fast_batch(now)
 
     @override
-    def finish_fast(self, fetched: FetchedBatch, stop: int) -> None:
+    def finish_fast_run(self, fetched: FetchedBatch, stop: int) -> None:
         if fetched.state.is_owned:
-            super().finish_fast(fetched, stop)
+            super().finish_fast_run(fetched, stop)
         else:  # see _remember_if_owned
             self.counts.handled += stop
 

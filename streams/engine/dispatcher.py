@@ -81,7 +81,7 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
     """Why it is to be dead-lettered."""
 
 
-class Ownership(Protocol):
+class AssignedPartition(Protocol):
     """The part of an assignment that the engine uses."""
 
     topic: str
@@ -109,7 +109,7 @@ class PartitionState:
 
     def __init__(self, assignment: Any, progress: Progress, window: DedupWindow | None) -> None:
         self.assignment = assignment
-        """An :class:`Ownership`; the log's own object."""
+        """An :class:`AssignedPartition`; the log's own object."""
         self.progress = progress
         self.window = window
         """None: deduplication is off."""
@@ -130,7 +130,7 @@ class PartitionState:
         return self.assignment.topic, self.assignment.partition
 
 
-class _Timer(NamedTuple):
+class _DelayedDelivery(NamedTuple):
     """A message that waits to be given out again."""
 
     due: float
@@ -192,7 +192,7 @@ class Dispatcher:
         self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
         self.ready: deque[Delivery] = deque()
         """Messages to be given out next: they waited behind another of their key, or for a time."""
-        self._timers: list[_Timer] = []
+        self._timers: list[_DelayedDelivery] = []
         self._timer_number = 0
         self.paused = False
         """Nothing is given out while set; handlers that run are not stopped."""
@@ -298,7 +298,7 @@ class Dispatcher:
 
     # -- dispatch
 
-    def take(
+    def take_next(
         self, now: float, batch_keys: Collection[StateAndKey] = (), identities: Collection[str] = ()
     ) -> Delivery | None:
         """The next message that may be handled, or None. Its ordering key is in flight from now on.
@@ -368,7 +368,7 @@ class Dispatcher:
         batch_keys: set[StateAndKey] = set()
         identities: set[str] = set()
         while len(batch) < limit:
-            delivery = self.take(now, batch_keys, identities)
+            delivery = self.take_next(now, batch_keys, identities)
             if delivery is None:
                 break
             if delivery.alone or delivery.reason is not None:
@@ -432,11 +432,11 @@ class Dispatcher:
         else:
             self.current, self._cursor = None, iter(())
 
-    def take_fast(self, now: float) -> FetchedBatch | None:
+    def take_fast_batch(self, now: float) -> FetchedBatch | None:
         """A batch all of whose messages may be handled one after the other.
 
         Given where nothing stands in the way: no key is in flight, nothing was settled before, no
-        identity recurs. The caller reports with :meth:`finish_fast`. For one executor alone.
+        identity recurs. The caller reports with :meth:`finish_fast_run`. For one executor alone.
         """
         if self.paused or self.ready or self.current is not None:
             return None
@@ -457,10 +457,10 @@ class Dispatcher:
                 fetched.unique_ids = unique
         return fetched
 
-    def finish_fast(self, fetched: FetchedBatch, stop: int) -> None:
+    def finish_fast_run(self, fetched: FetchedBatch, stop: int) -> None:
         """The messages before ``stop`` were handled (their bytes are set).
 
-        What is left of the batch is given out by :meth:`take`.
+        What is left of the batch is given out by :meth:`take_next`.
         """
         state = fetched.state
         if state.window is not None and stop and fetched.ids[0] is not None:
@@ -479,12 +479,12 @@ class Dispatcher:
         if fetched is self.current:
             self._give_out_from(fetched, stop)
 
-    def interrupt_fast(self, fetched: FetchedBatch, index: int, stop: int) -> list[Delivery]:
+    def interrupt_fast_run(self, fetched: FetchedBatch, index: int, stop: int) -> list[Delivery]:
         """A fast run stopped: messages before ``index`` are handled. Those from there to before
         ``stop``, at which it stopped, as deliveries whose keys are in flight; none where the
         partition was revoked meanwhile.
         """
-        self.finish_fast(fetched, index)
+        self.finish_fast_run(fetched, index)
         state = fetched.state
         if not state.is_owned:
             return []
@@ -608,7 +608,7 @@ class Dispatcher:
                 is_final = index in final
                 delay = None if is_final else retry_delay(self._retry, attempt, error, random)
             if delay is None:
-                delivery = self.rejected(delivery, error)
+                delivery = self.reject(delivery, error)
             elif is_held_back:
                 delivery = replace(delivery, alone=True)
             else:
@@ -659,7 +659,7 @@ class Dispatcher:
         rejected = self.mark_batch_failed((delivery,), {0: error}, now, random)
         return rejected[0] if rejected else None
 
-    def rejected(self, delivery: Delivery, error: BaseException) -> Delivery:
+    def reject(self, delivery: Delivery, error: BaseException) -> Delivery:
         """The message can never be handled: the delivery to be dead-lettered."""
         return replace(delivery, alone=True, reason=DeadLetterReason(error, delivery.attempt))
 
@@ -672,7 +672,7 @@ class Dispatcher:
             self.abandon(delivery)
             return
         self._timer_number += 1
-        heappush(self._timers, _Timer(due, self._timer_number, delivery, held_back))
+        heappush(self._timers, _DelayedDelivery(due, self._timer_number, delivery, held_back))
 
     def abandon(self, delivery: Delivery) -> None:
         """The handler stopped without an outcome; the message is not settled."""

@@ -50,7 +50,7 @@ _FORMS = frozenset(("1r", "1b", "2r", "2b"))
 _FLIP = bytes([1, 0]) + bytes(254)
 
 
-class Snapshot(NamedTuple):
+class EncodedProgress(NamedTuple):
     """The position and progress that can be committed now."""
 
     position: int
@@ -120,14 +120,14 @@ class _ProgressReader:
         return offset
 
 
-def encode(
+def encode_progress(
     position: int,
     floor: int,
     settled: Sequence[Range],
     limit: int = PROGRESS_LIMIT,
     *,
     generation: int = 0,
-) -> Snapshot:
+) -> EncodedProgress:
     """Write floor and settled set; ``settled`` ascends, above ``position``, ranges not touching.
 
     :param generation: of the reset, at most :data:`MAX_GENERATION`; 0 before the first.
@@ -161,11 +161,13 @@ def encode(
                 bits |= ((1 << (high - low)) - 1) << low
             packed = bits.to_bytes(-(-span // 8), "little")
             text = urlsafe_b64encode(packed).decode().rstrip("=")
-            return Snapshot(position, f"{form}b{encoded_floor}{text}", span == last - position)
-    return Snapshot(position, "".join(runs), covered == last)
+            return EncodedProgress(
+                position, f"{form}b{encoded_floor}{text}", span == last - position
+            )
+    return EncodedProgress(position, "".join(runs), covered == last)
 
 
-def decode(position: int, text: str) -> tuple[int, list[Range]]:
+def decode_progress(position: int, text: str) -> tuple[int, list[Range]]:
     """Read floor and settled set back.
 
     :raises ValueError: the text is not ours (another tool's metadata, or damaged).
@@ -231,7 +233,7 @@ def decode_generation(text: str) -> int:
         return 0
 
 
-def truncated(settled: Sequence[Range], end: int) -> list[Range]:
+def truncate_ranges(settled: Sequence[Range], end: int) -> list[Range]:
     """A settled set without what lies at or behind ``end``."""
     return [(low, min(high, end)) for low, high in settled if low < end]
 
@@ -314,7 +316,7 @@ def is_within(offset: int, ranges: Sequence[Range]) -> bool:
     return at >= 0 and offset < ranges[at][1]
 
 
-def with_offsets(settled: Sequence[Range], offsets: Iterable[int]) -> list[Range]:
+def add_offsets(settled: Sequence[Range], offsets: Iterable[int]) -> list[Range]:
     """A settled set together with single offsets; ascending, none touching."""
     found: list[Range] = []
     for start, end in sorted([*settled, *((offset, offset + 1) for offset in offsets)]):
@@ -502,14 +504,14 @@ class Progress:
                 found.append((low, high))
         return [(max(low, self.position), high) for low, high in found if high > self.position]
 
-    def snapshot(self, limit: int = PROGRESS_LIMIT) -> Snapshot:
+    def snapshot(self, limit: int = PROGRESS_LIMIT) -> EncodedProgress:
         """The position and progress that can be committed now."""
         self._advance()
-        return encode(
+        return encode_progress(
             self.position, self.floor, self.settled_ranges(), limit, generation=self.generation
         )
 
-    def preview_commit(self, settling: Iterable[tuple[FetchedBatch, int, int]]) -> Snapshot:
+    def preview_commit(self, settling: Iterable[tuple[FetchedBatch, int, int]]) -> EncodedProgress:
         """The snapshot as it will be once these messages (a batch, from an index to before another)
         are settled too.
 

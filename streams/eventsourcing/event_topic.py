@@ -16,7 +16,7 @@ from streams.log.event_headers import COPIED_VERSION, EVENT, event_version, pars
 from streams.log.events import EventLog, events_only
 from streams.log.protocol import Log
 from streams.message import Batch, Message, Record
-from streams.processing import Several, Skip
+from streams.processing import SeveralValues, Skip
 from streams.topic import InternalTopic
 from streams.wire import parse_int
 
@@ -47,7 +47,7 @@ class EventDecoder(TopicDecoder[E], Generic[E]):
         return self._codec.fast_decoder(values, largest)
 
     def decode_one(self, batch: Batch, index: int) -> Any:
-        """One event; :class:`~streams.processing.Several`, if upcasts made several of it.
+        """One event; :class:`~streams.processing.SeveralValues`, if upcasts made several of it.
 
         :raises Skip: upcasts made no event of it.
         :raises NewerTag: this code does not know the event's tag, so its message waits.
@@ -58,7 +58,7 @@ class EventDecoder(TopicDecoder[E], Generic[E]):
             return events[0]
         if not events:
             raise Skip
-        return Several(events)
+        return SeveralValues(events)
 
 
 class EventTopic(InternalTopic[E]):

@@ -68,7 +68,7 @@ from streams.inbox.tables import (
 )
 from streams.log.protocol import Assignment
 from streams.message import Message, make_message, numbered_message, row_of
-from streams.processing.job import DeadLetterAnswer, Decoding, Job, Several
+from streams.processing.job import DeadLetterAnswer, Decoding, Job, SeveralValues
 from streams.processing.outcomes import OwnershipLost, TransactionPostponed
 from streams.text import describe_error, get_logger
 
@@ -424,7 +424,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         if decoding is None:
             return value, message
         found = decoding.decode_one(batch, index)
-        if isinstance(found, Several):  # events of an aggregate, which are frozen
+        if isinstance(found, SeveralValues):  # events of an aggregate, which are frozen
             return value, message
         return found, make_message(found, batch, index, message.attempt)
 
@@ -445,7 +445,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         batch, index = delivery.fetched.batch, delivery.index
         value = self._value_of(delivery)
         message = make_message(value, batch, index, delivery.attempt)
-        if not isinstance(value, Several):
+        if not isinstance(value, SeveralValues):
             return [message]
         return [
             numbered_message(message, each, number)

@@ -216,7 +216,7 @@ class DurableKeyParking:
             found.append((parking.assignment, pause))
         return found
 
-    def contested(self) -> int:
+    def contested_partitions(self) -> int:
         """How many partitions another owner wrote to recently (any thread)."""
         since = time.monotonic() - REPLACEMENT_MEMORY
         return sum(last > since for _, last in list(self._replacements.values()))
@@ -227,7 +227,7 @@ class DurableKeyParking:
         keys = sum(len(each.keys) for each in states)
         return keys, max(0, sum(each.parked_messages for each in states) - keys)
 
-    def unfinished(self) -> str:
+    def describe_pending_work(self) -> str:
         """Why parking is not idle, in words (any thread)."""
         for partition in list(self._partitions.values()):
             if partition.has_returning:
@@ -287,7 +287,7 @@ class DurableKeyParking:
             raise _released_error(delivery)
         return dead_letter
 
-    def handled(self, delivery: Delivery) -> Outgoing:
+    def handled_record(self, delivery: Delivery) -> Outgoing:
         """The done record of a message that had come back and was handled."""
         fetched, index = delivery.fetched, delivery.index
         partition, key = self._partition_of(delivery), fetched.keys[index]

@@ -19,8 +19,8 @@ What patterns know of processing is exported here, and nothing else.
 """
 
 from streams.engine.dispatcher import Delivery
-from streams.engine.progress import Range, Snapshot, is_within
-from streams.engine.progress import encode as encode_progress
+from streams.engine.progress import EncodedProgress, Range, is_within
+from streams.engine.progress import encode_progress as encode_progress
 from streams.processing.committer import PartitionProgress
 from streams.processing.handler_transaction import in_block, in_transaction
 from streams.processing.job import (
@@ -28,9 +28,9 @@ from streams.processing.job import (
     Job,
     Outgoing,
     ResultEncoder,
-    Several,
+    SeveralValues,
     Skip,
-    identify,
+    identify_batch,
     reset_generation,
     settled_ahead,
 )
@@ -41,17 +41,17 @@ __all__ = [
     "Decoding",
     "Delivery",
     "Durations",
+    "EncodedProgress",
     "Histogram",
     "Job",
     "Outgoing",
     "PartitionProgress",
     "Range",
     "ResultEncoder",
-    "Several",
+    "SeveralValues",
     "Skip",
-    "Snapshot",
     "encode_progress",
-    "identify",
+    "identify_batch",
     "in_block",
     "in_transaction",
     "is_within",

@@ -179,7 +179,7 @@ class AsyncExecutor(Executor):
 
     @override
     def wake_all(self) -> None:
-        self.call_soon(self._tick)
+        self.call_soon(self._on_tick)
         with self._idle_changed:
             self._idle_changed.notify_all()
 
@@ -254,9 +254,9 @@ class AsyncExecutor(Executor):
             self._tick_handle.cancel()
         self._tick_at = when
         delay = self.job.clock.real_timeout(when - self._now())
-        self._tick_handle = self._loop.call_later(delay, self._tick)
+        self._tick_handle = self._loop.call_later(delay, self._on_tick)
 
-    def _tick(self) -> None:
+    def _on_tick(self) -> None:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self._tick_at = self._tick_handle = None
@@ -323,7 +323,10 @@ class AsyncExecutor(Executor):
         job, now, idle, dispatcher = self.job, self._now, self._idle, self.dispatcher
         reset_context = job.reset_context
         function, fast_allowed, batches = job.function, self._fast_allowed, job.batch is not None
-        calls, take = self._calls, dispatcher.take if job.batch is None else self._calls.take
+        calls, take = (
+            self._calls,
+            dispatcher.take_next if job.batch is None else self._calls.take_unit,
+        )
         # The common case is written inline below: one more call per message would cost noticeably.
         value_only, admits_all = not batches and not job.wants_message, calls.admits_all
         decodes_at_once, settles_at_once = calls.decodes_at_once, calls.settles_at_once
@@ -396,7 +399,7 @@ class AsyncExecutor(Executor):
                 if settles_at_once and failure is None:
                     dispatcher.mark_settled(unit)
                 else:
-                    calls.ended(unit, decoded, result, failure)
+                    calls.record_result(unit, decoded, result, failure)
                     self._tick_at_latest(dispatcher.next_due)
             except asyncio.CancelledError:
                 self._handler_cancelled(task_index, unit)
@@ -463,7 +466,7 @@ class AsyncExecutor(Executor):
                     result = await function(event)
                 if run.interrupted:
                     if run.delivery is not None:
-                        self._calls.succeeded(run.delivery, result)
+                        self._calls.record_success(run.delivery, result)
                     return
                 if encode is not None and results is not None and result is not None:
                     outgoing = encode(result, batch, index, fetched.ids[index])
@@ -480,11 +483,11 @@ class AsyncExecutor(Executor):
                 index = len(values)
             self._fast_run = None
             run.end_results()
-            dispatcher.finish_fast(fetched, index)
+            dispatcher.finish_fast_run(fetched, index)
         except Exception as error:
             self._interrupt()
             if run.delivery is not None:
-                self._calls.failed(run.delivery, error)
+                self._calls.record_failure(run.delivery, error)
                 self._tick_at_latest(dispatcher.next_due)
         except asyncio.CancelledError:
             if run.yielding:
@@ -508,10 +511,10 @@ class AsyncExecutor(Executor):
         run.end_results()
         if run.yielding:
             self._busy[run.task_index] = ()
-            self.dispatcher.finish_fast(run.fetched, run.index)
+            self.dispatcher.finish_fast_run(run.fetched, run.index)
         else:
             index = run.index
-            (run.delivery,) = self.dispatcher.interrupt_fast(run.fetched, index, index + 1)
+            (run.delivery,) = self.dispatcher.interrupt_fast_run(run.fetched, index, index + 1)
 
     def _uncancel(self, task_index: int) -> None:
         """We cancelled the handler and it ended otherwise: its outcome counts."""
@@ -532,12 +535,12 @@ class AsyncExecutor(Executor):
             if stopped or reason == "drain":
                 self._calls.abandon(unit)
             elif reason == "timeout":
-                self._calls.call_failed(
+                self._calls.record_call_failure(
                     unit, HandlerTimeout(f"{self.job.name} ran longer than {self.job.timeout:g} s")
                 )
             else:
                 error = RuntimeError(f"{self.job.name} was cancelled from within")
-                self._calls.call_failed(unit, error)
+                self._calls.record_call_failure(unit, error)
             self._tick_at_latest(self.dispatcher.next_due)
         if stopped:
             raise asyncio.CancelledError

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from streams.engine.commit_pace import CommitPace
 from streams.engine.dispatcher import Delivery, PartitionState
-from streams.engine.progress import FetchedBatch, Snapshot, Unsettled
+from streams.engine.progress import EncodedProgress, FetchedBatch, Unsettled
 from streams.errors import LogError
 from streams.log.protocol import Assignment, Commit, Committed, Subscription
 from streams.message import Batch
@@ -45,7 +45,7 @@ class PartitionProgress(NamedTuple):
     oldest: float | None
 
 
-class OwnedPartition:
+class PartitionCommitState:
     """A partition that this processor owns, and what was stored of it."""
 
     __slots__ = ("assignment", "committed", "state", "submitted")
@@ -69,7 +69,7 @@ class OffsetCommitter:
         self,
         job: Job,
         commit_interval: float,
-        owned: Mapping[Assignment, OwnedPartition],
+        owned: Mapping[Assignment, PartitionCommitState],
         handed_over: Callable[[], bool],
     ) -> None:
         self._job = job
@@ -107,14 +107,14 @@ class OffsetCommitter:
 
     # -- progress
 
-    def take_in(
+    def add_batch(
         self, state: PartitionState, batch: Batch, ids: list[str | None] | None
     ) -> FetchedBatch:
         """Add a batch to its partition's progress."""
         with self._progress_lock:
             return state.progress.add(state, batch, ids)
 
-    def skip(self, state: PartitionState, offset: int) -> None:
+    def skip_to(self, state: PartitionState, offset: int) -> None:
         """A partition has no message between what was polled of it and this offset."""
         with self._progress_lock:
             state.progress.skip_to(offset)
@@ -124,12 +124,12 @@ class OffsetCommitter:
         """Note that messages were polled: plan a commit for when they are settled."""
         if not self._unsaved:
             self._unsaved = True
-            self._plan()
+            self._plan_commit()
 
-    def held(self) -> Unsettled:
+    def unsettled(self) -> Unsettled:
         """The messages that were polled and are not settled yet (any thread)."""
         with self._progress_lock:
-            return self._held()
+            return self._sum_unsettled()
 
     @property
     def has_unstored(self) -> bool:
@@ -137,7 +137,7 @@ class OffsetCommitter:
         thread)."""
         return False
 
-    def _held(self) -> Unsettled:
+    def _sum_unsettled(self) -> Unsettled:
         messages = size = 0
         for each in list(self._owned.values()):
             unsettled = each.state.progress.unsettled()
@@ -145,14 +145,14 @@ class OffsetCommitter:
             size += unsettled.bytes
         return Unsettled(messages, size)
 
-    def count_held(self, is_too_much: Callable[[Unsettled], bool]) -> Unsettled:
-        """:meth:`held`; what is settled lets go of its bytes first if that ``is_too_much``."""
+    def count_unsettled(self, is_too_much: Callable[[Unsettled], bool]) -> Unsettled:
+        """:meth:`unsettled`; what is settled lets go of its bytes first if that ``is_too_much``."""
         with self._progress_lock:
-            held = self._held()
+            held = self._sum_unsettled()
             if is_too_much(held):
                 for each in self._owned.values():
                     each.state.progress.release_settled()
-                held = self._held()
+                held = self._sum_unsettled()
         self._unsettled = held.messages
         return held
 
@@ -181,11 +181,11 @@ class OffsetCommitter:
             if now >= self._next_commit:
                 self.commit_all(subscription)
             else:
-                self._submit(subscription)
+                self._submit_commits(subscription)
         except LogError as error:
             self.error = error
 
-    def _plan(self) -> None:
+    def _plan_commit(self) -> None:
         """Something has changed that says when to commit next."""
         self.due = self._next_commit
         if self._unsaved and not self._pending:
@@ -193,7 +193,9 @@ class OffsetCommitter:
 
     # -- what
 
-    def _commit_of(self, partition: OwnedPartition, *stored: Committed | None) -> Commit | None:
+    def _make_commit(
+        self, partition: PartitionCommitState, *stored: Committed | None
+    ) -> Commit | None:
         """The commit of a partition; None if just that is ``stored`` already."""
         assignment, state = partition.assignment, partition.state
         with self._progress_lock:
@@ -204,7 +206,7 @@ class OffsetCommitter:
             found = state.progress.snapshot()
             state.snapshot_version += 1
             version = state.snapshot_version
-        self._note_size(partition, found)
+        self._check_settled_size(partition, found)
         snapshot = Committed(found.position, found.progress)
         if snapshot in stored:
             return None
@@ -214,7 +216,7 @@ class OffsetCommitter:
             return None
         return Commit(assignment, *snapshot, version)
 
-    def _note_size(self, partition: OwnedPartition, found: Snapshot) -> None:
+    def _check_settled_size(self, partition: PartitionCommitState, found: EncodedProgress) -> None:
         """See whether the partition's settled set is so large that nothing more is taken in."""
         if partition.state.progress.is_below_restored:
             return  # a former owner has left it so, and what it lacks is to be taken in first
@@ -230,20 +232,22 @@ class OffsetCommitter:
         elif size * 2 < PROGRESS_FULL:
             self.full.discard(assignment)
 
-    def take_doubtful(self) -> list[Assignment]:
+    def take_uncertain(self) -> list[Assignment]:
         """Partitions of which it is not known what was stored: they are to be begun anew."""
         return []
 
     def commit_all(self, subscription: Subscription) -> None:
         """Commit what is settled of all partitions, for good."""
         self._next_commit = self._now() + self._job.flow.commit
-        self._plan()
+        self._plan_commit()
         self.commit(subscription, list(self._owned.values()))
         self.start_uncommitted = False
 
-    def commit(self, subscription: Subscription, partitions: Sequence[OwnedPartition]) -> None:
+    def commit(
+        self, subscription: Subscription, partitions: Sequence[PartitionCommitState]
+    ) -> None:
         """Commit what is settled of these, for good."""
-        found = [self._commit_of(each, each.committed) for each in partitions]
+        found = [self._make_commit(each, each.committed) for each in partitions]
         commits = [commit for commit in found if commit is not None]
         if not commits:
             return
@@ -258,10 +262,10 @@ class OffsetCommitter:
         self._commit_times.add(perf_counter() - began)
         self.commits += 1
 
-    def _submit(self, subscription: Subscription) -> None:
+    def _submit_commits(self, subscription: Subscription) -> None:
         began, cpu_began = perf_counter(), thread_time()
         found = [
-            self._commit_of(each, each.committed, each.submitted)
+            self._make_commit(each, each.committed, each.submitted)
             for each in list(self._owned.values())
         ]
         commits = [commit for commit in found if commit is not None]
@@ -278,8 +282,8 @@ class OffsetCommitter:
             self._pace.record_commit(self._now(), cost)
         else:
             self._unsaved = self._unsettled > 0
-            self._pace.record_idle_look(self._now(), cost)
-        self._plan()
+            self._pace.record_idle_check(self._now(), cost)
+        self._plan_commit()
 
     def _on_submitted(self, commits: Sequence[Commit], began: float, stored: bool) -> None:
         """A submit has ended; called inside of it, or of a later poll or commit."""
@@ -289,8 +293,8 @@ class OffsetCommitter:
             self._remember_submitted(commits)
         else:
             self._unsaved = True
-            self._pace.record_idle_look(self._now(), 0.0)
-        self._plan()
+            self._pace.record_idle_check(self._now(), 0.0)
+        self._plan_commit()
 
     def _remember_submitted(self, commits: Sequence[Commit]) -> None:
         for each in commits:
@@ -328,7 +332,7 @@ class OffsetCommitter:
                             fetched.settled[index] = 1
 
 
-def _partition_progress(partition: OwnedPartition) -> PartitionProgress:
+def _partition_progress(partition: PartitionCommitState) -> PartitionProgress:
     assignment, progress = partition.assignment, partition.state.progress
     oldest = progress.oldest_unsettled()  # first, as it moves the position
     return PartitionProgress(

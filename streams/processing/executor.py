@@ -207,11 +207,11 @@ class Executor(ABC):
 
         :param decoded: also one whose values were decoded before.
         """
-        fetched = self.dispatcher.take_fast(now)
+        fetched = self.dispatcher.take_fast_batch(now)
         if fetched is None:
             return None
         can_decode = fetched.decode is not None or (decoded and fetched.decoded is not None)
-        if can_decode and self._calls.nothing_recorded(fetched):
+        if can_decode and self._calls.has_no_records(fetched):
             return fetched
-        self.dispatcher.finish_fast(fetched, 0)  # none of it was handled: one by one
+        self.dispatcher.finish_fast_run(fetched, 0)  # none of it was handled: one by one
         return None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from streams.clock import SYSTEM, Clock
 from streams.config import Dedup, Flow, Retry
 from streams.engine.dispatcher import Delivery, PartitionState
-from streams.engine.progress import FetchedBatch, Range, decode, decode_generation
+from streams.engine.progress import FetchedBatch, Range, decode_generation, decode_progress
 from streams.errors import UnreadableHeaders
 from streams.log.protocol import Assignment, Committed, Log, StaticMember, TopicPartition
 from streams.message import Batch, Position, identity_suffix
@@ -58,7 +58,7 @@ class Skip(Exception):
     """A message that is not for this handler (a tombstone, an unknown tag): settled unhandled."""
 
 
-class Several:
+class SeveralValues:
     """Stands for the values of a message that is several, or none: they are handled one after the
     other, and settled together (:mod:`streams.processing.several`)."""
 
@@ -68,7 +68,7 @@ class Several:
         self.values = values
 
 
-class Undecodable:
+class UndecodableValue:
     """Stands for a value that cannot be decoded, where values are decoded ahead."""
 
     __slots__ = ("error",)
@@ -110,7 +110,7 @@ class Decoding(Protocol):
 
     @property
     def gives_several(self) -> bool:
-        """:meth:`decode_one` may answer :class:`Several`."""
+        """:meth:`decode_one` may answer :class:`SeveralValues`."""
         ...
 
     def unwrap(self, batch: Batch) -> Batch:
@@ -176,7 +176,7 @@ def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead
             value = decoding.decode_one(batch, index)
             id = identify(value) + identity_suffix(header_id)
         except Exception as error:
-            values.append(Undecodable(error))
+            values.append(UndecodableValue(error))
             # The ID in the headers identifies no decoded value, so it must not collide with one.
             ids.append(None if header_id is None else f"{header_id}\0undecodable")
             all_decoded = False
@@ -186,7 +186,7 @@ def decode_ahead(decoding: Decoding, batch: Batch, largest: int) -> DecodedAhead
     return DecodedAhead(values, ids, all_decoded)
 
 
-class Identified(NamedTuple):
+class BatchIdentities(NamedTuple):
     """The identities of a batch's messages.
 
     :param ids: the identity of each; None: it has none.
@@ -197,15 +197,15 @@ class Identified(NamedTuple):
     values: Sequence[Any] | None
 
 
-def identify(decoding: Decoding, batch: Batch) -> Identified:
+def identify_batch(decoding: Decoding, batch: Batch) -> BatchIdentities:
     """The identities of a batch's messages.
 
     :param batch: as :meth:`Decoding.unwrap` gives it.
     """
     if decoding.id_reader is None:
-        return Identified(batch.ids, None)
+        return BatchIdentities(batch.ids, None)
     found = decode_ahead(decoding, batch, batch.total_and_largest()[1])
-    return Identified(found.ids, found.values if found.all_decoded else None)
+    return BatchIdentities(found.ids, found.values if found.all_decoded else None)
 
 
 def reset_generation(assignment: Assignment | None) -> int:
@@ -219,7 +219,7 @@ def settled_ahead(committed: Committed | None) -> list[Range]:
     if committed is None or not committed.progress:
         return []
     try:
-        return decode(committed.position, committed.progress)[1]
+        return decode_progress(committed.position, committed.progress)[1]
     except ValueError:
         return []
 
@@ -238,7 +238,7 @@ class PartitionObserver(Protocol):
         """These are given up, with everything handled and committed, or lost."""
         ...
 
-    def unfinished(self) -> str:
+    def describe_pending_work(self) -> str:
         """What keeps it from being at rest, in words; empty when only time may change anything
         (any thread)."""
         ...
@@ -285,7 +285,7 @@ class AttemptLog(Protocol):
         """The message waits elsewhere, as a former owner of its partition noted."""
         ...
 
-    def nothing_recorded(self, batch: Batch) -> bool:
+    def has_no_records(self, batch: Batch) -> bool:
         """None of these messages waits elsewhere or failed before."""
         ...
 
@@ -352,7 +352,7 @@ class KeyParking(Protocol):
         that was not committed, and to be begun again after so many seconds."""
         ...
 
-    def contested(self) -> int:
+    def contested_partitions(self) -> int:
         """How many partitions were to be begun again of late because another process has written as
         their owner (any thread)."""
         ...
@@ -362,7 +362,7 @@ class KeyParking(Protocol):
         behind those that close them (any thread)."""
         ...
 
-    def unfinished(self) -> str:
+    def describe_pending_work(self) -> str:
         """What keeps it from being at rest, in words (any thread)."""
         ...
 
@@ -397,12 +397,12 @@ class KeyParking(Protocol):
         """
         ...
 
-    def handled(self, delivery: Delivery) -> Outgoing:
+    def handled_record(self, delivery: Delivery) -> Outgoing:
         """The record to write when a message that was parked has been handled."""
         ...
 
     def write_confirmed(self, delivery: Delivery) -> bool:
-        """The record of :meth:`decide`, :meth:`close_key` or :meth:`handled` was acknowledged.
+        """A record of :meth:`decide`, :meth:`close_key` or :meth:`handled_record` was written.
 
         :returns: False: the record is void, since the partition is not owned any more. True does
             not prove that it is valid: :meth:`is_confirmed` is asked before the source's position

@@ -2,9 +2,9 @@
 
 :class:`MessageCalls` calls handlers of single messages, :class:`BatchCalls` those of batches. An
 executor has one of them, chosen when it is made, and runs each *unit* (a message, or a batch)
-through the same steps: ``take``, ``admit``, ``decode``, ``call``, ``commit`` and ``ended``.
-``decode``, ``call`` and ``commit`` may run anywhere, the others where the dispatcher may be
-touched.
+through the same steps: ``take_unit``, ``admit``, ``decode``, ``call``, ``commit`` and
+``record_result``. ``decode``, ``call`` and ``commit`` may run anywhere, the others where the
+dispatcher may be touched.
 
 Nothing waits for a write: what a handler returned and dead letters are sent with a callback, and
 until it comes the message's key stays in flight and the message unsettled. In an exactly-once
@@ -48,7 +48,7 @@ from streams.processing.job import (
     OnWritten,
     Outgoing,
     Skip,
-    Undecodable,
+    UndecodableValue,
     WriteAnswers,
     check_headers,
 )
@@ -167,7 +167,7 @@ class Calls(ABC, Generic[Unit]):
     # -- the steps
 
     @abstractmethod
-    def take(self, now: float) -> Unit | None:
+    def take_unit(self, now: float) -> Unit | None:
         """Take the next unit from the dispatcher; None: there is none."""
 
     @abstractmethod
@@ -192,11 +192,13 @@ class Calls(ABC, Generic[Unit]):
         """Commit the transaction in which the handler ran; what went wrong, if so."""
 
     @abstractmethod
-    def ended(self, unit: Unit, decoded: Any, result: Any, failure: BaseException | None) -> None:
+    def record_result(
+        self, unit: Unit, decoded: Any, result: Any, failure: BaseException | None
+    ) -> None:
         """The handler returned, or failed."""
 
     @abstractmethod
-    def call_failed(self, unit: Unit, error: BaseException) -> None:
+    def record_call_failure(self, unit: Unit, error: BaseException) -> None:
         """The handler failed, and it is not known how far it came."""
 
     @abstractmethod
@@ -205,11 +207,11 @@ class Calls(ABC, Generic[Unit]):
 
     # -- one message
 
-    def nothing_recorded(self, fetched: FetchedBatch) -> bool:
+    def has_no_records(self, fetched: FetchedBatch) -> bool:
         """Nothing is kept of any of these messages that would have to be asked for, before one of
         them fails."""
         attempt_log, key_parking = self.job.attempt_log, self._key_parking
-        return (attempt_log is None or attempt_log.nothing_recorded(fetched.batch)) and (
+        return (attempt_log is None or attempt_log.has_no_records(fetched.batch)) and (
             key_parking is None or key_parking.no_key_closed(fetched)
         )
 
@@ -224,7 +226,7 @@ class Calls(ABC, Generic[Unit]):
             raise Skip
         if fetched.decoded is not None:
             value = fetched.decoded[index]
-            if isinstance(value, Undecodable):
+            if isinstance(value, UndecodableValue):
                 raise value.error
             if not again:
                 return value
@@ -255,7 +257,7 @@ class Calls(ABC, Generic[Unit]):
             delivery.fetched.batch, delivery.index
         )
 
-    def succeeded(self, delivery: Delivery, result: Any) -> None:
+    def record_success(self, delivery: Delivery, result: Any) -> None:
         """The handler returned."""
         if self.job.encode_results is not None and result is not None:
             try:
@@ -263,13 +265,13 @@ class Calls(ABC, Generic[Unit]):
                     result, delivery.fetched.batch, delivery.index, delivery.identity
                 )
             except Exception as error:
-                self.failed(delivery, error)
+                self.record_failure(delivery, error)
                 return
             if outgoing and self._pipeline is not None:
                 self._pipeline(delivery, outgoing)
                 return
             if outgoing:
-                self._write((delivery,), outgoing, _ResultsWritten(self, delivery))
+                self._write((delivery,), outgoing, _ResultsWriteCallback(self, delivery))
                 return
         self.settle(delivery)
 
@@ -285,7 +287,7 @@ class Calls(ABC, Generic[Unit]):
             mark(delivery)
             return
         # A message that was parked is settled by a record, not by its partition's progress.
-        record = key_parking.handled(delivery)
+        record = key_parking.handled_record(delivery)
         self._settle_when_written(
             delivery,
             record,
@@ -334,7 +336,7 @@ class Calls(ABC, Generic[Unit]):
         owner = None if key_parking is None else delivery.fetched.state.assignment
         self._write([delivery], [record], on_written, owner=owner)
 
-    def failed(self, delivery: Delivery, error: BaseException) -> None:
+    def record_failure(self, delivery: Delivery, error: BaseException) -> None:
         """The handler raised, or what it returned cannot be written."""
         if isinstance(error, OwnershipLost):
             # The partition's new owner handles it: no failure, whatever the attempt.
@@ -396,7 +398,7 @@ class Calls(ABC, Generic[Unit]):
         if self._is_for_newer_code(error):
             self._settle_failed([delivery], {0: error}, ())
         elif not self._fail_on_config_error([delivery], {0: error}):
-            self.dead_letter(self.dispatcher.rejected(delivery, error))
+            self.dead_letter(self.dispatcher.reject(delivery, error))
 
     # -- what newer code has written
 
@@ -657,7 +659,9 @@ class Calls(ABC, Generic[Unit]):
         for delivery in deliveries:
             delivery.fetched.state.unconfirmed += 1
 
-        write_derived(outgoing, _WriteEnded(self, deliveries, on_written), self._call_soon, owner)
+        write_derived(
+            outgoing, _WriteCallback(self, deliveries, on_written), self._call_soon, owner
+        )
 
     # -- transactions
 
@@ -680,7 +684,7 @@ class Calls(ABC, Generic[Unit]):
         return None
 
 
-class _WriteEnded(msgspec.Struct, gc=False):
+class _WriteCallback(msgspec.Struct, gc=False):
     """Told how a write for some messages ended. There is one for each that is not confirmed yet, so
     the garbage collector must not look at it."""
 
@@ -697,7 +701,7 @@ class _WriteEnded(msgspec.Struct, gc=False):
                 delivery.fetched.state.unconfirmed -= 1
 
 
-class _ResultsWritten(msgspec.Struct, gc=False):
+class _ResultsWriteCallback(msgspec.Struct, gc=False):
     """Told how the results of one message were written."""
 
     calls: Calls[Any]
@@ -706,7 +710,7 @@ class _ResultsWritten(msgspec.Struct, gc=False):
     def __call__(self, answers: WriteAnswers) -> None:
         for each in answers:
             if isinstance(each, BaseException):
-                self.calls.failed(self.delivery, each)
+                self.calls.record_failure(self.delivery, each)
                 return
         self.calls.settle(self.delivery)
 
@@ -715,8 +719,8 @@ class MessageCalls(Calls[Delivery]):
     """The handler takes one message at a time."""
 
     @override
-    def take(self, now: float) -> Delivery | None:
-        return self.dispatcher.take(now)
+    def take_unit(self, now: float) -> Delivery | None:
+        return self.dispatcher.take_next(now)
 
     @override
     def admit(self, unit: Delivery) -> Delivery | None:
@@ -741,7 +745,7 @@ class MessageCalls(Calls[Delivery]):
             if self._accepts(value):
                 return value
         except Exception as error:
-            return NotCalled(partial(self.failed, unit, error))
+            return NotCalled(partial(self.record_failure, unit, error))
         return NotCalled(partial(self.settle, unit, filtered=True))
 
     @override
@@ -768,19 +772,19 @@ class MessageCalls(Calls[Delivery]):
         return self.commit_transaction(transaction, [unit])
 
     @override
-    def ended(
+    def record_result(
         self, unit: Delivery, decoded: Any, result: Any, failure: BaseException | None
     ) -> None:
         if failure is not None:
-            self.failed(unit, failure)
+            self.record_failure(unit, failure)
         elif self.settles_at_once:
             self.dispatcher.mark_settled(unit)
         else:
-            self.succeeded(unit, result)
+            self.record_success(unit, result)
 
     @override
-    def call_failed(self, unit: Delivery, error: BaseException) -> None:
-        self.failed(unit, error)
+    def record_call_failure(self, unit: Delivery, error: BaseException) -> None:
+        self.record_failure(unit, error)
 
     @override
     def abandon(self, unit: Delivery) -> None:
@@ -791,7 +795,7 @@ class BatchCalls(Calls[list[Delivery]]):
     """The handler takes up to ``Job.batch`` messages at a time."""
 
     @override
-    def take(self, now: float) -> list[Delivery] | None:
+    def take_unit(self, now: float) -> list[Delivery] | None:
         return self.dispatcher.take_batch(now, self.job.batch or 1) or None
 
     @override
@@ -845,7 +849,7 @@ class BatchCalls(Calls[list[Delivery]]):
             else:
                 decoded.skipped.append(index)
         if not decoded.accepted:
-            return NotCalled(partial(self.ended, unit, decoded, None, None))
+            return NotCalled(partial(self.record_result, unit, decoded, None, None))
         return decoded
 
     @override
@@ -878,7 +882,7 @@ class BatchCalls(Calls[list[Delivery]]):
         return self.commit_transaction(transaction, decoded.of_accepted(unit))
 
     @override
-    def ended(
+    def record_result(
         self,
         unit: list[Delivery],
         decoded: DecodedBatch,
@@ -893,7 +897,7 @@ class BatchCalls(Calls[list[Delivery]]):
         if isinstance(failure, BatchError) and failure.results is not None:
             result = list(failure.results)
         elif failure is not None and len(accepted) == len(unit):
-            self.call_failed(unit, failure)
+            self.record_call_failure(unit, failure)
             return
         elif isinstance(failure, BatchError) and self.job.encode_results is not None:
             self.dispatcher.split_batch(unit)
@@ -966,7 +970,7 @@ class BatchCalls(Calls[list[Delivery]]):
         return outgoing, senders
 
     @override
-    def call_failed(self, unit: Sequence[Delivery], error: BaseException) -> None:
+    def record_call_failure(self, unit: Sequence[Delivery], error: BaseException) -> None:
         """The handler raised over all of these."""
         if isinstance(error, OwnershipLost):
             self.dispatcher.split_batch(unit)
@@ -987,7 +991,7 @@ class BatchCalls(Calls[list[Delivery]]):
                 self.job.name, f"message {wrong[0]!r}" if wrong else "no message", len(unit),
             )  # fmt: skip
         if len(unit) == 1:
-            self.failed(unit[0], error)
+            self.record_failure(unit[0], error)
             return
         logger.info(
             "%s: a batch of %d failed, handling its messages one by one: %r",

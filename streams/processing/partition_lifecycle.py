@@ -17,18 +17,18 @@ from streams.engine.dispatcher import PartitionState
 from streams.engine.progress import (
     Progress,
     Range,
-    decode,
+    add_offsets,
     decode_generation,
+    decode_progress,
     is_progress,
-    truncated,
-    with_offsets,
+    truncate_ranges,
 )
 from streams.errors import LogError
 from streams.log.protocol import Assignment, Log, Subscription
 from streams.log.range_reader import read_batches
-from streams.processing.committer import OffsetCommitter, OwnedPartition
+from streams.processing.committer import OffsetCommitter, PartitionCommitState
 from streams.processing.executor import Executor
-from streams.processing.job import Job, identify
+from streams.processing.job import Job, identify_batch
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -40,7 +40,7 @@ _windows_lock = threading.Lock()
 """Held while a window is made: all processors of the process share one memory for them."""
 
 
-class _Restored(NamedTuple):
+class _RestoredState(NamedTuple):
     """The state that a partition starts from.
 
     :param beyond_end: the committed position, if it lies beyond the log's end.
@@ -66,7 +66,7 @@ class PartitionLifecycle:
         job: Job,
         executor: Executor,
         committer: OffsetCommitter,
-        owned: dict[Assignment, OwnedPartition],
+        owned: dict[Assignment, PartitionCommitState],
     ) -> None:
         self._log = log
         self._job = job
@@ -89,7 +89,7 @@ class PartitionLifecycle:
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these partitions are ours, or none of them while one cannot be read."""
         kept_alive_at = self._now()
-        restored: list[tuple[Assignment, _Restored]] = []
+        restored: list[tuple[Assignment, _RestoredState]] = []
         try:
             for assignment in assignments:
                 if self._now() - kept_alive_at > KEEP_ALIVE_EVERY:  # many windows take their time
@@ -108,7 +108,7 @@ class PartitionLifecycle:
             if self._job.key_parking is not None:
                 self._job.key_parking.begin(assignment, state)
             committed = assignment.committed
-            self._owned[assignment] = OwnedPartition(state, committed)
+            self._owned[assignment] = PartitionCommitState(state, committed)
             if (
                 committed is None
                 or committed.position != progress.position
@@ -145,7 +145,7 @@ class PartitionLifecycle:
         self._discard(assignments, [each.state for each in self._deactivate(assignments)])
         logger.warning("%s: lost %s", self._job.name, partition_names(assignments))
 
-    def _deactivate(self, assignments: Sequence[Assignment]) -> list[OwnedPartition]:
+    def _deactivate(self, assignments: Sequence[Assignment]) -> list[PartitionCommitState]:
         for assignment in assignments:
             assignment.valid_until = float("-inf")
         return [self._owned[each] for each in assignments if each in self._owned]
@@ -171,7 +171,7 @@ class PartitionLifecycle:
         """Let go of partitions with which nothing more may be done, and ask for them anew."""
         key_parking = self._job.key_parking
         replaced = [] if key_parking is None else list(key_parking.replaced_epochs())
-        replaced += [(each, 0.0) for each in self._committer.take_doubtful()]
+        replaced += [(each, 0.0) for each in self._committer.take_uncertain()]
         for assignment, pause in replaced:
             if assignment not in self._owned:
                 continue
@@ -221,7 +221,7 @@ class PartitionLifecycle:
 
     # -- what a partition begins with
 
-    def _restore_progress(self, assignment: Assignment) -> _Restored:
+    def _restore_progress(self, assignment: Assignment) -> _RestoredState:
         """Where to go on, and what was settled already.
 
         What was committed is held against the log, because anybody may have written it, and the
@@ -247,8 +247,8 @@ class PartitionLifecycle:
             position = floor = committed.position
             if committed.progress:
                 try:
-                    floor, found = decode(position, committed.progress)
-                    settled = truncated(found, end)
+                    floor, found = decode_progress(position, committed.progress)
+                    settled = truncate_ranges(found, end)
                     if settled != found:
                         rejected = (
                             "was committed with settled messages beyond the log's end, "
@@ -264,7 +264,7 @@ class PartitionLifecycle:
                 position = first
                 settled = [(max(low, first), high) for low, high in settled if high > first]
         if job.key_parking is not None:
-            settled = with_offsets(
+            settled = add_offsets(
                 settled,
                 job.key_parking.restore(
                     assignment,
@@ -276,14 +276,14 @@ class PartitionLifecycle:
         generation = 0 if committed is None else decode_generation(committed.progress)
         progress = Progress(position, floor, settled, generation=generation)
         if not job.dedup.window:
-            return _Restored(progress, None, beyond_end, rejected)
+            return _RestoredState(progress, None, beyond_end, rejected)
         with _windows_lock:
             window = PROCESS_BUDGET.new_window(job.dedup.window, job.dedup.cap)
         high = min(end, settled[-1][1] if settled else position)
         low = max(floor, first, self._log.offset_before(topic, partition, position, window.size))
         if low < high:
             self._rebuild_window(window, topic, partition, low, high, position, settled)
-        return _Restored(progress, window, beyond_end, rejected)
+        return _RestoredState(progress, window, beyond_end, rejected)
 
     def _rebuild_window(
         self,
@@ -305,7 +305,7 @@ class PartitionLifecycle:
                 self.keep_alive()
                 kept_alive_at = self._now()
             unwrapped = decoding.unwrap(batch)
-            ids = identify(decoding, unwrapped).ids
+            ids = identify_batch(decoding, unwrapped).ids
             for offset, identity in zip(unwrapped.offsets, ids, strict=True):
                 if identity is None:
                     continue

@@ -204,7 +204,7 @@ class PendingOutputs:
         run = self._open_run
         return self._bytes + (0 if run is None else run.bytes)
 
-    def _count(self, messages: int, size: int) -> None:
+    def _adjust_totals(self, messages: int, size: int) -> None:
         """So many came or went (the lock is held)."""
         self._messages += messages
         self._bytes += size
@@ -230,7 +230,7 @@ class PendingOutputs:
         entry = OutputEntry(delivery, outgoing, settles=True)
         with self._lock:
             self._entries.append(entry)
-            self._count(1, entry.bytes)
+            self._adjust_totals(1, entry.bytes)
         if self.wake is not None:
             self.wake()
 
@@ -252,7 +252,7 @@ class PendingOutputs:
         """No more is added to it."""
         with self._lock:
             self._open_run = None
-            self._count(len(run.rows), run.bytes)
+            self._adjust_totals(len(run.rows), run.bytes)
             if not run.rows:  # all were stored: it would keep its batch alive
                 self._entries.pop()
 
@@ -274,12 +274,12 @@ class PendingOutputs:
             index = 0 if delivery_indexes is None else delivery_indexes[at]
             by_delivery.setdefault(index, []).append(record)
         entries = {at: OutputEntry(deliveries[at], found) for at, found in by_delivery.items()}
-        keys = {at: _key(deliveries[at]) for at in entries}
+        keys = {at: _delivery_key(deliveries[at]) for at in entries}
         with self._lock:
             for at, entry in entries.items():
                 self._entries.append(entry)
                 self._being_noted[keys[at]] = entry
-                self._count(1, entry.bytes)
+                self._adjust_totals(1, entry.bytes)
             try:
                 note_outcome()
             finally:
@@ -290,7 +290,7 @@ class PendingOutputs:
 
     def defers(self, delivery: Delivery) -> bool:
         """A delivery is settled: whether that counts only when what was added is stored."""
-        entry = self._being_noted.get(_key(delivery))
+        entry = self._being_noted.get(_delivery_key(delivery))
         if entry is None:
             return False
         entry.settles = True
@@ -298,7 +298,7 @@ class PendingOutputs:
 
     # -- where they are stored
 
-    def take(
+    def take_entries(
         self, owned: Collection[Assignment], wanted: Collection[Assignment], limit: int
     ) -> tuple[list[AnyEntry], bool]:
         """Take out entries of the partitions that are wanted, in order; and whether those are all.
@@ -330,7 +330,7 @@ class PendingOutputs:
                 if is_open or not is_whole:
                     left.append(entry)
             self._entries = left
-            self._count(-messages, -size)
+            self._adjust_totals(-messages, -size)
         return taken, is_all
 
     def put_back(self, entries: Iterable[AnyEntry]) -> None:
@@ -338,7 +338,7 @@ class PendingOutputs:
         entries = list(entries)
         with self._lock:
             self._entries.extendleft(reversed(entries))
-            self._count(
+            self._adjust_totals(
                 sum(entry.messages for entry in entries), sum(entry.bytes for entry in entries)
             )
 
@@ -369,5 +369,5 @@ class OpenRun:
             self._outputs.end_run(run)
 
 
-def _key(delivery: Delivery) -> tuple[int, int]:
+def _delivery_key(delivery: Delivery) -> tuple[int, int]:
     return id(delivery.fetched), delivery.index

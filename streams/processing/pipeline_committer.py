@@ -25,10 +25,10 @@ from typing_extensions import override
 
 from streams.clock import SYSTEM
 from streams.engine.dispatcher import DeadLetterReason, Delivery, Dispatcher, PartitionState
-from streams.engine.progress import Snapshot, Unsettled, decode
+from streams.engine.progress import EncodedProgress, Unsettled, decode_progress
 from streams.errors import ConfigError, Fenced, LogError, OutcomeUnknown, Unavailable
 from streams.log.protocol import Assignment, Commit, Committed, OutputsRefused, Subscription
-from streams.processing.committer import OffsetCommitter, OwnedPartition
+from streams.processing.committer import OffsetCommitter, PartitionCommitState
 from streams.processing.job import Job
 from streams.processing.outcomes import WRITE_PAUSE, location
 from streams.processing.pending_outputs import AnyEntry, Outgoing, OutputEntry, SettledRange
@@ -57,7 +57,7 @@ class PipelineCommitter(OffsetCommitter):
         self,
         job: Job,
         at_once: int,
-        owned: Mapping[Assignment, OwnedPartition],
+        owned: Mapping[Assignment, PartitionCommitState],
         dispatcher: Dispatcher,
         call_soon: Callable[[Callable[[], None]], None],
     ) -> None:
@@ -119,7 +119,7 @@ class PipelineCommitter(OffsetCommitter):
         )
 
     @override
-    def _plan(self) -> None:
+    def _plan_commit(self) -> None:
         self.due = self._last_ended + self._interval if self._unsaved else self._now() + 1.0
 
     @override
@@ -136,25 +136,29 @@ class PipelineCommitter(OffsetCommitter):
         self.start_uncommitted = False
         if found_something:
             self._last_ended = self._now()
-            self._plan()
+            self._plan_commit()
         else:
             self._unsaved = self._unsettled > 0
-            self._plan()
+            self._plan_commit()
             if self._unsaved:
                 self.due = max(self.due, began + LOOK_INTERVAL)
 
     # -- what
 
     @override
-    def commit(self, subscription: Subscription, partitions: Sequence[OwnedPartition]) -> None:
+    def commit(
+        self, subscription: Subscription, partitions: Sequence[PartitionCommitState]
+    ) -> None:
         self._commit(subscription, partitions)
 
-    def take_doubtful(self) -> list[Assignment]:
+    def take_uncertain(self) -> list[Assignment]:
         """Partitions of which it is not known what was stored: they are to be begun anew."""
         doubtful, self._doubtful = self._doubtful, []
         return doubtful
 
-    def _commit(self, subscription: Subscription, partitions: Sequence[OwnedPartition]) -> bool:
+    def _commit(
+        self, subscription: Subscription, partitions: Sequence[PartitionCommitState]
+    ) -> bool:
         """Store everything there is of these partitions; whether there was anything."""
         # Progress upon what is not known to be stored would take it back, if it was.
         wanted = {
@@ -178,7 +182,7 @@ class PipelineCommitter(OffsetCommitter):
     def _store_all(
         self,
         subscription: Subscription,
-        wanted: Mapping[Assignment, OwnedPartition],
+        wanted: Mapping[Assignment, PartitionCommitState],
         postponed: list[AnyEntry],
         ends: dict[PartitionState, int],
     ) -> bool:
@@ -191,8 +195,8 @@ class PipelineCommitter(OffsetCommitter):
         found_something = False
         while True:
             limit = subscription.outputs_limit or self._at_once
-            entries, is_all = self._outputs.take(self._owned, wanted, limit)
-            commits, stored, waiting = self._prepare(entries, wanted, ends)
+            entries, is_all = self._outputs.take_entries(self._owned, wanted, limit)
+            commits, stored, waiting = self._prepare_commits(entries, wanted, ends)
             if not commits:
                 postponed += waiting
                 if is_all:
@@ -218,15 +222,15 @@ class PipelineCommitter(OffsetCommitter):
                 self._outputs.put_back(entries)
                 raise
             postponed += waiting
-            self._stored(stored, commits)
+            self._record_stored(stored, commits)
             self._record_commit(began)
             if is_all:
                 return True
 
-    def _prepare(
+    def _prepare_commits(
         self,
         entries: Sequence[AnyEntry],
-        wanted: Mapping[Assignment, OwnedPartition],
+        wanted: Mapping[Assignment, PartitionCommitState],
         ends: dict[PartitionState, int],
     ) -> tuple[list[Commit], list[AnyEntry], list[AnyEntry]]:
         """The partitions' commits, the entries that go with them, and the entries that wait.
@@ -234,23 +238,23 @@ class PipelineCommitter(OffsetCommitter):
         :param ends: by partition, the first offset whose entry waits. Entries behind it wait, too,
             even if there is room by now: their outputs would overtake those that wait already.
         """
-        candidates, behind = _split(entries, ends)
+        candidates, behind = _split_at_ends(entries, ends)
         by_state: defaultdict[PartitionState, list[SettledRange]] = defaultdict(list)
         for entry in candidates:
             settling = by_state[entry.state]
             if entry.settles:
                 settling.append(entry.settled_range)
-        snapshots: list[tuple[OwnedPartition, Committed]] = []
+        snapshots: list[tuple[PartitionCommitState, Committed]] = []
         cut: dict[PartitionState, int] = {}
         with self._progress_lock:
             for partition in wanted.values():
                 state = partition.state
                 found = state.progress.preview_commit(by_state.get(state, ()))
-                self._note_size(partition, found)
+                self._check_settled_size(partition, found)
                 if not found.complete:
-                    cut[state] = _covered(found)
+                    cut[state] = _covered_offset(found)
                 snapshots.append((partition, Committed(found.position, found.progress)))
-            stored, waiting = _split(candidates, cut)
+            stored, waiting = _split_at_ends(candidates, cut)
             for entry in waiting:
                 ends[entry.state] = min(entry.offset, ends.get(entry.state, entry.offset))
             changed = {entry.state for entry in stored}
@@ -262,7 +266,7 @@ class PipelineCommitter(OffsetCommitter):
                     commits.append(Commit(state.assignment, *snapshot, state.snapshot_version))
         return commits, stored, [*waiting, *behind]
 
-    def _stored(self, entries: Sequence[AnyEntry], commits: Sequence[Commit]) -> None:
+    def _record_stored(self, entries: Sequence[AnyEntry], commits: Sequence[Commit]) -> None:
         self._outputs.count_stored(sum(len(entry.outgoing) for entry in entries))
         with self._progress_lock:
             for entry in entries:
@@ -293,10 +297,10 @@ class PipelineCommitter(OffsetCommitter):
         return [
             found
             for entry in entries
-            if (found := self._refused(entry, errors[entry]) if entry in errors else entry)
+            if (found := self._replace_refused(entry, errors[entry]) if entry in errors else entry)
         ]
 
-    def _refused(self, entry: OutputEntry, error: LogError) -> OutputEntry | None:
+    def _replace_refused(self, entry: OutputEntry, error: LogError) -> OutputEntry | None:
         delivery, name = entry.delivery, self._job.name
         if not entry.settles:
             logger.error("%s: could not record an attempt: %r", name, error)
@@ -352,12 +356,12 @@ class PipelineCommitter(OffsetCommitter):
     # -- how much is held
 
     @override
-    def _held(self) -> Unsettled:
-        held = super()._held()
+    def _sum_unsettled(self) -> Unsettled:
+        held = super()._sum_unsettled()
         return held._replace(bytes=held.bytes + self._outputs.bytes)
 
 
-def _split(
+def _split_at_ends(
     entries: Sequence[AnyEntry], ends: Mapping[PartitionState, int]
 ) -> tuple[list[AnyEntry], list[OutputEntry]]:
     """Those that may be stored, and those whose messages stand behind an end."""
@@ -375,7 +379,7 @@ def _split(
     return before, behind
 
 
-def _covered(found: Snapshot) -> int:
+def _covered_offset(found: EncodedProgress) -> int:
     """Below which offset everything that is settled is in a snapshot that was cut."""
-    _, settled = decode(found.position, found.progress)
+    _, settled = decode_progress(found.position, found.progress)
     return settled[-1][1] if settled else found.position

@@ -24,7 +24,7 @@ from streams.errors import Fatal, LogError, NotFound, TopicMismatch, Unavailable
 from streams.log.protocol import Assignment, Log, Subscription, TopicPartition
 from streams.log.range_reader import is_message_free
 from streams.message import Batch, text
-from streams.processing.committer import OffsetCommitter, OwnedPartition, PartitionProgress
+from streams.processing.committer import OffsetCommitter, PartitionCommitState, PartitionProgress
 from streams.processing.executor import Executor
 from streams.processing.handler_transaction import HandlerTransaction, TransactionLock
 from streams.processing.job import Job, decode_ahead
@@ -93,7 +93,7 @@ class Poller:
         self._executor = executor
         self._clock = job.clock
         self._now = job.clock.monotonic
-        self._owned: dict[Assignment, OwnedPartition] = {}
+        self._owned: dict[Assignment, PartitionCommitState] = {}
         self._hand_over = PollingHandOver(
             partial(self._survive_outage, self._poll_cycle), self._may_hand_over
         )
@@ -180,7 +180,7 @@ class Poller:
 
     def stats(self) -> PollerStats:
         """Figures of this moment."""
-        held, partitions = self._committer.held(), self._partitions
+        held, partitions = self._committer.unsettled(), self._partitions
         return PollerStats(
             len(self._owned),
             held.messages,
@@ -204,7 +204,7 @@ class Poller:
         """How often a committed progress was rejected as invalid."""
         return self._partitions.rejected
 
-    def unfinished(self) -> str:
+    def describe_pending_work(self) -> str:
         """What keeps this processor from being at rest, in words; empty when it is.
 
         At rest means: everything in the log was polled, and is settled or waits for time to pass.
@@ -219,7 +219,7 @@ class Poller:
             _, end = self._log.watermarks(*partition)
             if not is_message_free(self._log, *partition, polled, end):
                 return "messages were not polled yet"
-        if not dispatcher.waiting and self._committer.held().messages:
+        if not dispatcher.waiting and self._committer.unsettled().messages:
             return "messages are in hand"  # between two threads, perhaps
         if self._committer.has_unstored:
             return "results are not stored yet"
@@ -230,9 +230,11 @@ class Poller:
             return "messages are due for a retry"
         if self._partitions.restarting:
             return "partitions are being restarted"
-        if self._job.key_parking is not None and (unfinished := self._job.key_parking.unfinished()):
+        if self._job.key_parking is not None and (
+            unfinished := self._job.key_parking.describe_pending_work()
+        ):
             return unfinished
-        return "" if self._job.observer is None else self._job.observer.unfinished()
+        return "" if self._job.observer is None else self._job.observer.describe_pending_work()
 
     def _was_reset(self) -> bool:
         """The group was reset to other positions, and the partitions were not given up here yet: in
@@ -287,9 +289,9 @@ class Poller:
         return self._job.topics if self._log is log else ()
 
     @property
-    def contested(self) -> int:
+    def contested_partitions(self) -> int:
         """Partitions as whose owner another process has written recently (any thread)."""
-        return 0 if self._job.key_parking is None else self._job.key_parking.contested()
+        return 0 if self._job.key_parking is None else self._job.key_parking.contested_partitions()
 
     def closed_keys(self) -> tuple[int, int]:
         """Keys that are closed in the partitions that it owns, and messages that wait behind those
@@ -318,7 +320,7 @@ class Poller:
                 hand_over = self._hand_over
                 try:
                     while not self._should_end():
-                        if not hand_over.handler_polls() and hand_over.cycle():
+                        if not hand_over.handler_polls() and hand_over.run_cycle():
                             self._executor.call_soon(lambda: None)
                     with hand_over.cycle_lock:
                         if hand_over.failure is not None:
@@ -356,7 +358,7 @@ class Poller:
         """Begin the next cycle soon (any thread)."""
         self._woken = True
         self._has_room.set()
-        self._hand_over.recall()
+        self._hand_over.wake_poller()
         if self._subscription is not None:
             self._subscription.wakeup()
 
@@ -458,7 +460,7 @@ class Poller:
     def _capacity(self) -> int:
         """How many more messages may be taken in."""
         gate = self._gate
-        messages, size = self._committer.count_held(
+        messages, size = self._committer.count_unsettled(
             lambda held: gate.is_byte_bound(held.bytes) and gate.capacity(*held) == 0
         )
         if messages == 0:
@@ -529,12 +531,12 @@ class Poller:
         skipped_to = batch.skipped_to
         if not len(batch):
             if skipped_to:
-                self._committer.skip(owned.state, skipped_to)
+                self._committer.skip_to(owned.state, skipped_to)
             return
         decoding, state = self._job.decodings[batch.topic], owned.state
         batch = decoding.unwrap(batch)
         ids_inside = decoding.id_reader is not None
-        fetched = self._committer.take_in(state, batch, [] if ids_inside else None)
+        fetched = self._committer.add_batch(state, batch, [] if ids_inside else None)
         if ids_inside:
             decoded = decode_ahead(decoding, batch, fetched.largest_value)
             fetched.decoded, fetched.ids = decoded.values, decoded.ids
@@ -548,7 +550,7 @@ class Poller:
         self._gate.record_size(len(fetched), fetched.held_bytes)
         self._executor.dispatcher.offer(fetched)
         if skipped_to:
-            self._committer.skip(state, skipped_to)
+            self._committer.skip_to(state, skipped_to)
 
     # -- the end
 

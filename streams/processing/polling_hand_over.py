@@ -61,7 +61,7 @@ class PollingHandOver:
         self.handed_over = False
         return False
 
-    def cycle(self) -> bool:
+    def run_cycle(self) -> bool:
         """Run a cycle in the poller's own thread. True: the handler's thread had asked to poll, and
         is to be notified that it may from now on."""
         with self.cycle_lock:
@@ -79,7 +79,7 @@ class PollingHandOver:
         self.handed_over = True
         return True
 
-    def recall(self) -> None:
+    def wake_poller(self) -> None:
         """Make the poller's own thread look (any thread)."""
         self._recalled.set()
 
@@ -107,7 +107,7 @@ class PollingHandOver:
             self.cycle_lock.release()
         return True
 
-    def give_back(self) -> None:
+    def return_polling(self) -> None:
         """This thread waits for something other than messages: the poller's own polls again."""
         self._requested = False
         if self.handed_over:

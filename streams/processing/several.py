@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from streams.callables import run_generator
 from streams.errors import BatchError
 from streams.message import Batch, Message, numbered_batch, numbered_message
-from streams.processing.job import Job, Outgoing, ResultEncoder, Several
+from streams.processing.job import Job, Outgoing, ResultEncoder, SeveralValues
 
 
-class _Results:
+class _ValueResults:
     """The handler's results for a message's values, one by one; None where it was not called."""
 
     __slots__ = ("values",)
@@ -29,7 +29,7 @@ class _Results:
 
 
 def expand_several(job: Job) -> Job:
-    """The same job, for messages of which some may be :class:`Several`.
+    """The same job, for messages of which some may be :class:`SeveralValues`.
 
     :param job: one that does not build messages itself.
     """
@@ -46,7 +46,7 @@ def expand_several(job: Job) -> Job:
 
 def _any_accepted(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def accepts_any(value: Any) -> bool:
-        if type(value) is Several:
+        if type(value) is SeveralValues:
             return any(map(accepts, value.values))
         return accepts(value)
 
@@ -57,7 +57,7 @@ def _encode_each(encode: ResultEncoder) -> ResultEncoder:
     def encode_each(
         result: Any, batch: Batch, index: int, identity: str | None
     ) -> Sequence[Outgoing]:
-        if type(result) is not _Results:
+        if type(result) is not _ValueResults:
             return encode(result, batch, index, identity)
         found: list[Outgoing] = []
         for number, each in enumerate(result.values):
@@ -73,7 +73,7 @@ def _message_function(job: Job) -> Callable[..., Any]:
     """Calls a handler of single messages."""
     function, accepts, has_results = job.function, job.filter, job.encode_results is not None
 
-    def arguments(value: Several, given: tuple[Any, ...]) -> list[tuple[Any, ...] | None]:
+    def arguments(value: SeveralValues, given: tuple[Any, ...]) -> list[tuple[Any, ...] | None]:
         """The arguments of the handler's call for each value; None: no call."""
         return [
             (each, *(numbered_message(message, each, number) for message in given))
@@ -83,15 +83,15 @@ def _message_function(job: Job) -> Callable[..., Any]:
         ]
 
     async def call_async(value: Any, *given: Any) -> Any:
-        if type(value) is not Several:
+        if type(value) is not SeveralValues:
             return await function(value, *given)
         results = [
             None if each is None else await function(*each) for each in arguments(value, given)
         ]
-        return _Results(results) if has_results else None
+        return _ValueResults(results) if has_results else None
 
     def call_plain(value: Any, *given: Any) -> Any:
-        if type(value) is not Several:
+        if type(value) is not SeveralValues:
             return function(value, *given)
         results: list[Any] = []
         for each in arguments(value, given):
@@ -99,12 +99,12 @@ def _message_function(job: Job) -> Callable[..., Any]:
             if isinstance(result, CoroutineType):
                 return result  # the executor says what is wrong with that
             results.append(run_generator(result) if has_results else None)
-        return _Results(results) if has_results else None
+        return _ValueResults(results) if has_results else None
 
     return call_async if job.asynchronous else call_plain
 
 
-class _Expanded(NamedTuple):
+class _ExpandedBatch(NamedTuple):
     """A batch with its messages' values side by side."""
 
     arguments: tuple[list[Any], ...]
@@ -119,13 +119,13 @@ def _batch_function(job: Job) -> Callable[..., Any]:
     """Calls a handler of batches."""
     function, accepts, has_results = job.function, job.filter, job.encode_results is not None
 
-    def expand(values: Sequence[Any], messages: Sequence[Message[Any]] | None) -> _Expanded:
+    def expand(values: Sequence[Any], messages: Sequence[Message[Any]] | None) -> _ExpandedBatch:
         flat: list[Any] = []
         flat_messages: list[Any] = []
         origins: list[int] = []
         numbers: list[int] = []
         for index, value in enumerate(values):
-            several = type(value) is Several
+            several = type(value) is SeveralValues
             for number, each in enumerate(value.values if several else (value,)):
                 if several and accepts is not None and not accepts(each):
                     continue
@@ -137,9 +137,11 @@ def _batch_function(job: Job) -> Callable[..., Any]:
                     flat_messages.append(
                         numbered_message(message, each, number) if several else message
                     )
-        return _Expanded((flat,) if messages is None else (flat, flat_messages), origins, numbers)
+        return _ExpandedBatch(
+            (flat,) if messages is None else (flat, flat_messages), origins, numbers
+        )
 
-    def regroup(results: Any, expanded: _Expanded, values: Sequence[Any]) -> Any:
+    def regroup(results: Any, expanded: _ExpandedBatch, values: Sequence[Any]) -> Any:
         """Results by value as results by message."""
         if not has_results or results is None:
             return results
@@ -150,7 +152,7 @@ def _batch_function(job: Job) -> Callable[..., Any]:
                 "return one for each, None for nothing"
             )
         grouped: list[Any] = [
-            _Results([None] * len(each.values)) if type(each) is Several else None
+            _ValueResults([None] * len(each.values)) if type(each) is SeveralValues else None
             for each in values
         ]
         for result, index, number in zip(found, expanded.origins, expanded.numbers, strict=True):
@@ -160,7 +162,9 @@ def _batch_function(job: Job) -> Callable[..., Any]:
                 grouped[index].values[number] = run_generator(result)
         return grouped
 
-    def regrouped(error: BatchError, expanded: _Expanded, values: Sequence[Any]) -> BatchError:
+    def regroup_error(
+        error: BatchError, expanded: _ExpandedBatch, values: Sequence[Any]
+    ) -> BatchError:
         errors: dict[int, BaseException] = {}
         for at, each in error.errors.items():
             known = isinstance(at, int) and 0 <= at < len(expanded.origins)
@@ -168,7 +172,7 @@ def _batch_function(job: Job) -> Callable[..., Any]:
         return BatchError(errors, regroup(error.results, expanded, values))
 
     def is_plain(values: Sequence[Any]) -> bool:
-        return not any(type(each) is Several for each in values)
+        return not any(type(each) is SeveralValues for each in values)
 
     async def call_async(values: Sequence[Any], messages: Any = None) -> Any:
         if is_plain(values):
@@ -177,7 +181,7 @@ def _batch_function(job: Job) -> Callable[..., Any]:
         try:
             return regroup(await function(*expanded.arguments), expanded, values)
         except BatchError as error:
-            raise regrouped(error, expanded, values) from error
+            raise regroup_error(error, expanded, values) from error
 
     def call_plain(values: Sequence[Any], messages: Any = None) -> Any:
         if is_plain(values):
@@ -189,6 +193,6 @@ def _batch_function(job: Job) -> Callable[..., Any]:
                 return result  # the executor says what is wrong with that
             return regroup(result, expanded, values)
         except BatchError as error:
-            raise regrouped(error, expanded, values) from error
+            raise regroup_error(error, expanded, values) from error
 
     return call_async if job.asynchronous else call_plain

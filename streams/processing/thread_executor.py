@@ -275,7 +275,7 @@ class ThreadExecutor(Executor):
             or dispatcher.has_backlog
             or dispatcher.next_due is not None
         ):
-            hand_over.give_back()
+            hand_over.return_polling()
             return False
         self._polling = True
         self._changed.release()
@@ -303,7 +303,7 @@ class ThreadExecutor(Executor):
             run: Callable[..., None] = self._run_fast
             busy: Sequence[FetchedBatch] = (work,)
         else:
-            work = calls.take(now)
+            work = calls.take_unit(now)
             if work is None:
                 return False
             if not calls.admits_all or work.reason is not None:
@@ -352,7 +352,7 @@ class ThreadExecutor(Executor):
         if type(decoded) is NotCalled:
             decoded.settle()
         else:
-            calls.ended(unit, decoded, result, failure)
+            calls.record_result(unit, decoded, result, failure)
 
     # -- the fast path
 
@@ -374,9 +374,9 @@ class ThreadExecutor(Executor):
             dispatcher.counts.filtered += self._filtered
             dispatcher.counts.handled -= self._filtered  # a fast run counts them all
         if error is None:
-            dispatcher.finish_fast(fetched, stop)
+            dispatcher.finish_fast_run(fetched, stop)
             return
-        deliveries = dispatcher.interrupt_fast(fetched, stop, end)
+        deliveries = dispatcher.interrupt_fast_run(fetched, stop, end)
         if not deliveries:
             return
         if len(deliveries) == 1:
@@ -390,7 +390,7 @@ class ThreadExecutor(Executor):
                 calls.reject_undecodable(delivery, undecodable)
                 return
         # Of several it is not known yet whose fault it is, decoding's or the handler's.
-        calls.call_failed(deliveries[0] if self.job.batch is None else deliveries, error)
+        calls.record_call_failure(deliveries[0] if self.job.batch is None else deliveries, error)
 
     def _handle_fast(
         self, fetched: FetchedBatch, transaction: HandlerTransaction | None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.decoding import Source
-from streams.engine.progress import MAX_GENERATION, decode_generation, encode
+from streams.engine.progress import MAX_GENERATION, decode_generation, encode_progress
 from streams.errors import ConfigError, GroupNotEmpty, InvalidValue, NotFound
 from streams.log.protocol import Committed, Log
 from streams.processing import settled_ahead
@@ -158,7 +158,7 @@ def apply_reset(
     positions = {
         move.partition: Committed(
             move.after,
-            encode(
+            encode_progress(
                 move.after,
                 move.after,
                 (),

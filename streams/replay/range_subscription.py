@@ -19,7 +19,7 @@ from heapq import heapify, heapreplace
 
 from typing_extensions import override
 
-from streams.engine.progress import encode
+from streams.engine.progress import encode_progress
 from streams.log.protocol import Assignment, Commit, Committed, Log, Reader
 from streams.log.range_reader import (
     READ_LIMIT,
@@ -178,7 +178,7 @@ class RangeSubscription(GrouplessSubscription["_PartitionRange"]):
 
 
 def _begun_at(position: int, generation: int) -> Committed:
-    progress = encode(position, position, (), generation=generation).progress
+    progress = encode_progress(position, position, (), generation=generation).progress
     return Committed(position, progress)
 
 

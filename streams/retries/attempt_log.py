@@ -173,7 +173,7 @@ class DurableAttemptLog:
         key = self._restored_copies.get(_position(batch, index))
         return key is not None and key == entry_key(self._entry_id(batch, index))
 
-    def nothing_recorded(self, batch: Batch) -> bool:
+    def has_no_records(self, batch: Batch) -> bool:
         """Whether no note was restored, and the headers of these messages hold no count."""
         return (
             not self._restored_attempts
@@ -251,7 +251,7 @@ class DurableAttemptLog:
                 if position[:2] in revoked:
                     noted.pop(position, None)
 
-    def unfinished(self) -> str:
+    def describe_pending_work(self) -> str:
         """Nothing: it does no work of its own."""
         return ""
 

@@ -245,7 +245,7 @@ class DelayScheduler(Processor[..., Any]):
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(action)
 
-    def unfinished(self) -> str:
+    def describe_pending_work(self) -> str:
         """What is overdue, or not scanned yet, in words (any thread)."""
         now = self.app.clock.time() * 1000
         for partition in list(self._by_partition.values()):

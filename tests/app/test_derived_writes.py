@@ -19,7 +19,7 @@ from streams.engine.dispatcher import Delivery
 from streams.errors import LogError, NotFound, TooLarge, Unavailable
 from streams.message import Position, Record
 from streams.processing.job import WriteAnswers
-from streams.processing.outcomes import MessageCalls, _ResultsWritten, _WriteEnded
+from streams.processing.outcomes import MessageCalls, _ResultsWriteCallback, _WriteCallback
 from streams.publisher import Publisher
 from tests.servers import lifetime
 
@@ -169,8 +169,10 @@ def test_writes_that_wait_cost_the_garbage_collector_next_to_nothing(
     outgoing = [[("results", record(number))] for number in range(2_000)]
 
     def write(number: int) -> None:
-        on_written = _ResultsWritten(calls, deliveries[number])
-        publisher.publish_durably(outgoing[number], _WriteEnded(calls, owners[number], on_written))
+        on_written = _ResultsWriteCallback(calls, deliveries[number])
+        publisher.publish_durably(
+            outgoing[number], _WriteCallback(calls, owners[number], on_written)
+        )
 
     write(0)
     until(lambda: log.records() == 1, "it was appended")

@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 
 from streams import DeadLetters, Retry, Streams
-from streams.engine.progress import encode
+from streams.engine.progress import encode_progress
 from streams.errors import Unavailable
 from streams.inspection.doctor.app_inspection import MAX_UNANSWERED, AppInspection
 from streams.inspection.doctor.checklist import run_checks
@@ -276,7 +276,7 @@ def test_dead_letters_that_are_gone_before_anybody_looks(shell: Shell, doctor: A
     assert (found["verdict"], found["why"]) == ("yes", f"3 dead letters in {name}")
     assert found["do"] == "streams dead ls billing orders"
     with shell.log() as log:  # the first and the last were dealt with
-        log.reset_offsets(name, name, {0: Committed(1, encode(1, 0, [(2, 3)]).progress)})
+        log.reset_offsets(name, name, {0: Committed(1, encode_progress(1, 0, [(2, 3)]).progress)})
     assert findings(doctor(), "dead letters")[0]["why"] == f"1 dead letter in {name}"
     with shell.log() as log:
         log.create_topic(name, 2, Retention(seconds=3600))

@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from streams.engine.progress import encode
+from streams.engine.progress import encode_progress
 from streams.log.protocol import Committed
 from tests.cli.conftest import Run, Shell, eventually, fill, order
 
@@ -55,7 +55,7 @@ def test_a_group_shows_what_it_is_waiting_for(shell: Shell, run: Run) -> None:
     with shell.log() as log:
         fill(log, "orders", [order(n, "slow\x1b[1m") for n in range(6)], partitions=1)
         # Offsets 3 and 4 are settled out of order; 2 holds the position back.
-        ahead = encode(2, 0, [(3, 5)]).progress
+        ahead = encode_progress(2, 0, [(3, 5)]).progress
         log.reset_offsets("billing", "orders", {0: Committed(2, ahead)})
     found = run("groups", "show", "billing", "--json").json
     assert found["members"] == []

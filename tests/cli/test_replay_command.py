@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from streams.engine.progress import decode
+from streams.engine.progress import decode_progress
 from tests.cli.conftest import Run, Shell, eventually, fill, order
 
 
@@ -130,6 +130,6 @@ def test_reset_shows_then_moves(filled: Shell, run: Run) -> None:
         for (_, partition), place in log.describe_group("billing").positions.items():
             assert place.position == log.watermarks("orders", partition)[1] - 2
             # The floor is the position: nothing before counts as seen.
-            assert decode(place.position, place.progress) == (place.position, [])
+            assert decode_progress(place.position, place.progress) == (place.position, [])
     one = run("reset", "billing", "orders", "--to", "3", "--partition", "1", "--json").json
     assert [(each["partition"], each["to"]) for each in one["partitions"]] == [(1, 3)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from streams import Flow, Message, Processor, Reject, Retry, Streams, Topic
-from streams.engine.progress import decode
+from streams.engine.progress import decode_progress
 from streams.log.kafka.output_writer import OutputWriter
 from streams.log.protocol import Commit, Committed, Log, Subscription
 from streams.message import Record
@@ -193,7 +193,7 @@ class Pipeline:
         found: set[int] = set()
         for partition in range(PARTITIONS):
             place = committed.get(partition, Committed(0))
-            ranges = decode(place.position, place.progress)[1] if place.progress else []
+            ranges = decode_progress(place.position, place.progress)[1] if place.progress else []
             first, end = log.watermarks(self.source_name, partition)
             reader = log.reader(self.source_name, partition, first, end)
             while (batch := reader.read(1_000, 20.0)) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from streams import Dedup, Flow, Message, ProcessorDied, Retry
-from streams.engine.progress import decode
+from streams.engine.progress import decode_progress
 from streams.errors import Unavailable
 from streams.log.protocol import Retention
 from streams.processing.partition_lifecycle import PartitionLifecycle
@@ -69,7 +69,7 @@ async def test_what_waits_for_a_slow_message_is_stored_long_before_the_interval_
             place = stage.places(app).get(0)
             if place is None or not place.progress:
                 return False
-            settled = decode(place.position, place.progress)[1]
+            settled = decode_progress(place.position, place.progress)[1]
             return bool(settled) and settled[-1][1] > positions[-1].offset
 
         await stage.until(stored, "what was settled out of order is stored")
@@ -117,7 +117,7 @@ async def test_a_commit_never_passes_what_is_not_settled(stage: Stage) -> None:
             place = stage.places(app)[0]
             if not place.progress:
                 return False
-            settled = decode(place.position, place.progress)[1]
+            settled = decode_progress(place.position, place.progress)[1]
             return bool(settled) and settled[-1][1] > positions[-1].offset
 
         await stage.until(remembered, "the settled set committed")

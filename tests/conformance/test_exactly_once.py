@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from streams import Message, Processor, ProcessorDied, Retry
-from streams.engine.progress import Progress, Snapshot
+from streams.engine.progress import EncodedProgress, Progress
 from streams.errors import Fatal, Fenced, LogError, OutcomeUnknown, TooLarge, Unavailable
 from streams.log.events import EventLog
 from streams.log.memory.log import MemoryLog
@@ -399,7 +399,7 @@ async def test_outputs_behind_a_settled_set_that_is_cut_wait(
     whole = Progress.snapshot
     limit = 4_000
 
-    def cut(progress: Progress, _: int = 0) -> Snapshot:
+    def cut(progress: Progress, _: int = 0) -> EncodedProgress:
         return whole(progress, limit)
 
     monkeypatch.setattr(Progress, "snapshot", cut)

@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from streams import Streams
-from streams.engine.progress import encode
+from streams.engine.progress import encode_progress
 from streams.health import ProcessorHealth, ProcessorStats
 from streams.log.protocol import Committed
 from tests.conformance.stage import QUICK, Stage
@@ -78,7 +78,7 @@ async def test_what_is_said_to_be_settled_beyond_the_end_is_handled_when_it_come
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, end = await begun(stage)
-    forged = encode(first, first, [(end, end + far(stage))])
+    forged = encode_progress(first, first, [(end, end + far(stage))])
     await forge(stage, Committed(first, forged.progress))
     with caplog.at_level(logging.WARNING, logger="streams"):
         stats, health = await go_on(stage, *range(10, 20))

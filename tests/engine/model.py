@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from streams.config import Retry
 from streams.engine.dedup_window import DedupWindow
 from streams.engine.dispatcher import PartitionState
-from streams.engine.progress import FetchedBatch, Progress, Range, decode, encode
+from streams.engine.progress import FetchedBatch, Progress, Range, decode_progress, encode_progress
 from streams.errors import Reject, RetryAfter
 from tests.engine.support import batch
 
@@ -110,7 +110,7 @@ class Group:
         self.retry = retry
         self.window = window
         self.log: list[list[Sent]] = [[] for _ in range(partitions)]
-        start = encode(0, 0, [])
+        start = encode_progress(0, 0, [])
         self.committed = [(start.position, start.progress) for _ in range(partitions)]
         self.effects: Counter[tuple[int, int]] = Counter()
         """By partition and offset: handled, filtered or dead-lettered, how often."""
@@ -131,7 +131,7 @@ class Group:
     def stored(self, partition: int) -> tuple[int, list[Range], set[int]]:
         """Floor, settled set and all covered offsets of what was committed."""
         position, text = self.committed[partition]
-        floor, ranges = decode(position, text)
+        floor, ranges = decode_progress(position, text)
         return floor, ranges, self.covered(partition, position, ranges)
 
     def restore(
@@ -299,7 +299,7 @@ class Group:
         """Take a snapshot, check what it claims, and store it."""
         snapshot = epoch.progress.snapshot()
         assert snapshot.complete
-        floor, ranges = decode(snapshot.position, snapshot.progress)
+        floor, ranges = decode_progress(snapshot.position, snapshot.progress)
         covered = self.covered(epoch.partition, snapshot.position, ranges)
         assert covered == epoch.settled(), "a commit must cover what is settled, and nothing else"
         assert snapshot.position >= self.committed[epoch.partition][0], "a commit moved backwards"
@@ -329,7 +329,7 @@ class Group:
         """The group is moved to another position: all from there on is to be handled again."""
         log = self.log[partition]
         position = log[index].offset if index < len(log) else (log[-1].offset + 1 if log else 0)
-        snapshot = encode(position, position, [])
+        snapshot = encode_progress(position, position, [])
         self.committed[partition] = (snapshot.position, snapshot.progress)
         for sent in log:
             del self.effects[partition, sent.offset]

@@ -79,7 +79,7 @@ class Machine(World):
         error = data.draw(errors)
         poison = data.draw(st.integers(0, 5)) == 5
         if poison:
-            rejected: Delivery | None = self.dispatcher.rejected(work, error)
+            rejected: Delivery | None = self.dispatcher.reject(work, error)
         else:
             rejected = self.dispatcher.mark_failed(work, error, self.now, random)
         self.failed(epoch, entry, error, random, rejected, poison)
@@ -162,7 +162,7 @@ class Machine(World):
     # -- the fast path
 
     def take_fast_path(self) -> bool:
-        segment = self.dispatcher.take_fast(self.now)
+        segment = self.dispatcher.take_fast_batch(self.now)
         self.note_drops()
         if segment is None:
             return False
@@ -213,7 +213,7 @@ class Machine(World):
         entries = [self.entry_at(index) for index in range(self.at, stop)]
         for entry in entries:
             entry.state = "running"
-        works = self.dispatcher.interrupt_fast(segment, self.at, stop)
+        works = self.dispatcher.interrupt_fast_run(segment, self.at, stop)
         self.ended(self.at)
         assert len(works) == (stop - self.at if epoch.live else 0)
         if not works:
@@ -233,7 +233,7 @@ class Machine(World):
 
     def ran(self, stop: int) -> None:
         if self.run is not None:
-            self.dispatcher.finish_fast(self.run[0], stop)
+            self.dispatcher.finish_fast_run(self.run[0], stop)
             self.ended(stop)
 
     def ended(self, stop: int) -> None:
@@ -249,7 +249,7 @@ class Machine(World):
         if self.run is None or self.within:
             return
         if self.at == 0:
-            self.dispatcher.finish_fast(self.run[0], 0)
+            self.dispatcher.finish_fast_run(self.run[0], 0)
             self.ended(0)
         else:
             self.ran(self.at)

@@ -52,7 +52,7 @@ class Case:
 
     def take(self, now: float = 0.0) -> Delivery | None:
         self.dispatcher.release_due(now)
-        return self.dispatcher.take(now)
+        return self.dispatcher.take_next(now)
 
     def take_one(self, now: float = 0.0) -> Delivery:
         work = self.take(now)
@@ -166,7 +166,7 @@ def test_nothing_starts_once_ownership_is_not_certain() -> None:
     assert case.take(10.0) is None  # neither what is ready
     case.offer("b3")
     assert case.take(10.0) is None
-    assert case.dispatcher.take_fast(10.0) is None
+    assert case.dispatcher.take_fast_batch(10.0) is None
     assert case.take_batch(5, 10.0) == []
     case.owned.assignment.valid_until = 20.0
     assert places(all_taken(case, 10.0)) == [1, 2]
@@ -257,11 +257,11 @@ def test_what_an_outlived_handler_settles_is_handled_again_after_a_reset(fast: b
     segment = case.offer("a1", "a2")
     running = None if fast else case.take_one()
     if fast:
-        assert case.dispatcher.take_fast(0.0) is segment
+        assert case.dispatcher.take_fast_batch(0.0) is segment
     case.again(generation=1)
     again = case.offer("a1", "a2")
     if running is None:
-        case.dispatcher.finish_fast(segment, 1)
+        case.dispatcher.finish_fast_run(segment, 1)
     else:
         assert case.take() is None
         case.dispatcher.mark_settled(running)
@@ -352,10 +352,10 @@ def test_a_batch_that_outlived_its_partition_frees_a_key_once(ending: str) -> No
 def test_the_fast_path_that_outlived_its_partition_counts_as_seen() -> None:
     case = Case()
     segment = case.offer("a1", "b2", "c3")
-    assert case.dispatcher.take_fast(0.0) is segment
+    assert case.dispatcher.take_fast_batch(0.0) is segment
     case.again()
     segment.settled[:2] = b"\1\1"
-    case.dispatcher.finish_fast(segment, 2)
+    case.dispatcher.finish_fast_run(segment, 2)
     case.offer("a1", "b2", "c3")
     assert places(all_taken(case)) == [2]
 
@@ -466,19 +466,19 @@ def test_the_fast_path_is_given_only_where_nothing_is_in_the_way() -> None:
     case.dispatcher.mark_settled(case.take_one())
     for names in (("a1", "a1"), ("b2", "z0"), ("c3", "-?")):
         case.offer(*names)
-        assert case.dispatcher.take_fast(0.0) is None, names
+        assert case.dispatcher.take_fast_batch(0.0) is None, names
         for work in all_taken(case):
             case.dispatcher.mark_settled(work)
     case.offer("d4")
     case.dispatcher.paused = True
-    assert case.dispatcher.take_fast(0.0) is None
+    assert case.dispatcher.take_fast_batch(0.0) is None
     case.dispatcher.paused = False
-    segment = case.dispatcher.take_fast(0.0)
+    segment = case.dispatcher.take_fast_batch(0.0)
     assert segment is not None
-    case.dispatcher.finish_fast(segment, 0)
+    case.dispatcher.finish_fast_run(segment, 0)
     busy = case.take_one()
     case.offer("e5")
-    assert case.dispatcher.take_fast(0.0) is None
+    assert case.dispatcher.take_fast_batch(0.0) is None
     case.dispatcher.mark_settled(busy)
 
 
@@ -486,16 +486,16 @@ def test_a_restored_segment_does_not_take_the_fast_path() -> None:
     case = Case()
     case.owned.progress = Progress(0, 0, [(1, 2)])
     case.offer("a1", "b2", "c3")
-    assert case.dispatcher.take_fast(0.0) is None
+    assert case.dispatcher.take_fast_batch(0.0) is None
     assert places(all_taken(case)) == [0, 2]
 
 
 def test_what_the_fast_path_leaves_is_taken_one_by_one() -> None:
     case = Case()
     segment = case.offer("a1", "b2", "a3", "c4")
-    assert case.dispatcher.take_fast(0.0) is segment
+    assert case.dispatcher.take_fast_batch(0.0) is segment
     segment.settled[0] = 1
-    (work,) = case.dispatcher.interrupt_fast(segment, 1, 2)
+    (work,) = case.dispatcher.interrupt_fast_run(segment, 1, 2)
     assert places([work]) == [1]
     assert places(all_taken(case)) == [2, 3]
     case.offer("a1")
@@ -507,11 +507,11 @@ def test_what_the_fast_path_leaves_is_taken_one_by_one() -> None:
 def test_the_fast_path_is_seen_by_what_comes_after_it() -> None:
     case = Case()
     segment = case.offer("a1", "b2")
-    assert case.dispatcher.take_fast(0.0) is segment
+    assert case.dispatcher.take_fast_batch(0.0) is segment
     segment.settled[:] = b"\1\1"
-    case.dispatcher.finish_fast(segment, 2)
+    case.dispatcher.finish_fast_run(segment, 2)
     late = case.offer("b2", "c3")
-    assert case.dispatcher.take_fast(0.0) is None
+    assert case.dispatcher.take_fast_batch(0.0) is None
     assert places(all_taken(case)) == [3]
     assert late.settled == bytes([1, 0])
 

@@ -24,7 +24,7 @@ def test_it_is_due_within_its_bounds(
     assert pace.due <= now
     for moved, late, cost in steps:
         now = max(now, pace.due) + late + cost
-        (pace.record_commit if moved else pace.record_idle_look)(now, cost)
+        (pace.record_commit if moved else pace.record_idle_check)(now, cost)
         assert now + min(longest, shortest) - HAIR <= pace.due <= now + longest + HAIR
 
 
@@ -36,7 +36,7 @@ def test_it_takes_no_more_than_its_share(
     pace, now, spent = CommitPace(longest, shortest), 0.0, list[tuple[float, float]]()
     for moved, late, cost in steps:
         now = max(now, pace.due) + late
-        (pace.record_commit if moved else pace.record_idle_look)(now, cost)
+        (pace.record_commit if moved else pace.record_idle_check)(now, cost)
         spent.append((now, min(cost, longest * CORE_SHARE)))
     for first, (began, _) in enumerate(spent):
         total = 0.0
@@ -52,7 +52,7 @@ def test_while_nothing_moves_it_looks_less_and_less_often(
     pace, now, waits = CommitPace(3_600.0, shortest), 0.0, list[float]()
     for cost in costs:
         now = max(now, pace.due)
-        pace.record_idle_look(now, cost)
+        pace.record_idle_check(now, cost)
         waits.append(pace.due - now)
     assert all(wait <= max(LONGEST_LOOK, shortest, 0.001 / CORE_SHARE) + HAIR for wait in waits)
     if len(costs) > 10:

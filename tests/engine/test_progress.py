@@ -16,11 +16,11 @@ from streams.engine.progress import (
     FetchedBatch,
     Progress,
     Range,
-    decode,
+    add_offsets,
     decode_generation,
-    encode,
-    truncated,
-    with_offsets,
+    decode_progress,
+    encode_progress,
+    truncate_ranges,
 )
 from streams.log import protocol
 from streams.wire import PROGRESS_LIMIT
@@ -80,8 +80,8 @@ def test_the_limit_is_the_logs() -> None:
 def test_what_is_stored_stays_readable_for_later_versions(
     position: int, floor: int, settled: list[Range], text: str
 ) -> None:
-    assert encode(position, floor, settled) == (position, text, True)
-    assert decode(position, text) == (floor, settled)
+    assert encode_progress(position, floor, settled) == (position, text, True)
+    assert decode_progress(position, text) == (floor, settled)
 
 
 @runs(300)
@@ -91,12 +91,12 @@ def test_what_is_stored_stays_readable_for_later_versions(
 @example((0, 0, [((1 << 64) - 1, 1 << 64)]))
 def test_what_fits_comes_back_whole(place: tuple[int, int, list[Range]]) -> None:
     position, floor, settled = place
-    snapshot = encode(position, floor, settled)
+    snapshot = encode_progress(position, floor, settled)
     assert snapshot.position == position
     assert snapshot.complete  # 80 ranges fit, whatever their offsets are
     assert len(snapshot.progress) <= PROGRESS_LIMIT
     assert set(snapshot.progress) <= set(ALPHABET)
-    assert decode(position, snapshot.progress) == (floor, settled)
+    assert decode_progress(position, snapshot.progress) == (floor, settled)
 
 
 generations = st.integers(0, 5) | st.integers(0, MAX_GENERATION)
@@ -108,10 +108,10 @@ def test_the_generation_of_a_reset_comes_back(
     place: tuple[int, int, list[Range]], generation: int, limit: int
 ) -> None:
     position, floor, settled = place
-    snapshot = encode(position, floor, settled, limit, generation=generation)
+    snapshot = encode_progress(position, floor, settled, limit, generation=generation)
     assert len(snapshot.progress) <= limit
     assert set(snapshot.progress) <= set(ALPHABET)
-    found = decode(position, snapshot.progress)
+    found = decode_progress(position, snapshot.progress)
     assert found[0] == floor
     assert within(found[1], settled)
     assert (found[1] == settled) == snapshot.complete
@@ -125,7 +125,7 @@ def test_the_generation_of_a_reset_comes_back(
 def test_a_text_that_is_not_ours_has_no_generation(text: str) -> None:
     assert decode_generation(text) == 0
     with pytest.raises(ValueError, match="progress"):
-        decode(5, text)
+        decode_progress(5, text)
 
 
 @runs(300)
@@ -134,9 +134,9 @@ def test_what_does_not_fit_is_forgotten_never_invented(
     place: tuple[int, int, list[Range]], limit: int
 ) -> None:
     position, floor, settled = place
-    snapshot = encode(position, floor, settled, limit)
+    snapshot = encode_progress(position, floor, settled, limit)
     assert len(snapshot.progress) <= limit
-    found = decode(position, snapshot.progress)
+    found = decode_progress(position, snapshot.progress)
     assert found[0] == floor
     if snapshot.complete:
         assert found[1] == settled
@@ -149,18 +149,18 @@ def test_what_does_not_fit_is_forgotten_never_invented(
 @pytest.mark.parametrize("first", [0, 1, 1_234_567_890_123, 1_700_000_000_000 << 64])
 def test_ten_thousand_gaps_fit(first: int) -> None:
     settled = [(first + at, first + at + 1) for at in range(1, 20_001, 2)]
-    snapshot = encode(first, 0, settled)
+    snapshot = encode_progress(first, 0, settled)
     assert snapshot.complete
     assert len(snapshot.progress) <= PROGRESS_LIMIT
-    assert decode(first, snapshot.progress) == (0, settled)
+    assert decode_progress(first, snapshot.progress) == (0, settled)
 
 
 def test_thirty_thousand_gaps_are_cut() -> None:
     settled = [(at, at + 1) for at in range(1, 60_001, 2)]
-    snapshot = encode(0, 0, settled)
+    snapshot = encode_progress(0, 0, settled)
     assert not snapshot.complete
     assert PROGRESS_LIMIT - 8 < len(snapshot.progress) <= PROGRESS_LIMIT
-    kept = decode(0, snapshot.progress)[1]
+    kept = decode_progress(0, snapshot.progress)[1]
     assert kept == settled[: len(kept)]
     assert len(kept) > 12_000
 
@@ -183,7 +183,7 @@ foreign = (
 @example((1 << 64) | 5, "1rA~AB~AC")
 def test_foreign_text_is_refused_with_one_error(position: int, text: str) -> None:
     try:
-        floor, settled = decode(position, text)
+        floor, settled = decode_progress(position, text)
     except ValueError:
         return
     # By chance it could have been ours: then it says something that makes sense.
@@ -208,7 +208,7 @@ def test_foreign_text_is_refused_with_one_error(position: int, text: str) -> Non
 )
 def test_an_offset_that_no_log_has_is_refused(position: int, text: str) -> None:
     with pytest.raises(ValueError, match="progress has"):
-        decode(position, text)
+        decode_progress(position, text)
 
 
 @runs(200)
@@ -218,7 +218,7 @@ def test_what_lies_behind_the_end_is_cut_off(
 ) -> None:
     position, _, settled = place
     end = position + room
-    kept = truncated(settled, end)
+    kept = truncate_ranges(settled, end)
     assert within(kept, settled)
     assert all(start < stop <= end for start, stop in kept)
     for start, stop in settled:
@@ -231,23 +231,23 @@ def test_what_lies_behind_the_end_is_cut_off(
 def test_damaged_text_is_refused_with_one_error(
     place: tuple[int, int, list[Range]], data: st.DataObject
 ) -> None:
-    text = encode(*place).progress
+    text = encode_progress(*place).progress
     at = data.draw(st.integers(0, len(text)))
     damaged = text[:at] + data.draw(st.text(max_size=3)) + text[at + data.draw(small) :]
     try:
-        decode(place[0], damaged)
+        decode_progress(place[0], damaged)
     except ValueError:
         pass
 
 
 def test_text_over_the_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="form"):
-        decode(0, "1bA" + "A" * PROGRESS_LIMIT)
+        decode_progress(0, "1bA" + "A" * PROGRESS_LIMIT)
 
 
 def test_a_floor_above_the_position_is_refused() -> None:
     with pytest.raises(ValueError, match="floor"):
-        decode(5, encode(6, 6, []).progress)
+        decode_progress(5, encode_progress(6, 6, []).progress)
 
 
 class Versus(RuleBasedStateMachine):
@@ -263,7 +263,7 @@ class Versus(RuleBasedStateMachine):
             self.log.append(self.log[-1] + (step if first >> 64 else step & 0xFFFF))
         self.settled: set[int] = set()  # as the group sees it
         self.floor = first
-        self.stored = encode(first, first, [])
+        self.stored = encode_progress(first, first, [])
         self.start(first, [])
 
     def start(self, position: int, settled: list[Range]) -> None:
@@ -338,7 +338,7 @@ class Versus(RuleBasedStateMachine):
     @rule(limit=st.sampled_from([PROGRESS_LIMIT, PROGRESS_LIMIT, 60]))
     def snapshot(self, limit: int) -> None:
         snapshot = self.progress.snapshot(limit)
-        floor, ranges = decode(snapshot.position, snapshot.progress)
+        floor, ranges = decode_progress(snapshot.position, snapshot.progress)
         covered = self.covered(snapshot.position, ranges)
         truth = self.settled | set(self.log[: self.next])
         assert floor == self.floor
@@ -358,7 +358,7 @@ class Versus(RuleBasedStateMachine):
         """What would be, if these were settled: seen without settling them."""
         chosen = sorted(data.draw(st.sets(st.sampled_from(sorted(self.flights)))))
         before = self.progress.snapshot()
-        _, ranges = decode(before.position, before.progress)
+        _, ranges = decode_progress(before.position, before.progress)
         settling: list[tuple[FetchedBatch, int, int]] = []
         for offset in chosen:
             fetched, index = self.flights[offset]
@@ -368,7 +368,7 @@ class Versus(RuleBasedStateMachine):
                 settling.append((fetched, index, index + 1))
         ahead = self.progress.preview_commit(settling)
         assert self.progress.snapshot() == before
-        _, after = decode(ahead.position, ahead.progress)
+        _, after = decode_progress(ahead.position, ahead.progress)
         assert self.covered(ahead.position, after) == self.covered(before.position, ranges) | set(
             chosen
         )
@@ -376,7 +376,7 @@ class Versus(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """A crash: what was not in the last snapshot is forgotten, and only that."""
-        floor, ranges = decode(self.stored.position, self.stored.progress)
+        floor, ranges = decode_progress(self.stored.position, self.stored.progress)
         self.floor = floor
         self.settled = self.covered(self.stored.position, ranges)
         self.start(self.stored.position, ranges)
@@ -427,7 +427,7 @@ def test_135_000_settled_segments_behind_a_stuck_one_are_kept_as_one_range() -> 
             kept = max(kept, len(progress._batches))
             assert snapshot.position == 0
     assert kept < 150
-    assert decode(0, progress.snapshot().progress) == (0, [(1, 270_001)])
+    assert decode_progress(0, progress.snapshot().progress) == (0, [(1, 270_001)])
     assert len(progress.snapshot().progress) < 20
 
 
@@ -506,7 +506,7 @@ def test_what_was_settled_in_an_earlier_life_outlasts_a_gap_in_the_log() -> None
     """The settled messages 5 to 9 expired meanwhile: the position moves past them."""
     progress = Progress(3, 0, [(5, 10)])
     all_of_it(0, progress.add(None, batch([3, 4])).settled)
-    assert decode(5, progress.snapshot().progress) == (0, [(5, 10)])
+    assert decode_progress(5, progress.snapshot().progress) == (0, [(5, 10)])
     segment = progress.add(None, batch([20]))
     assert segment.settled == b"\0"
     segment.settled[0] = 1
@@ -515,8 +515,8 @@ def test_what_was_settled_in_an_earlier_life_outlasts_a_gap_in_the_log() -> None
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 4))), st.sets(st.integers(0, 60)))
 def test_single_offsets_join_a_settled_set(pairs: list[tuple[int, int]], offsets: set[int]) -> None:
-    settled = with_offsets([], {low + each for low, size in pairs for each in range(size)})
-    found = with_offsets(settled, offsets)
+    settled = add_offsets([], {low + each for low, size in pairs for each in range(size)})
+    found = add_offsets(settled, offsets)
     wanted = offsets | {each for low, high in settled for each in range(low, high)}
     assert {each for low, high in found for each in range(low, high)} == wanted
     assert all(high < low for (_, high), (low, _) in pairwise(found))

@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.engine.progress import Progress, decode
+from streams.engine.progress import Progress, decode_progress
 from tests.engine.support import batch, runs
 
 
@@ -74,7 +74,7 @@ def test_a_snapshot_says_no_less_than_before_and_no_more_than_after(
         progress.unsettled()
         progress.release_settled()
         snapshot = progress.snapshot()
-        _, ranges = decode(snapshot.position, snapshot.progress)
+        _, ranges = decode_progress(snapshot.position, snapshot.progress)
         said = {
             offset
             for offset in places

@@ -24,7 +24,7 @@ def test_remembers_the_last_and_nothing_else(size: int, added: list[str | list[s
             order.append(item)
         else:
             if len(set(item)) <= size and window.has_none_of(set(item)):
-                window.absorb(set(item))
+                window.add_batch(set(item))
             else:
                 window.extend(item)
             order.extend(item)

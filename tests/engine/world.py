@@ -262,7 +262,7 @@ class World(RuleBasedStateMachine):
             works = dispatcher.take_batch(self.now, limit)
             assert len(works) <= limit
         else:
-            work = dispatcher.take(self.now)
+            work = dispatcher.take_next(self.now)
             works = [] if work is None else [work]
         if works:
             self.took(works)

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from streams import Message, Streams
 from streams.config import Retry
-from streams.engine.progress import decode_generation, encode
+from streams.engine.progress import decode_generation, encode_progress
 from streams.errors import (
     ConfigError,
     InvalidValue,
@@ -199,7 +199,9 @@ async def test_after_a_reset_it_is_decided_upon_anew(stage: Stage) -> None:
     for partition, place in places.items():
         generation = decode_generation(place.progress)
         assert generation > 0
-        progress = encode(place.position, place.position, (), generation=generation).progress
+        progress = encode_progress(
+            place.position, place.position, (), generation=generation
+        ).progress
         places[partition] = Committed(place.position, progress)
     stage.anchor.reset_offsets(stage.group, bank.orders.name, places)
     async with bank.app:

@@ -22,7 +22,7 @@ from uuid import uuid4
 import pytest
 
 from streams import Streams
-from streams.engine.progress import decode
+from streams.engine.progress import decode_progress
 from streams.errors import ProcessorDied
 from streams.log.protocol import Committed
 from streams.log.url import open_log
@@ -175,5 +175,5 @@ async def test_memory_does_what_was_in_flight_and_50_ms_again(tmp_path: Path) ->
 
 
 def covered(place: Committed, offset: int) -> bool:
-    settled = decode(place.position, place.progress)[1] if place.progress else []
+    settled = decode_progress(place.position, place.progress)[1] if place.progress else []
     return offset < place.position or any(low <= offset < high for low, high in settled)

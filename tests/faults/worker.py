@@ -21,7 +21,7 @@ from typing import Any, cast
 from zlib import crc32
 
 from streams import Flow, Message, Retry, Streams
-from streams.engine.progress import decode
+from streams.engine.progress import decode_progress
 from streams.log.protocol import Assignment, Log, RebalanceListener, Submitted, Subscription
 from streams.log.protocol import Commit as LogCommit
 from tests.faults.history import Commit, Effect, Failed, Owned, Recorder, Stalled, Started
@@ -72,7 +72,7 @@ class Watched:
             for each in commits:
                 if each.assignment.valid_until == float("-inf"):
                     continue  # no longer owned: dropped, not stored
-                ranges = decode(each.position, each.progress)[1] if each.progress else []
+                ranges = decode_progress(each.position, each.progress)[1] if each.progress else []
                 recorder.write(
                     Commit(
                         time.monotonic(),

@@ -19,7 +19,7 @@ from redis import Redis
 
 from stream_codecs import DecodeError
 from streams import LogError, Message, Streams, StreamsError, View
-from streams.engine.progress import encode
+from streams.engine.progress import encode_progress
 from streams.eventsourcing.views.operations import connected_operator
 from streams.eventsourcing.views.registry import TOPIC as REGISTRY
 from streams.log.event_headers import make_append
@@ -72,7 +72,7 @@ def forged() -> st.SearchStrategy[Committed]:
         at, numbers = draw(position), draw(ranges)
         pairs = list(zip(numbers[::2], numbers[1::2], strict=False))
         settled = [(at + 1 + low, at + 1 + high) for low, high in pairs]
-        written = encode(at, draw(st.integers(0, at)), settled).progress
+        written = encode_progress(at, draw(st.integers(0, at)), settled).progress
         cut = draw(st.integers(0, len(written)))
         odd = draw(pick(["", "~", "9" * 50, "\u0663", " ", "AAAA", "-", "z" * 3_000]))
         how = draw(st.integers(0, 3))

@@ -24,7 +24,7 @@ from streams import (
     Streams,
 )
 from streams.derived_records import ERROR_PREFIX
-from streams.engine.progress import encode
+from streams.engine.progress import encode_progress
 from streams.log.appending import append_and_wait
 from streams.log.protocol import Log
 from streams.message import REDRIVE
@@ -160,7 +160,7 @@ async def test_more_picked_out_than_can_be_noted_is_refused_and_nothing_is_lost(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redriving, "REDRIVE_CHUNK", 1)
-    whole = encode
+    whole = encode_progress
 
     def narrow(position: int, floor: int, settled: Any) -> Any:
         return whole(position, floor, settled, limit=16)

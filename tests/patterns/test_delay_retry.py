@@ -14,7 +14,7 @@ import pytest
 
 from streams import BatchError, Flow, Message, Retry, RetryAfter, Streams
 from streams.derived_records import first_position
-from streams.engine.progress import encode
+from streams.engine.progress import encode_progress
 from streams.errors import Unavailable
 from streams.log.protocol import Committed
 from streams.message import Headers, Position
@@ -371,7 +371,7 @@ async def test_attempts_begin_anew_where_the_log_has_lost_its_end(stage: Stage) 
         await stage.handled(1)
         await stage.committed(app)
     _, end = stage.anchor.watermarks(topic.name, 0)
-    place = Committed(end + 5, encode(end + 5, 0, ()).progress)
+    place = Committed(end + 5, encode_progress(end + 5, 0, ()).progress)
     stage.anchor.reset_offsets(stage.group, topic.name, {0: place})
     async with app:
         if stage.case.name == "redis":  # there a group goes on at the log's end then

@@ -832,7 +832,7 @@ def test_a_partition_that_is_replaced_again_and_again_is_begun_less_and_less_oft
     parking._replacements = {}
     pauses = [parking.replaced_epochs()[0][1] for _ in range(9)]
     assert pauses == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
-    assert parking.contested() == 1
+    assert parking.contested_partitions() == 1
     parked.ended_reason = ""
     assert parking.replaced_epochs() == []
 

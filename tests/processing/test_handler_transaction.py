@@ -14,7 +14,7 @@ from streams.engine.dispatcher import Delivery, PartitionState
 from streams.engine.progress import Progress
 from streams.log.protocol import Assignment, Commit
 from streams.message import Batch
-from streams.processing.committer import OwnedPartition
+from streams.processing.committer import PartitionCommitState
 from streams.processing.handler_transaction import HandlerTransaction, TransactionLock
 from streams.testing import harness
 from tests.processing.support import QUICK, until
@@ -133,7 +133,7 @@ async def test_the_pump_takes_no_snapshot_while_a_handler_commits() -> None:
         committer = handle.poller._committer
         assignment = Assignment("t", 0, 1, None)
         owned = PartitionState(assignment, Progress(0, 0), None)
-        partition = OwnedPartition(owned, None)
+        partition = PartitionCommitState(owned, None)
         batch = Batch("t", 0, [0, 1], [None] * 2, [b""] * 2, ["a", "b"])
         segment = owned.progress.add(owned, batch)
         meanwhile: list[Commit | None] = []
@@ -145,7 +145,7 @@ async def test_the_pump_takes_no_snapshot_while_a_handler_commits() -> None:
 
             def commit(self, commits: Sequence[Commit]) -> None:
                 assert [commit.position for commit in commits] == [1]
-                meanwhile.append(committer._commit_of(partition))
+                meanwhile.append(committer._make_commit(partition))
                 if fails:
                     raise OSError("no")
 
@@ -158,13 +158,13 @@ async def test_the_pump_takes_no_snapshot_while_a_handler_commits() -> None:
         joint.execute("")
         with pytest.raises(OSError, match="no"):
             joint.commit([work])
-        first = committer._commit_of(partition)
+        first = committer._make_commit(partition)
         assert first is not None
         assert first.position == 0
         fails = False
         joint.execute("")
         joint.commit([work])
-        second = committer._commit_of(partition)
+        second = committer._make_commit(partition)
         assert second is not None
         assert second.position == 1
         assert meanwhile == [None, None]

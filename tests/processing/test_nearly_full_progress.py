@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from streams import Flow, Streams
-from streams.engine.progress import encode
+from streams.engine.progress import encode_progress
 from streams.log.protocol import Committed, Log
 from streams.log.url import open_log
 from streams.processing.committer import PROGRESS_FULL
@@ -40,7 +40,7 @@ async def test_the_next_owner_takes_in_what_is_missing_of_it(anchor: Log) -> Non
     async with app.connected():
         await topic.publish_many(list(range(MESSAGES)))
     odd = [(number, number + 1) for number in range(1, MESSAGES, 2)]
-    stored = encode(0, 0, odd)
+    stored = encode_progress(0, 0, odd)
     assert stored.complete
     assert len(stored.progress) > PROGRESS_FULL
     await asyncio.to_thread(

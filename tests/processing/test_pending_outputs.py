@@ -86,7 +86,7 @@ def test_everything_is_stored_once_and_in_order(actions: list[tuple[str, int]]) 
                 index += 1
                 waiting += 1
         else:
-            taken, is_all = outputs.take([assignment], [assignment], number)
+            taken, is_all = outputs.take_entries([assignment], [assignment], number)
             found = ids_of(taken)
             assert found == added[len(stored) : len(stored) + len(found)]
             assert len(found) <= number or sum(each.messages for each in taken) == 1
@@ -103,7 +103,7 @@ def test_everything_is_stored_once_and_in_order(actions: list[tuple[str, int]]) 
                 outputs.put_back([each for entry in taken for each in entry.single_entries()])
         assert len(outputs) == waiting
         assert outputs.bytes == 0 if not waiting else outputs.bytes > 0
-    taken, is_all = outputs.take([assignment], [assignment], 10_000)
+    taken, is_all = outputs.take_entries([assignment], [assignment], 10_000)
     assert is_all
     assert stored + ids_of(taken) == added
     assert len(outputs) == outputs.bytes == 0
@@ -119,10 +119,10 @@ def test_what_is_of_a_partition_that_is_not_owned_is_dropped() -> None:
     outputs.end_run(run)
     run = outputs.begin_run(second)
     run.add(1, records(1, 1))
-    assert outputs.take([kept], [], 10) == ([], True)
+    assert outputs.take_entries([kept], [], 10) == ([], True)
     run.add(2, records(2, 1))
     outputs.end_run(run)
-    taken, _ = outputs.take([kept], [kept], 10)
+    taken, _ = outputs.take_entries([kept], [kept], 10)
     assert ids_of(taken) == ["m0/0"]
     assert len(outputs) == outputs.bytes == 0
 
@@ -139,13 +139,13 @@ def test_what_was_taken_in_goes_on_although_outputs_are_full() -> None:
     fetched = fetched_batch(Assignment("a", 0, 0, None))
     dispatcher.assign(fetched.state)
     dispatcher.offer(fetched)
-    failed = dispatcher.take(0.0)
+    failed = dispatcher.take_next(0.0)
     assert failed is not None
     assert dispatcher.mark_failed(failed, ValueError(), 0.0, 1.0) is None
     dispatcher.is_full = True
-    assert dispatcher.take(0.5) is None
+    assert dispatcher.take_next(0.5) is None
     dispatcher.release_due(2.0)
-    again = dispatcher.take(2.0)
+    again = dispatcher.take_next(2.0)
     assert again is not None
     assert (again.index, again.attempt) == (failed.index, 2)
-    assert dispatcher.take(2.0) is None
+    assert dispatcher.take_next(2.0) is None

@@ -244,14 +244,14 @@ async def test_one_who_has_nothing_to_do_looks_for_nothing_to_commit(
 ) -> None:
     counted = Counted(monkeypatch)
     snapshots = 0
-    snapshot = OffsetCommitter._commit_of
+    snapshot = OffsetCommitter._make_commit
 
     def count(self: OffsetCommitter, *given: Any) -> Any:
         nonlocal snapshots
         snapshots += 1
         return snapshot(self, *given)
 
-    monkeypatch.setattr(OffsetCommitter, "_commit_of", count)
+    monkeypatch.setattr(OffsetCommitter, "_make_commit", count)
     async with counted.app:
         counted.look()
         await counted.topic.publish(1)

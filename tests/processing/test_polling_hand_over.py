@@ -307,10 +307,10 @@ def test_a_runner_that_wants_the_lead_gets_it_after_the_pollers_turn() -> None:
     with lead.cycle_lock:  # the poller's turn goes on
         assert not lead.cycle_in_handler()
     assert not lead.handed_over
-    assert lead.cycle(), "nobody is told"
+    assert lead.run_cycle(), "nobody is told"
     assert lead.handed_over
     assert lead.cycle_in_handler()
-    assert not lead.cycle(), "it waits for nothing, and is told all the same"
+    assert not lead.run_cycle(), "it waits for nothing, and is told all the same"
     assert len(taken) == 3
 
 
@@ -318,7 +318,7 @@ def test_the_lead_comes_back_where_the_runner_stays_away() -> None:
     lead = PollingHandOver(lambda: None, lambda: True)
     assert not lead.handler_polls()
     assert lead.cycle_in_handler()
-    lead.recall()
+    lead.wake_poller()
     assert lead.cycle_in_handler()
     assert lead.handler_polls(), "it took a turn meanwhile"
     while lead.handler_polls():  # until one look finds no turn since the last

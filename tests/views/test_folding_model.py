@@ -32,7 +32,7 @@ from streams.log.documents import Checkpoint, DocumentStore
 from streams.log.event_filter import ForeignRecords
 from streams.log.memory.documents import MemoryDocuments
 from streams.message import ID, Batch
-from streams.processing import Several, Skip
+from streams.processing import SeveralValues, Skip
 
 KEYS = [b"a", b"b", b"c"]
 OFFSETS = st.integers(0, (1 << 128) - 1)
@@ -446,7 +446,7 @@ class Three(Decoding):
     def decode_one(self, batch: Batch, index: int) -> Any:
         if not self.count:
             raise Skip
-        return Several([Number(each) for each in range(1, self.count + 1)])
+        return SeveralValues([Number(each) for each in range(1, self.count + 1)])
 
 
 def keyed_folder(
@@ -535,7 +535,7 @@ def test_a_document_is_folded_on_from_the_event_of_a_message_at_which_it_stands_
         def decode_one(self, batch: Batch, index: int) -> Any:
             if not self.knows_all:
                 raise UnknownTag("a later tag", tag="later")
-            return Several([Number(1), Number(POISON), Number(2)])
+            return SeveralValues([Number(1), Number(POISON), Number(2)])
 
     source.decoding = Twice()
     source.decoding.knows_all = True

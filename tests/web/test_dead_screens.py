@@ -466,7 +466,7 @@ async def test_letters_in_a_topic_whose_group_runs_are_only_shown(stage: Stage) 
 async def test_more_single_ones_than_can_be_noted_end_with_what_was_done(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redriving, "encode_progress", partial(progress.encode, limit=60))
+    monkeypatch.setattr(redriving, "encode_progress", partial(progress.encode_progress, limit=60))
     monkeypatch.setattr(redriving, "REDRIVE_CHUNK", 10)
     app = stage.app()
     async with app.connected(), visit(Dashboard(app, access="all")) as visitor:

@@ -18,7 +18,7 @@ from streams.eventsourcing.views.keyed_records import KeyedRecord, parse_keyed, 
 from streams.eventsourcing.views.repeats import NO_REPEATS, Repeats, Taken
 from streams.log.event_filter import ForeignRecords
 from streams.message import Batch, Message, Position, make_message, numbered_message
-from streams.processing import Several, Skip
+from streams.processing import SeveralValues, Skip
 
 
 class Unit(NamedTuple):
@@ -78,7 +78,7 @@ class EventReader(Protocol):
 
 def _units(decoding: TopicDecoder[Any], batch: Batch, index: int) -> Sequence[Unit]:
     value = decoding.decode_one(batch, index)
-    if type(value) is not Several:
+    if type(value) is not SeveralValues:
         return (Unit(0, value, partial(make_message, value, batch, index, 1)),)
     whole = make_message(None, batch, index, 1)
     return [

@@ -486,7 +486,7 @@ class ViewFamily:
             self.name, number, partition, key, timeout, self._changed.set
         )
 
-    def unfinished(self, number: int) -> str:
+    def describe_pending_work(self, number: int) -> str:
         """What keeps a version from serving that is to serve, in words (any thread)."""
         is_awaited = self.promotes[number] and number == max(self.versions)
         if is_awaited and self.newest_serving() != number and self._app.runtime.runs_processors:

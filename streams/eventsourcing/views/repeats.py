@@ -19,7 +19,7 @@ from streams.decoding import TopicDecoder
 from streams.log.protocol import Log, TopicPartition
 from streams.log.range_reader import read_batches_alive
 from streams.message import Batch
-from streams.processing import identify
+from streams.processing import identify_batch
 
 NO_REPEATS: frozenset[int] = frozenset()
 
@@ -124,7 +124,7 @@ class Repeats:
         """
         if self._recent is None:
             self._recent = self._recent_before(self._position)
-        found = identify(self._decoding, batch)
+        found = identify_batch(self._decoding, batch)
         return Taken(self._recent.take(found.ids), found.values)
 
     def _recent_before(self, position: int) -> RecentIdentities:
@@ -138,7 +138,7 @@ class Repeats:
             for batch in read_batches_alive(
                 self._log, self._topic, self._partition, start, position, self._keep_alive
             ):
-                recent.take(identify(self._decoding, self._decoding.unwrap(batch)).ids)
+                recent.take(identify_batch(self._decoding, self._decoding.unwrap(batch)).ids)
             if recent.is_full or start <= first or start == looked_from:
                 return recent
             wanted *= 4  # offsets have gaps, which some logs count

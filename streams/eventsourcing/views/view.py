@@ -292,10 +292,10 @@ class View(Generic[D]):
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         await self._family.serving_by(deadline)
 
-    def unfinished(self) -> str:
+    def describe_pending_work(self) -> str:
         """What keeps it from being read although it is to be, in words; empty when nothing does
         (any thread)."""
-        return self._family.unfinished(self.version)
+        return self._family.describe_pending_work(self.version)
 
     async def progress(self) -> Progress:
         """How much of its topics this version has folded, whoever folds them."""

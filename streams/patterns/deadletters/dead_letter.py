@@ -35,7 +35,7 @@ from streams.message import (
     make_message,
 )
 from streams.patterns.deadletters.redriving import source_of
-from streams.processing import Several
+from streams.processing import SeveralValues
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -167,6 +167,6 @@ def _original_message(app: Streams, row: LogRow, topic: str | None, attempts: in
     if (declared := app.topics.get(topic or "")) is not None:
         with suppress(Exception):  # a decode error may be the reason for the dead letter
             value = declared.decoding.decode_one(declared.decoding.unwrap(original), 0)
-            if isinstance(value, Several):
+            if isinstance(value, SeveralValues):
                 value = list(value.values)
     return make_message(value, original, 0, attempts)

@@ -49,7 +49,7 @@ from streams.log.range_reader import (
     newest_of,
 )
 from streams.message import Position, Record, headers_without
-from streams.processing import Range, Snapshot, encode_progress, is_within, settled_ahead
+from streams.processing import EncodedProgress, Range, encode_progress, is_within, settled_ahead
 from streams.retries import floor_group
 from streams.text import suggestion
 
@@ -94,7 +94,7 @@ class ResolvedOffsets:
     def __contains__(self, offset: int) -> bool:
         return offset < self.position or is_within(offset, self.ranges)
 
-    def encoded(self) -> Snapshot:
+    def encoded(self) -> EncodedProgress:
         """The form in which it is committed."""
         return encode_progress(self.position, 0, self.ranges)
 
