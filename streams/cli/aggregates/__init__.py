@@ -4,11 +4,11 @@ Without an app the stored records are shown. With one, ``MODULE:APP`` before the
 gives the events as they are today, the states, and the errors at which it cannot go on. The app is
 not run, and nothing is created or changed except by ``drop-snapshots``.
 
-==========  ==========================================================
-``place``   the log and the app of a command
-``lists``   lists of aggregates and of IDs; those that the code cannot read
-``view``    one aggregate: state, events, snapshots
-==========  ==========================================================
+===============  ==========================================================
+``log_and_app``  the log and the app of a command, and the event topics there
+``lists``        lists of aggregates and of IDs; those that the code cannot read
+``view``         one aggregate: state, events, snapshots
+===============  ==========================================================
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.aggregates.lists import list_ids, list_keys, list_stopped, list_topics
-from streams.cli.aggregates.place import open_place
+from streams.cli.aggregates.log_and_app import open_log_and_app
 from streams.cli.aggregates.view import AggregateView, print_aggregate
 from streams.cli.command_errors import CommandFailed, UsageError
 from streams.cli.log_queries import await_index
@@ -92,17 +92,17 @@ def list_aggregates(
         raise UsageError("--undecodable needs an app's code: write MODULE:APP before the name")
     if name is None and (prefix or after is not None):
         raise UsageError("--prefix and --after need the name of an aggregate")
-    with open_place(target, url) as place:
+    with open_log_and_app(target, url) as opened:
         if name is None:
-            list_topics(place, scan if undecodable else None, json=json)
+            list_topics(opened, scan if undecodable else None, json=json)
             return
-        info = place.event_topic(name)
-        await_index(place.log, info.name)
+        info = opened.event_topic(name)
+        await_index(opened.log, info.name)
         after_bytes = None if after is None else argument_bytes(after)
         size = min(number or PAGE, PAGE)
-        keys = list_keys(place.log, info, argument_bytes(prefix), after_bytes, size)
+        keys = list_keys(opened.log, info, argument_bytes(prefix), after_bytes, size)
         if undecodable:
-            list_stopped(place, name, keys, number, scan, json=json)
+            list_stopped(opened, name, keys, number, scan, json=json)
         else:
             list_ids(keys, number, json=json)
 
@@ -152,9 +152,9 @@ def show_aggregate(
             f"{second}: no ID given; write streams aggregates show {first} {second} ID"
         )
     moment = None if at is None else _parse_at(at)
-    with open_place(target, url) as place:
-        info = place.event_topic(name)
-        view = AggregateView(place, name, info, argument_bytes(id))
+    with open_log_and_app(target, url) as opened:
+        info = opened.event_topic(name)
+        view = AggregateView(opened, name, info, argument_bytes(id))
         document = view.document(moment, number if events else None)
     if json:
         output.print_json(document)
@@ -201,10 +201,10 @@ def drop_snapshots(
         raise UsageError("--unused needs an app's code: write MODULE:APP before the name")
     if unused and fingerprint is not None:
         raise UsageError("--unused and --fingerprint cannot be combined")
-    with open_place(target, url, "rw") as place:
-        topic = place.event_topic(name).name
-        kinds = dict(place.log.event_totals(topic).snapshots)
-        used = place.aggregate(name).definition.fingerprint if place.app is not None else ""
+    with open_log_and_app(target, url, "rw") as opened:
+        topic = opened.event_topic(name).name
+        kinds = dict(opened.log.event_totals(topic).snapshots)
+        used = opened.aggregate(name).definition.fingerprint if opened.app is not None else ""
         if fingerprint is not None and fingerprint not in kinds:
             raise CommandFailed(
                 f"{name} has no snapshots of fingerprint {shorten(fingerprint, 60)!r}; "
@@ -224,7 +224,7 @@ def drop_snapshots(
                 "longer until there are new ones.",
                 yes=yes,
             )
-            deleted = sum(place.log.delete_snapshots(topic, each) for each in chosen)
+            deleted = sum(opened.log.delete_snapshots(topic, each) for each in chosen)
     if json:
         output.print_json({"aggregate": name, "deleted": deleted})
     else:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from streams.cli import output
-from streams.cli.aggregates.place import Place
+from streams.cli.aggregates.log_and_app import LogAndApp
 from streams.cli.command_errors import print_error
 from streams.cli.log_queries import await_index
 from streams.text import escape
@@ -31,7 +31,7 @@ PAGE = 1_000
 """How many keys are listed at once, unless fewer are requested."""
 
 
-def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
+def list_topics(opened: LogAndApp, scan: int | None, *, json: bool) -> None:
     """A row for each event topic of the app, or of the log.
 
     :param scan: also count the aggregates that the app's code cannot read, among this many.
@@ -39,18 +39,18 @@ def list_topics(place: Place, scan: int | None, *, json: bool) -> None:
     from streams.inspection.aggregates import event_topics
 
     found: list[dict[str, Any]] = []
-    if place.app is None:
-        for info in event_topics(place.log):
-            row = output.call_or_report(info.name, partial(_topic_json, place.log, info))
+    if opened.app is None:
+        for info in event_topics(opened.log):
+            row = output.call_or_report(info.name, partial(_topic_json, opened.log, info))
             if row is not None:
                 found.append(row)
     else:
-        for name in place.app.aggregates:
-            row = output.call_or_report(name, partial(_declared_json, place, name, scan))
+        for name in opened.app.aggregates:
+            row = output.call_or_report(name, partial(_declared_json, opened, name, scan))
             if row is not None:
                 found.append(row)
-        if not place.app.aggregates:
-            output.print_note(f"{place.target} declares no aggregates")
+        if not opened.app.aggregates:
+            output.print_note(f"{opened.target} declares no aggregates")
     if json:
         output.print_json(found)
         return
@@ -82,13 +82,13 @@ def _topic_json(log: Any, info: TopicInfo) -> dict[str, Any]:
     }
 
 
-def _declared_json(place: Place, name: str, scan: int | None) -> dict[str, Any]:
+def _declared_json(opened: LogAndApp, name: str, scan: int | None) -> dict[str, Any]:
     """A row for an aggregate that the app declares."""
     from streams.errors import NotFound
 
-    aggregate = place.aggregate(name)
+    aggregate = opened.aggregate(name)
     try:
-        place.log.describe_topic(aggregate.events.name)
+        opened.log.describe_topic(aggregate.events.name)
     except NotFound:
         output.print_note(f"{name}: its topic does not exist yet; the app creates it when it runs")
         nothing = dict.fromkeys(("aggregates", "events", "causes", "cause_bytes"), 0)
@@ -101,12 +101,12 @@ def _declared_json(place: Place, name: str, scan: int | None) -> dict[str, Any]:
         }
         stopped = 0
     else:
-        info = place.event_topic(name)
-        row = _topic_json(place.log, info)
+        info = opened.event_topic(name)
+        row = _topic_json(opened.log, info)
         stopped = 0
         if scan is not None:
-            keys = list_keys(place.log, info, b"", None, PAGE)
-            stopped = sum(1 for _ in _check(place, name, keys, scan))
+            keys = list_keys(opened.log, info, b"", None, PAGE)
+            stopped = sum(1 for _ in _check(opened, name, keys, scan))
     row["fingerprint"] = aggregate.definition.fingerprint or None
     if scan is not None:
         row["undecodable"] = stopped
@@ -171,11 +171,11 @@ def _key_json(found: HistoryKey) -> dict[str, Any]:
 
 
 def list_stopped(
-    place: Place, name: str, keys: Iterator[HistoryKey], number: int, scan: int, *, json: bool
+    opened: LogAndApp, name: str, keys: Iterator[HistoryKey], number: int, scan: int, *, json: bool
 ) -> None:
     """The aggregates that the app's code cannot read."""
     found: list[dict[str, Any]] = []
-    checked = _check(place, name, keys, scan)
+    checked = _check(opened, name, keys, scan)
     for key, stopped in islice(checked, number or None):
         found.append(
             {**output.lossless_json("id", key), "version": stopped.version, "why": stopped.reason}
@@ -187,7 +187,7 @@ def list_stopped(
 
 
 def _check(
-    place: Place, name: str, keys: Iterator[HistoryKey], scan: int
+    opened: LogAndApp, name: str, keys: Iterator[HistoryKey], scan: int
 ) -> Generator[tuple[bytes, StoppedAt], None, None]:
     """The stopped aggregates and their errors; shows the progress, and where the scan ended.
 
@@ -195,7 +195,7 @@ def _check(
     """
     from streams.errors import LogError
 
-    inspector, looked_at, last = place.inspector(name), 0, b""
+    inspector, looked_at, last = opened.inspector(name), 0, b""
     total = None if scan == 0 else scan
     with output.progress_bar(f"reading {name}") as show_progress:
         while chunk := [each.key for each in islice(keys, _next_size(looked_at, scan))]:

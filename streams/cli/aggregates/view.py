@@ -16,7 +16,7 @@ from streams.cli.message_lines import LEFT_OUT
 from streams.text import did_you_mean
 
 if TYPE_CHECKING:
-    from streams.cli.aggregates.place import Place
+    from streams.cli.aggregates.log_and_app import LogAndApp
     from streams.eventsourcing.inspection import Inspected, InspectedEvent, StoppedAt
     from streams.log.events import Head, History, StoredEvent, StoredSnapshot
     from streams.log.protocol import TopicInfo
@@ -42,14 +42,13 @@ class _Found(NamedTuple):
 class AggregateView:
     """One aggregate in its shown form."""
 
-    def __init__(self, place: Place, name: str, info: TopicInfo, key: bytes) -> None:
-        self._place = place
-        self._log: Any = place.log
+    def __init__(self, opened: LogAndApp, name: str, info: TopicInfo, key: bytes) -> None:
+        self._log: Any = opened.log
         self._name = name
         self._topic = info.name
         self._info = info
         self._key = key
-        self._inspector = None if place.app is None else place.inspector(name)
+        self._inspector = None if opened.app is None else opened.inspector(name)
 
     def document(self, at: int | datetime | None, number: int | None) -> dict[str, Any]:
         """The whole document.

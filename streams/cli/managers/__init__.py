@@ -3,12 +3,12 @@
 The log holds an instance's reactions, and the app's code interprets them, so each command takes
 ``MODULE:APP``. The app is not run, and nothing is created or changed.
 
-============  ==========================================================
-``place``     the log and the app of a command
-``lists``     the managers of an app, a row for each
-``manager``   one manager: the topics that it reads, and the timeouts that wait
-``instance``  one instance: state, timeouts, reactions, commands
-============  ==========================================================
+===============  ==========================================================
+``log_and_app``  the app of a command, and its log
+``lists``        the managers of an app, a row for each
+``manager``      one manager: the topics that it reads, and the timeouts that wait
+``instance``     one instance: state, timeouts, reactions, commands
+===============  ==========================================================
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typer import Argument, Option
 from streams.cli import output
 from streams.cli.managers.instance import instance_json, print_instance
 from streams.cli.managers.lists import manager_rows, print_managers
+from streams.cli.managers.log_and_app import open_log_and_app
 from streams.cli.managers.manager import manager_json, print_manager
-from streams.cli.managers.place import open_place
 from streams.cli.options import AppUrl, Json
 
 app = typer.Typer(no_args_is_help=True, help="List and show process managers.")
@@ -58,8 +58,8 @@ def list_managers(
       [cyan]streams managers ls shop:app --newest 0[/cyan]            reads everything
       [cyan]streams managers ls shop:app --json | jq '.\[] | select(.dead > 0)'[/cyan]
     """
-    with open_place(target, url) as place:
-        rows = manager_rows(place, newest or None)
+    with open_log_and_app(target, url) as opened:
+        rows = manager_rows(opened, newest or None)
     if json:
         output.print_json(rows)
     else:
@@ -98,12 +98,12 @@ def show_manager(
       [cyan]streams managers show shop:app bookings o-17[/cyan]
       [cyan]streams managers show shop:app bookings o-17 --json | jq .state[/cyan]
     """
-    with open_place(target, url) as place:
-        inspector = place.inspector(name)
+    with open_log_and_app(target, url) as opened:
+        inspector = opened.inspector(name)
         if id is None:
-            document = manager_json(place, inspector, newest or None, number or None)
+            document = manager_json(opened, inspector, newest or None, number or None)
         else:
-            document = instance_json(place, inspector, id, number or None)
+            document = instance_json(opened, inspector, id, number or None)
     if json:
         output.print_json(document)
     elif id is None:

@@ -14,7 +14,7 @@ from streams.cli.managers.manager import due_json, timeout_row
 from streams.text import did_you_mean
 
 if TYPE_CHECKING:
-    from streams.cli.managers.place import Place
+    from streams.cli.managers.log_and_app import LogAndApp
     from streams.eventsourcing.managers.inspection import (
         InspectedCommand,
         InspectedInstance,
@@ -29,7 +29,7 @@ exist."""
 
 
 def instance_json(
-    place: Place, inspector: ManagerInspector, key: str, number: int | None
+    opened: LogAndApp, inspector: ManagerInspector, key: str, number: int | None
 ) -> dict[str, Any]:
     """An instance as a document.
 
@@ -38,17 +38,17 @@ def instance_json(
     """
     from streams.errors import NotFound
 
-    await_index_of(place, inspector)
+    await_index_of(opened, inspector)
     try:
         found = inspector.instance(key, number)
     except NotFound:
         found = None
     if found is None:
-        raise _not_there(place, inspector, key)
+        raise _not_there(opened, inspector, key)
     reactions = [
         row
         for each in found.reactions
-        if (row := _reaction_row(place, inspector, found, each)) is not None
+        if (row := _reaction_row(opened, inspector, found, each)) is not None
     ]
     timeouts = [
         row
@@ -69,15 +69,15 @@ def instance_json(
     }
 
 
-def _not_there(place: Place, inspector: ManagerInspector, key: str) -> CommandFailed:
+def _not_there(opened: LogAndApp, inspector: ManagerInspector, key: str) -> CommandFailed:
     """The error for an instance that does not exist; names a similar one."""
     from itertools import islice
 
     from streams.errors import LogError
 
     try:
-        info = place.log.describe_topic(inspector.reactions_topic)
-        keys = list_keys(place.log, info, b"", None, SUGGESTED_FROM)
+        info = opened.log.describe_topic(inspector.reactions_topic)
+        keys = list_keys(opened.log, info, b"", None, SUGGESTED_FROM)
         known = [output.bytes_text(each.key) or "" for each in islice(keys, SUGGESTED_FROM)]
     except LogError:
         known = []
@@ -115,18 +115,24 @@ def _timeout_json(found: InspectedTimeout) -> dict[str, Any]:
 
 
 def _reaction_row(
-    place: Place, inspector: ManagerInspector, found: InspectedInstance, each: InspectedReaction
+    opened: LogAndApp,
+    inspector: ManagerInspector,
+    found: InspectedInstance,
+    each: InspectedReaction,
 ) -> dict[str, Any] | None:
     where = f"reaction {each.stored.version}"
-    make = partial(_reaction_json, place, inspector, found, each)
+    make = partial(_reaction_json, opened, inspector, found, each)
     return output.call_or_report(where, make)
 
 
 def _reaction_json(
-    place: Place, inspector: ManagerInspector, found: InspectedInstance, each: InspectedReaction
+    opened: LogAndApp,
+    inspector: ManagerInspector,
+    found: InspectedInstance,
+    each: InspectedReaction,
 ) -> dict[str, Any]:
     stored, reacted = each.stored, each.reacted
-    offset = place.log.format_offset(stored.offset)
+    offset = opened.log.format_offset(stored.offset)
     common = {
         "version": stored.version,
         "time": output.iso_time(stored.time),

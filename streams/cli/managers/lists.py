@@ -15,34 +15,36 @@ from streams.cli.log_queries import await_index
 from streams.inspection.counting import count_dead_letters, sum_known
 
 if TYPE_CHECKING:
-    from streams.cli.managers.place import Place
+    from streams.cli.managers.log_and_app import LogAndApp
     from streams.eventsourcing.managers.inspection import ManagerInspector
     from streams.log.protocol import Log
 
 
-def manager_rows(place: Place, newest: int | None) -> list[dict[str, Any]]:
+def manager_rows(opened: LogAndApp, newest: int | None) -> list[dict[str, Any]]:
     """A row for each manager.
 
     :param newest: read at most this many of the newest records of each partition; None: all.
     """
-    if not place.managers:
-        output.print_note(f"{place.target} declares no process managers")
+    if not opened.managers:
+        output.print_note(f"{opened.target} declares no process managers")
     found: list[dict[str, Any]] = []
-    for name in place.managers:
-        make = partial(manager_row, place, place.inspector(name), newest)
+    for name in opened.managers:
+        make = partial(manager_row, opened, opened.inspector(name), newest)
         row = output.call_or_report(f"process manager {name}", make)
         if row is not None:
             found.append(row)
     return found
 
 
-def manager_row(place: Place, inspector: ManagerInspector, newest: int | None) -> dict[str, Any]:
+def manager_row(
+    opened: LogAndApp, inspector: ManagerInspector, newest: int | None
+) -> dict[str, Any]:
     """The row of one manager, at a bounded cost.
 
     :raises LogError: the log cannot be read.
     """
-    name, log = inspector.manager.name, place.log
-    await_index_of(place, inspector)
+    name, log = inspector.manager.name, opened.log
+    await_index_of(opened, inspector)
     totals, timeouts = inspector.totals(newest), inspector.timeouts(newest)
     if not (totals.is_complete and timeouts.is_complete):
         output.print_note(
@@ -52,7 +54,7 @@ def manager_row(place: Place, inspector: ManagerInspector, newest: int | None) -
     if totals.unreadable:
         reactions = output.plural(totals.unreadable, "reaction")
         output.print_note(
-            f"{name}: {reactions} cannot be decoded: streams aggregates ls {place.target} {name} "
+            f"{name}: {reactions} cannot be decoded: streams aggregates ls {opened.target} {name} "
             "--undecodable lists their instances"
         )
     now = time.time() * 1000
@@ -76,17 +78,17 @@ def count_dead(log: Log, inspector: ManagerInspector) -> dict[str, int]:
     return {name: count_dead_letters(log, name) for name in names}
 
 
-def await_index_of(place: Place, inspector: ManagerInspector) -> None:
+def await_index_of(opened: LogAndApp, inspector: ManagerInspector) -> None:
     """Wait until the log knows which reactions count, if there are any."""
     from streams.errors import NotFound
 
     try:
-        place.log.describe_topic(inspector.reactions_topic)
+        opened.log.describe_topic(inspector.reactions_topic)
     except NotFound:
         name = inspector.manager.name
         output.print_note(f"{name}: its topics do not exist yet; the app creates them when it runs")
         return
-    await_index(place.log, inspector.reactions_topic)
+    await_index(opened.log, inspector.reactions_topic)
 
 
 MANAGER_COLUMNS = (

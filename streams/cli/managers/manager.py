@@ -11,7 +11,7 @@ from streams.cli import output
 from streams.cli.managers.lists import count_dead, manager_row, print_managers
 
 if TYPE_CHECKING:
-    from streams.cli.managers.place import Place
+    from streams.cli.managers.log_and_app import LogAndApp
     from streams.eventsourcing.managers.inspection import (
         ManagerInspector,
         PendingEntry,
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 def manager_json(
-    place: Place, inspector: ManagerInspector, newest: int | None, number: int | None
+    opened: LogAndApp, inspector: ManagerInspector, newest: int | None, number: int | None
 ) -> dict[str, Any]:
     """A manager as a document.
 
     :param newest: read at most this many of the newest records of each partition; None: all.
     :param number: this many of the next timeouts; None: all.
     """
-    row = manager_row(place, inspector, newest)
-    dead = count_dead(place.log, inspector)
+    row = manager_row(opened, inspector, newest)
+    dead = count_dead(opened.log, inspector)
     timeouts = inspector.timeouts(newest).entries
     return {
         **row,
         "definition": _definition_json(inspector),
-        "places": [_partition_json(place, each) for each in inspector.partitions()],
+        "places": [_partition_json(opened, each) for each in inspector.partitions()],
         "members": {group: list(inspector.members(group)) for group in inspector.groups},
         "dead_letters": {topic: count for topic, count in dead.items() if count},
         "next_timeouts": [_timeout_json(each) for each in timeouts[:number]],
@@ -56,8 +56,8 @@ def _definition_json(inspector: ManagerInspector) -> dict[str, Any]:
     }
 
 
-def _partition_json(place: Place, found: ReadPartition) -> dict[str, Any]:
-    log = place.log
+def _partition_json(opened: LogAndApp, found: ReadPartition) -> dict[str, Any]:
+    log = opened.log
     return {
         "group": found.group,
         "topic": found.topic,

@@ -2,10 +2,11 @@
 
 The app declares where its outboxes are, so each command takes ``MODULE:APP``.
 
-==========  =================================================================
-``place``   the app and the outbox of a command
-``rows``    outboxes and their rows, for people and for programs
-==========  =================================================================
+=====================  ============================================================
+``declared_outboxes``  the app of a command, and the outboxes that it declares
+``rows``               outboxes and their rows, for people and for programs
+``relays``             running relays without the app's processors
+=====================  ============================================================
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from streams.cli import output
 from streams.cli.command_errors import UsageError
 from streams.cli.logging_setup import configure_warnings
 from streams.cli.options import AppUrl, Json, Yes, confirm
-from streams.cli.outbox.place import load_outbox, load_outboxes
+from streams.cli.outbox.declared_outboxes import load_outbox, load_outboxes
 from streams.cli.outbox.rows import outbox_json, print_outboxes, print_row, row_json
 
 app = typer.Typer(no_args_is_help=True, help="List, show and retry rows of an outbox; relay them.")
@@ -151,6 +152,6 @@ def relay(
 
       [cyan]streams outbox relay shop:app[/cyan]
     """
-    from streams.cli.outbox.place import run_relays
+    from streams.cli.outbox.relays import run_relays
 
     run_relays(target, load_outboxes(target, table, url))

@@ -3,12 +3,12 @@
 The log holds the whole state, so no app is needed: the running app goes on from the records that
 are written here.
 
-==========  ==========================================================
-``place``   the log of a command, and its views
-``lists``   versions with their progress; stopped documents
-``view``    one view, with its partitions
-``change``  promote, rebuild, drop, retry
-==========  ==========================================================
+============  ==========================================================
+``view_log``  the log of a command, and its views
+``lists``     versions with their progress; stopped documents
+``view``      one view, with its partitions
+``change``    promote, rebuild, drop, retry
+============  ==========================================================
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from streams.cli.offset_arguments import parse_duration
 from streams.cli.options import Json, Url, Yes, argument_bytes, confirm, resolve_url
 from streams.cli.views import change
 from streams.cli.views.lists import print_stopped, print_versions, stopped_rows, version_rows
-from streams.cli.views.place import open_place
 from streams.cli.views.view import print_view, view_json
+from streams.cli.views.view_log import open_view_log
 
 app = typer.Typer(
     no_args_is_help=True, help="List and show views; promote, rebuild and drop versions."
@@ -59,8 +59,8 @@ def list_views(url: Url = None, json: Json = False) -> None:
     """
     from streams.eventsourcing.views.inspection import find_views
 
-    with open_place(url) as place:
-        rows = version_rows(place, find_views(place.log))
+    with open_view_log(url) as view_log:
+        rows = version_rows(view_log, find_views(view_log.log))
     if json:
         output.print_json(rows)
     else:
@@ -84,8 +84,8 @@ def show_view(
       [cyan]streams views show accounts.balances[/cyan]
       [cyan]streams views show accounts.balances --version 2 --json[/cyan]
     """
-    with open_place(url) as place:
-        document = view_json(place, name, version, number)
+    with open_view_log(url) as view_log:
+        document = view_json(view_log, name, version, number)
     if json:
         output.print_json(document)
     else:
@@ -107,8 +107,8 @@ def list_stopped(
       [cyan]streams views stopped accounts.balances[/cyan]
       [cyan]streams views stopped accounts.balances --json | jq -r '.\[].key'[/cyan]
     """
-    with open_place(url) as place:
-        rows, has_more = stopped_rows(place.inspector(name, version), number)
+    with open_view_log(url) as view_log:
+        rows, has_more = stopped_rows(view_log.inspector(name, version), number)
     if json:
         output.print_json(rows)
     else:
@@ -138,8 +138,8 @@ def promote_version(
       [cyan]streams views promote accounts.balances --version 2[/cyan]
     """
     source = resolve_url(url)
-    with open_place(source) as place:
-        place.inspector(name, version)
+    with open_view_log(source) as view_log:
+        view_log.inspector(name, version)
     is_new = change.run(source, name, lambda view: view.promote(version, force=force))
     if json:
         output.print_json({"view": name, "version": version, "promoted": is_new})
@@ -173,8 +173,8 @@ def rebuild_version(
       [cyan]streams views rebuild accounts.balances --version 2 --yes --wait[/cyan]
     """
     source = resolve_url(url)
-    with open_place(source) as place:
-        found = place.inspector(name, version).inspect()
+    with open_view_log(source) as view_log:
+        found = view_log.inspector(name, version).inspect()
     documents = output.plural(found.totals.documents, "document")
     confirm(
         f"Delete {documents} of {name} version {version}, to rebuild it? Nothing serves from it "
@@ -220,8 +220,8 @@ def drop_version(
       [cyan]streams views drop accounts.balances --version 1 --yes[/cyan]
     """
     source = resolve_url(url)
-    with open_place(source) as place:
-        found = place.inspector(name, version).inspect()
+    with open_view_log(source) as view_log:
+        found = view_log.inspector(name, version).inspect()
     change.run(source, name, lambda view: view.check_drop(version, force=force))
     documents = output.plural(found.totals.documents, "document")
     confirm(f"Delete version {version} of {name} with its {documents}?", yes=yes)
@@ -254,8 +254,8 @@ def retry_document(
     """
     seconds = parse_duration(timeout, "--timeout")
     source = resolve_url(url)
-    with open_place(source) as place:
-        inspector = place.inspector(name, version)
+    with open_view_log(source) as view_log:
+        inspector = view_log.inspector(name, version)
         chosen = inspector.known.version
         document = inspector.find(argument_bytes(key))
         if document is None:
@@ -277,7 +277,7 @@ def retry_document(
     elif goes_on:
         output.print_line(f"{name}: {key!r} is resumed")
     else:
-        with open_place(source) as place:
-            reason = change.stopped_reason(place, name, chosen, argument_bytes(key))
+        with open_view_log(source) as view_log:
+            reason = change.stopped_reason(view_log, name, chosen, argument_bytes(key))
         output.print_line(f"{name}: {key!r} is stopped again: {reason}")
     raise typer.Exit(DONE if goes_on else FAILED)

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from streams.cli import output
-from streams.cli.views.place import open_place
+from streams.cli.views.view_log import open_view_log
 
 if TYPE_CHECKING:
-    from streams.cli.views.place import Place
+    from streams.cli.views.view_log import ViewLog
     from streams.eventsourcing.views.operations import ViewOperator
     from streams.log.url import ChosenUrl
 
@@ -35,9 +35,9 @@ def run(source: ChosenUrl, name: str, act: Callable[[ViewOperator], Awaitable[T]
 def await_built(source: ChosenUrl, name: str, number: int) -> None:
     """Wait until a version is built, and show its progress."""
     bar = output.progress_bar(f"building {name} version {number}")
-    with open_place(source) as place, bar as show_progress:
+    with open_view_log(source) as view_log, bar as show_progress:
         while True:
-            inspector = place.inspector(name, number)
+            inspector = view_log.inspector(name, number)
             if not inspector.known.is_building:
                 return
             progress = inspector.tracker.progress()
@@ -45,8 +45,8 @@ def await_built(source: ChosenUrl, name: str, number: int) -> None:
             time.sleep(LOOK_INTERVAL)
 
 
-def stopped_reason(place: Place, name: str, number: int, key: bytes) -> str:
+def stopped_reason(view_log: ViewLog, name: str, number: int, key: bytes) -> str:
     """Why a document is stopped."""
-    inspector = place.inspector(name, number)
+    inspector = view_log.inspector(name, number)
     found = inspector.stopped_key(key)
     return "" if found is None else f"{found.reason} (at {found.position})"

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 from streams.cli import output
 
 if TYPE_CHECKING:
-    from streams.cli.views.place import Place
+    from streams.cli.views.view_log import ViewLog
     from streams.eventsourcing.views.inspection import StoppedKey, VersionInspector
 
 RATE_TIME = 1.0
 """Seconds over which the rate of a version that is being built is measured."""
 
 
-def version_rows(place: Place, names: Iterable[str]) -> list[dict[str, Any]]:
+def version_rows(view_log: ViewLog, names: Iterable[str]) -> list[dict[str, Any]]:
     """A row for each version of these views."""
     found: list[VersionInspector] = []
     for name in names:
         shown = f"view {output.printable_text(name)}"
-        found += output.call_or_report(shown, partial(place.inspectors, name)) or ()
+        found += output.call_or_report(shown, partial(view_log.inspectors, name)) or ()
     return [row for _, row in rows_of(found)]
 
 

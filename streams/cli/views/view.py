@@ -15,21 +15,21 @@ from streams.cli.views.lists import (
 )
 
 if TYPE_CHECKING:
-    from streams.cli.views.place import Place
+    from streams.cli.views.view_log import ViewLog
     from streams.eventsourcing.views.inspection import InspectedPartition, VersionInspector
 
 
-def view_json(place: Place, name: str, number: int | None, lines: int) -> dict[str, Any]:
+def view_json(view_log: ViewLog, name: str, number: int | None, lines: int) -> dict[str, Any]:
     """A view as a document.
 
     :param number: only this version of it.
     :param lines: at most this many stopped documents of each version; 0: all.
     """
-    view = place.view(name)
+    view = view_log.view(name)
     versions: list[dict[str, Any]] = []
-    for inspector, row in rows_of(place.inspectors_of(name, view, number)):
+    for inspector, row in rows_of(view_log.inspectors_of(name, view, number)):
         where = output.printable_text(inspector.collection)
-        more = output.call_or_report(where, partial(_more_json, place, inspector, lines))
+        more = output.call_or_report(where, partial(_more_json, view_log, inspector, lines))
         versions.append({**row, **(more or {})})
     return {
         "view": output.printable_text(name),
@@ -39,7 +39,7 @@ def view_json(place: Place, name: str, number: int | None, lines: int) -> dict[s
     }
 
 
-def _more_json(place: Place, inspector: VersionInspector, lines: int) -> dict[str, Any]:
+def _more_json(view_log: ViewLog, inspector: VersionInspector, lines: int) -> dict[str, Any]:
     known = inspector.known
     stopped, has_more = stopped_rows(inspector, lines)
     return {
@@ -47,14 +47,14 @@ def _more_json(place: Place, inspector: VersionInspector, lines: int) -> dict[st
         "keyed_topic": inspector.tracker.keyed_topic if known.is_keyed else None,
         "shape": output.printable_text(known.shape),
         "groups": list(map(output.printable_text, inspector.groups)),
-        "places": [_partition_json(place, each) for each in inspector.partitions()],
+        "places": [_partition_json(view_log, each) for each in inspector.partitions()],
         "stopped_documents": stopped,
         "more_stopped": has_more,
     }
 
 
-def _partition_json(place: Place, found: InspectedPartition) -> dict[str, Any]:
-    log = place.log
+def _partition_json(view_log: ViewLog, found: InspectedPartition) -> dict[str, Any]:
+    log = view_log.log
     return {
         "topic": output.printable_text(found.topic),
         "partition": found.partition,

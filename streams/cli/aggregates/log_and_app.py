@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from streams.log.protocol import OpenMode, TopicInfo
 
 
-class Place(NamedTuple):
+class LogAndApp(NamedTuple):
     """A log that keeps histories, and an app that declares aggregates, if one was given."""
 
     log: Any
@@ -72,7 +72,9 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def open_place(target: str | None, url: str | None, mode: OpenMode = "ro") -> Iterator[Place]:
+def open_log_and_app(
+    target: str | None, url: str | None, mode: OpenMode = "ro"
+) -> Iterator[LogAndApp]:
     """The log of ``--url``, of the app, or of the environment.
 
     :raises CommandFailed: the app cannot be loaded, or the log keeps no histories.
@@ -83,4 +85,4 @@ def open_place(target: str | None, url: str | None, mode: OpenMode = "ro") -> It
     with open_url(url, mode, found) as log:
         if not isinstance(log, EventLog):
             raise CommandFailed(f"{log.capabilities.name} keeps no histories")
-        yield Place(log, found, target or "")
+        yield LogAndApp(log, found, target or "")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streams.eventsourcing.managers.inspection import ManagerInspector
 
 
-class Place(NamedTuple):
+class LogAndApp(NamedTuple):
     """An app that declares process managers, and a log that keeps histories."""
 
     log: Any
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def open_place(target: str, url: str | None) -> Iterator[Place]:
+def open_log_and_app(target: str, url: str | None) -> Iterator[LogAndApp]:
     """The app, and its log or that of ``--url``, read-only.
 
     :raises UsageError: the app does not have the form ``MODULE:APP``.
@@ -62,4 +62,4 @@ def open_place(target: str, url: str | None) -> Iterator[Place]:
     with open_url(url, "ro", app) as log:
         if not isinstance(log, EventLog):
             raise CommandFailed(f"{log.capabilities.name} keeps no histories")
-        yield Place(log, app, target)
+        yield LogAndApp(log, app, target)

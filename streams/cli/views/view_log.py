@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streams.log.url import ChosenUrl
 
 
-class Place(NamedTuple):
+class ViewLog(NamedTuple):
     """A log that keeps documents."""
 
     log: Log
@@ -70,7 +70,7 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def open_place(url: str | ChosenUrl | None) -> Iterator[Place]:
+def open_view_log(url: str | ChosenUrl | None) -> Iterator[ViewLog]:
     """The log of ``--url``, or of the environment, opened read-only.
 
     :raises CommandFailed: the log keeps no documents.
@@ -80,4 +80,4 @@ def open_place(url: str | ChosenUrl | None) -> Iterator[Place]:
     with open_url(url, "ro") as log:
         if not isinstance(log, DocumentLog) or not log.capabilities.documents:
             raise CommandFailed(f"{log.capabilities.name} keeps no documents")
-        yield Place(log)
+        yield ViewLog(log)
