@@ -6,7 +6,7 @@ The checks are in :mod:`streams.inspection.doctor`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +23,8 @@ from streams.text import one_line
 
 if TYPE_CHECKING:
     from streams.app import Streams
+    from streams.inspection.doctor.app_inspection import Finding, Verdict
+    from streams.inspection.doctor.prometheus import PrometheusClient
     from streams.log.protocol import Log
 
 
@@ -58,13 +60,8 @@ def doctor(
     """
     from streams.inspection.doctor.app_inspection import AppInspection, Verdict
     from streams.inspection.doctor.checklist import run_checks
-    from streams.inspection.doctor.prometheus import PrometheusClient
-    from streams.log.url import redact
 
-    try:
-        prometheus_client = PrometheusClient(prometheus)
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
+    prometheus_client = _prometheus_client(prometheus)
     app = load_app(target, url)
     with _open_read_only(app) as (log, open_error):
         inspection = AppInspection(app, log, open_error, prometheus_client, target)
@@ -72,21 +69,45 @@ def doctor(
     counts = Counter(finding.verdict for finding in findings)
     passed = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
     if json:
-        where = {"app": target, "log": redact(app.url), "log_from": app.url_source.source}
-        names = ("item", "of", "verdict", "why", "do")
-        found = [dict(zip(names, astuple(finding), strict=True)) for finding in findings]
-        output.print_json({**where, "ok": passed, "findings": found})
+        _print_json(target, app, findings, passed=passed)
     else:
-        output.print_line(f"{target} on {app.url_source}")
-        if app.lifespan is not None:
-            output.print_note("declarations made in the app's lifespan are not checked")
-        output.print_table(
-            ["", "item", "of", "why", "do"],
-            [[f.verdict.value, f.item, f.subject, f.reason, f.advice or None] for f in findings],
-        )
-        texts = (f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
-        output.print_line(", ".join(texts))
+        _print_for_people(target, app, findings, counts)
     raise typer.Exit(DONE if passed else FAILED)
+
+
+def _prometheus_client(url: str | None) -> PrometheusClient:
+    """:raises UsageError: the URL is invalid."""
+    from streams.inspection.doctor.prometheus import PrometheusClient
+
+    try:
+        return PrometheusClient(url)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+def _print_json(target: str, app: Streams, findings: Sequence[Finding], *, passed: bool) -> None:
+    from streams.log.url import redact
+
+    where = {"app": target, "log": redact(app.url), "log_from": app.url_source.source}
+    names = ("item", "of", "verdict", "why", "do")
+    found = [dict(zip(names, astuple(finding), strict=True)) for finding in findings]
+    output.print_json({**where, "ok": passed, "findings": found})
+
+
+def _print_for_people(
+    target: str, app: Streams, findings: Sequence[Finding], counts: Counter[Verdict]
+) -> None:
+    from streams.inspection.doctor.app_inspection import Verdict
+
+    output.print_line(f"{target} on {app.url_source}")
+    if app.lifespan is not None:
+        output.print_note("declarations made in the app's lifespan are not checked")
+    output.print_table(
+        ["", "item", "of", "why", "do"],
+        [[f.verdict.value, f.item, f.subject, f.reason, f.advice or None] for f in findings],
+    )
+    texts = (f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+    output.print_line(", ".join(texts))
 
 
 @contextmanager

@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.config import Dedup
     from streams.log.protocol import Log
+    from streams.log.range_reader import RangeReader
     from streams.log.url import ChosenUrl
     from streams.processor import Processor
-    from streams.replay import ReplayResult
+    from streams.replay import ReplayFailed, ReplayResult
+    from streams.replay.token_bucket import TokenBucket
     from streams.topic_reader import OffsetSpec
 
 MAX_FAILURES_SHOWN = 10
@@ -150,10 +152,7 @@ def replay(
     from streams.config import Dedup
 
     target, topic = app_and_topic("replay", first, second)
-    if into is not None and to is not None:
-        raise UsageError("--into and --to cannot be combined")
-    if into is not None and target is None:
-        raise UsageError(f"--into {into} needs an app: write MODULE:APP before {topic}")
+    _check_destination(target, topic, into, to)
     if rate is not None and not 0 < rate < float("inf"):
         raise UsageError(f"--rate {rate:g}: must be greater than 0")
     span = _Range(topic, start, end, partition, key)
@@ -172,6 +171,19 @@ def replay(
     dedup = None if window is None else Dedup(window=window)
     began = time.monotonic()
     result = _replay_range(app, span, into, to, rate=rate, dedup=dedup, errors=errors, began=began)
+    _print_result(result, began, json=json)
+
+
+def _check_destination(target: str | None, topic: str, into: str | None, to: str | None) -> None:
+    """:raises UsageError: the options name two destinations, or a processor without its app."""
+    if into is not None and to is not None:
+        raise UsageError("--into and --to cannot be combined")
+    if into is not None and target is None:
+        raise UsageError(f"--into {into} needs an app: write MODULE:APP before {topic}")
+
+
+def _print_result(result: ReplayResult, began: float, *, json: bool) -> None:
+    """Print the first failures, and how many messages were read and handled."""
     for failure in result.failures[:MAX_FAILURES_SHOWN]:
         print_error(f"skipped {failure}")
     if json:
@@ -204,10 +216,15 @@ def _print_range(
         ranges = resolve_ranges(log, topic, span.start, span.end, partition=span.partition, now=now)
         rows = stack.enter_context(closing(RangeReader(log, topic, ranges, key=span.key)))
         lines = MessageLines(log, holds_events=holds_events, read=read)
-        bucket, total = TokenBucket(rate), total_messages(log, topic, ranges)
-        quiet = sys.stdout.isatty()  # the lines themselves show the progress
-        bar = output.progress_bar(f"reading {topic}", quiet=quiet)
-        show_progress = stack.enter_context(bar)
+        _print_rows(rows, lines, TokenBucket(rate), total_messages(log, topic, ranges), topic)
+
+
+def _print_rows(
+    rows: RangeReader, lines: MessageLines, bucket: TokenBucket, total: int | None, topic: str
+) -> None:
+    """Print messages as lines, at the bucket's rate, and show the progress."""
+    quiet = sys.stdout.isatty()  # the lines themselves show the progress
+    with output.progress_bar(f"reading {topic}", quiet=quiet) as show_progress:
         while True:
             while (available := bucket.available(1_000)) <= 0:
                 time.sleep(bucket.seconds_to_next())
@@ -260,16 +277,9 @@ def _replay_range(
                     errors=errors.value, progress=on_progress,
                 )  # fmt: skip
             except ReplayFailed as failed:
-                where = format_positions(app.log, failed.result.positions)
-                raise CommandFailed(
-                    f"stopped at {failed.failure}; {_summary_text(failed.result, began)}; "
-                    f"continue with --start {where}, or skip such messages with --errors skip"
-                ) from failed
+                raise _stopped(app.log, failed, began) from failed
             except asyncio.CancelledError:
-                if last_result.positions:
-                    where = format_positions(app.log, last_result.positions)
-                    summary = _summary_text(last_result, began)
-                    print_error(f"interrupted; {summary}; continue with --start {where}")
+                _print_interrupted(app.log, last_result, began)
                 raise
 
     with output.progress_bar(f"replaying {span.topic}") as show_progress:
@@ -278,6 +288,22 @@ def _replay_range(
                 return runner.run(run_replay())
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _stopped(log: Log, failed: ReplayFailed, began: float) -> CommandFailed:
+    """The error for a message that failed: it says where to continue."""
+    where = format_positions(log, failed.result.positions)
+    return CommandFailed(
+        f"stopped at {failed.failure}; {_summary_text(failed.result, began)}; "
+        f"continue with --start {where}, or skip such messages with --errors skip"
+    )
+
+
+def _print_interrupted(log: Log, result: ReplayResult, began: float) -> None:
+    """Print where to continue, if anything was read."""
+    if result.positions:
+        where = format_positions(log, result.positions)
+        print_error(f"interrupted; {_summary_text(result, began)}; continue with --start {where}")
 
 
 def _find_processor(app: Streams, name: str) -> Processor[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
@@ -54,8 +55,7 @@ def reset(
       [cyan]streams reset billing orders --to 1041 --partition 3[/cyan]
       [cyan]streams reset billing orders --to latest[/cyan]      skip what is waiting
     """
-    from streams.errors import GroupNotEmpty
-    from streams.replay.offset_reset import apply_reset, plan_reset
+    from streams.replay.offset_reset import plan_reset
 
     offsets = parse_offsets(to, "--to", topic)
     with open_url(url, "ro" if dry_run else "rw") as log:
@@ -63,28 +63,43 @@ def reset(
         moves = plan_reset(log, group, topic, offsets, partition=partition, now=time.time())
         running_members = len(log.describe_group(group, ()).members)
         if not dry_run:
-            try:
-                apply_reset(log, group, topic, moves, now=time.time(), force=force)
-            except GroupNotEmpty as error:
-                raise CommandFailed(f"{error}, or add --force") from error
+            _apply(log, group, topic, moves, force=force)
         rows = [_move_json(log, move) for move in moves]
     if json:
         result = {"group": group, "topic": topic, "moved": not dry_run, "members": running_members}
         output.print_json({**result, "partitions": rows})
         return
     output.print_rows(rows, ["partition", "from", "to", "again", "skipped"], json=False)
-    again, skipped = (
-        output.plural(sum_known(counts), "message")
-        for counts in ([move.again for move in moves], [move.skipped for move in moves])
-    )
-    summary = f"to be handled again: {again}, to be skipped: {skipped}"
     if dry_run:
-        output.print_note(f"dry run, nothing was changed: {summary}")
+        output.print_note(f"dry run, nothing was changed: {_summary(moves)}")
         if running_members:
             members = output.plural(running_members, "member")
             output.print_note(f"{group} has {members} running: stop them first, or add --force")
     else:
-        output.print_note(f"{group} was moved in {topic}: {summary}")
+        output.print_note(f"{group} was moved in {topic}: {_summary(moves)}")
+
+
+def _apply(log: Log, group: str, topic: str, moves: list[Move], *, force: bool) -> None:
+    """Move the group.
+
+    :raises CommandFailed: it runs, and ``force`` is not given.
+    """
+    from streams.errors import GroupNotEmpty
+    from streams.replay.offset_reset import apply_reset
+
+    try:
+        apply_reset(log, group, topic, moves, now=time.time(), force=force)
+    except GroupNotEmpty as error:
+        raise CommandFailed(f"{error}, or add --force") from error
+
+
+def _summary(moves: Sequence[Move]) -> str:
+    """How many messages are handled again, and how many are skipped."""
+    again, skipped = (
+        output.plural(sum_known(counts), "message")
+        for counts in ([move.again for move in moves], [move.skipped for move in moves])
+    )
+    return f"to be handled again: {again}, to be skipped: {skipped}"
 
 
 def _move_json(log: Log, move: Move) -> dict[str, Any]:

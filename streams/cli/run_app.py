@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from typer import Argument, Option
@@ -138,23 +138,68 @@ def run(
       [cyan]streams run shop:app --member shop-3[/cyan]
       [cyan]streams run shop:app --http 0.0.0.0:9100[/cyan]
     """
-    from streams.cli.logging_setup import configure_logging, format_errors_as_logs
-    from streams.cli.supervisor import WorkerProcess, supervise, take_supervisor_url, worker_number
-    from streams.log.names import check_member
+    from streams.cli.supervisor import supervise
 
     http_address = None if not http else parse_address(http)
-    level = None if log_level is None else getattr(logging, log_level.name.upper())
+    logging_options = _LoggingOptions(log_level, log_format)
     if workers is not None and worker is None:
-        format_errors_as_logs(log_format, 0)
-        configure_logging(level, log_format, 0)
-        options = []
-        if log_level is not None:
-            options += ["--log-level", log_level.value]
-        if log_format is not None:
-            options += ["--log-format", log_format.value]
+        logging_options.format_errors(0)
+        logging_options.configure(0)
+        options = logging_options.as_arguments()
         raise typer.Exit(supervise(target, workers, url, options, http_address, member))
+    app = _load_in_process(target, url, member, worker, logging_options)
+    _log_start(target, app)
+    _run_processors(target, app, http_address)
+
+
+class _LoggingOptions(NamedTuple):
+    """The options of log lines, as they were given."""
+
+    level: LogLevel | None
+    format: LogFormat | None
+
+    def configure(self, worker_index: int | None) -> None:
+        """Write log lines as the options say.
+
+        :param worker_index: the worker's number; 0: the supervisor; None: there are no workers.
+        """
+        from streams.cli.logging_setup import configure_logging
+
+        level = None if self.level is None else getattr(logging, self.level.name.upper())
+        configure_logging(level, self.format, worker_index)
+
+    def format_errors(self, worker_index: int | None) -> None:
+        """From now on write the command's own errors in the format of log lines, too."""
+        from streams.cli.logging_setup import format_errors_as_logs
+
+        format_errors_as_logs(self.format, worker_index)
+
+    def as_arguments(self) -> list[str]:
+        """The options as arguments of a worker's process."""
+        arguments = []
+        if self.level is not None:
+            arguments += ["--log-level", self.level.value]
+        if self.format is not None:
+            arguments += ["--log-format", self.format.value]
+        return arguments
+
+
+def _load_in_process(
+    target: str,
+    url: str | None,
+    member: str | None,
+    worker: str | None,
+    logging_options: _LoggingOptions,
+) -> Streams:
+    """Load the app, and prepare this process to run it.
+
+    :param worker: the argument by which a supervisor started this process; None: none did.
+    """
+    from streams.cli.supervisor import WorkerProcess, take_supervisor_url, worker_number
+    from streams.log.names import check_member
+
     worker_index = None if worker is None else worker_number()
-    format_errors_as_logs(log_format, worker_index)
+    logging_options.format_errors(worker_index)
     worker_process = None
     if worker is not None:
         worker_process, url = WorkerProcess(worker), take_supervisor_url()
@@ -163,14 +208,28 @@ def run(
     if member is not None:
         app.member = check_member(member)
     gc.freeze()  # imported objects stay, and are not scanned again
-    configure_logging(level, log_format, worker_index)
+    logging_options.configure(worker_index)
     if worker_process is not None:
         worker_process.report_loaded(target, app)
+    return app
+
+
+def _log_start(target: str, app: Streams) -> None:
+    """Log the app's URL, and its processors."""
     source = app.url_source
     logger.log(source.log_level, "running %s on %s", target, source)
     app.url_logged = True
     for each in app.processors:
         logger.info("%s: group %s, reading %s", each.name, each.group, ", ".join(each.topics))
+
+
+def _run_processors(target: str, app: Streams, http_address: tuple[str, int] | None) -> None:
+    """Run the app, with metrics and health on this address.
+
+    :raises UsageError: the app is declared wrongly.
+    :raises CommandFailed: it failed otherwise.
+    :raises typer.Exit: an error ended it, which was printed.
+    """
     try:
         with _serve_monitoring(app, http_address):
             run_until_stopped(app)

@@ -6,10 +6,10 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from typer import Argument, Option
 
@@ -24,6 +24,7 @@ from streams.cli.options import AppUrl, Index, Json, Key, Partition, argument_by
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.log.range_reader import LogRow, OffsetRanges
+    from streams.topic_reader import OffsetSpec
 
 POLL_INTERVAL = 0.2
 """Seconds between polls for new messages."""
@@ -79,19 +80,12 @@ def tail(
       [cyan]streams tail orders --from orders/0/4519 -n 5[/cyan]
       [cyan]streams tail shop:app accounts.events[/cyan]   events as the app reads them
     """
-    from streams.log.range_reader import RangeReader
     from streams.topic_reader import resolve_ranges
 
     target, topic = app_and_topic("tail", first, second)
-    offsets = None if start is None else parse_offsets(start, "--from", topic)
-    if follow and offsets is not None and number is not None:
+    wanted = _parse_wanted(topic, start, number, key, raw=raw)
+    if follow and start is not None and number is not None:
         raise UsageError("--from, -n and --follow cannot be combined: leave one of them out")
-    count = 10 if number is None else number
-    key_bytes = None if key is None else argument_bytes(key)
-    if offsets is None and count == 0:
-        offsets = "latest"
-    # With a key, it is unknown how far back its last messages are.
-    begin = offsets if offsets is not None else -count if key_bytes is None else "earliest"
     app = None if target is None else load_app(target, url)
     read = None if raw else event_reader(app, topic)
     with open_url(url, "ro", app, index=index) as log:
@@ -100,20 +94,60 @@ def tail(
         printer = _MessagePrinter(
             log, MessageLines(log, holds_events=holds_events, read=read), json=json
         )
-        require_partition(offsets, "--from", partition, info.partitions)
+        require_partition(wanted.start, "--from", partition, info.partitions)
         now = time.time()
-        ranges = resolve_ranges(log, topic, begin, "latest", partition=partition, now=now)
+        ranges = resolve_ranges(log, topic, wanted.begin, "latest", partition=partition, now=now)
         if holds_events:
             await_index(log, topic)
-        if offsets is None and key_bytes is None:
-            printer.print_rows(_last_messages(log, topic, ranges, count, raw=raw))
-        else:
-            with closing(RangeReader(log, topic, ranges, key=key_bytes, raw=raw)) as rows:
-                last = offsets is None
-                printer.print_rows(deque(rows, maxlen=count) if last else islice(rows, number))
+        _print_wanted(printer, topic, ranges, wanted)
         if follow:
             ends = {p: end for p, (_, end) in ranges.items()}
-            _follow(printer, topic, ends, key_bytes, raw=raw)
+            _follow(printer, topic, ends, wanted.key, raw=raw)
+
+
+class _Wanted(NamedTuple):
+    """The messages that the options ask for."""
+
+    start: OffsetSpec | Mapping[int, OffsetSpec] | None
+    """Where they begin; None: the last ones are wanted."""
+    number: int | None
+    """The last so many, or the first so many from ``start``; None: all from there."""
+    key: bytes | None
+    raw: bool
+
+    @property
+    def begin(self) -> OffsetSpec | Mapping[int, OffsetSpec]:
+        """Where reading begins."""
+        if self.start is not None:
+            return self.start
+        # With a key, it is unknown how far back its last messages are.
+        return -(self.number or 0) if self.key is None else "earliest"
+
+
+def _parse_wanted(
+    topic: str, start: str | None, number: int | None, key: str | None, *, raw: bool
+) -> _Wanted:
+    """:raises UsageError: ``--from`` is not an offset."""
+    offsets = None if start is None else parse_offsets(start, "--from", topic)
+    key_bytes = None if key is None else argument_bytes(key)
+    if offsets is None and number == 0:
+        return _Wanted("latest", 0, key_bytes, raw)
+    return _Wanted(offsets, 10 if offsets is None and number is None else number, key_bytes, raw)
+
+
+def _print_wanted(
+    printer: _MessagePrinter, topic: str, ranges: OffsetRanges, wanted: _Wanted
+) -> None:
+    """Print the messages of the ranges that are wanted."""
+    from streams.log.range_reader import RangeReader
+
+    log, number = printer.log, wanted.number
+    if wanted.start is None and wanted.key is None:
+        printer.print_rows(_last_messages(log, topic, ranges, number or 0, raw=wanted.raw))
+        return
+    with closing(RangeReader(log, topic, ranges, key=wanted.key, raw=wanted.raw)) as rows:
+        is_last = wanted.start is None
+        printer.print_rows(deque(rows, maxlen=number) if is_last else islice(rows, number))
 
 
 def _last_messages(

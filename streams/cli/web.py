@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,8 @@ from streams.cli.options import AppUrl, resolve_url
 
 if TYPE_CHECKING:
     from streams.app import Streams
+    from streams.web.access import Access
+    from streams.web.passwords import Passwords
 
 PORT = 8765
 
@@ -87,34 +91,48 @@ def web(
     from streams.cli.logging_setup import configure_logging
     from streams.web.access import ACTION_NAMES, Access
     from streams.web.dashboard import Dashboard
-    from streams.web.passwords import LOOPBACK, Passwords, is_loopback
     from streams.web.server import check_address, serve
 
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key: give both or neither")
     app = _app(target, url)
     access = Access(read=True, payloads=payloads, actions=ACTION_NAMES if write else frozenset())
-    if password_file is not None:
-        passwords: Passwords | None = Passwords.from_file(password_file, access)
-    else:
-        passwords = Passwords.from_environment(access)
+    passwords = _passwords(password_file, access)
     check_address(host, has_passwords=passwords is not None, has_tls=tls_cert is not None)
     configure_logging(logging.INFO)
     dashboard = Dashboard(
         app,
         access=access if passwords is None else passwords,
-        hosts={*LOOPBACK, host, *(allow_host or ())} if is_loopback(host) else allow_host or None,
+        hosts=_accepted_hosts(host, allow_host or ()),
         environment=environment,
         read_only=not write,
     )
     _check_file(app)
+    announce = partial(_print_address, app, write)
+    serve(dashboard, host, port, announce, certificate=tls_cert, key=tls_key)
+
+
+def _passwords(file: Path | None, access: Access) -> Passwords | None:
+    """The passwords of the file, else of the environment; None: there are none."""
+    from streams.web.passwords import Passwords
+
+    if file is not None:
+        return Passwords.from_file(file, access)
+    return Passwords.from_environment(access)
+
+
+def _accepted_hosts(host: str, more: Collection[str]) -> Collection[str] | None:
+    """The host names whose requests are accepted; None: all."""
+    from streams.web.passwords import LOOPBACK, is_loopback
+
+    return {*LOOPBACK, host, *more} if is_loopback(host) else more or None
+
+
+def _print_address(app: Streams, write: bool, address: str) -> None:
+    """Print where the dashboard is served, and what it allows."""
     may = "visitors may act" if write else "read-only; --write lets visitors act"
-
-    def started(address: str) -> None:
-        output.print_line(f"{address}  ({app.url_source}; {may})")
-        sys.stdout.flush()  # a parent process in the background waits for the address
-
-    serve(dashboard, host, port, started, certificate=tls_cert, key=tls_key)
+    output.print_line(f"{address}  ({app.url_source}; {may})")
+    sys.stdout.flush()  # a parent process in the background waits for the address
 
 
 def _app(target: str | None, url: str | None) -> Streams:

@@ -14,6 +14,7 @@ not run, and nothing is created or changed except by ``drop-snapshots``.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.aggregates.lists import list_ids, list_keys, list_stopped, list_topics
-from streams.cli.aggregates.log_and_app import open_log_and_app
+from streams.cli.aggregates.log_and_app import LogAndApp, open_log_and_app
 from streams.cli.aggregates.view import AggregateView, print_aggregate
 from streams.cli.command_errors import CommandFailed, UsageError
 from streams.cli.log_queries import await_index
@@ -203,32 +204,46 @@ def drop_snapshots(
         raise UsageError("--unused and --fingerprint cannot be combined")
     with open_log_and_app(target, url, "rw") as opened:
         topic = opened.event_topic(name).name
-        kinds = dict(opened.log.event_totals(topic).snapshots)
-        used = opened.aggregate(name).definition.fingerprint if opened.app is not None else ""
-        if fingerprint is not None and fingerprint not in kinds:
-            raise CommandFailed(
-                f"{name} has no snapshots of fingerprint {shorten(fingerprint, 60)!r}; "
-                f"{suggestion(fingerprint, list(kinds))}"
-            )
-        chosen = [
-            each
-            for each in sorted(kinds)
-            if (fingerprint is None or each == fingerprint) and not (unused and each == used)
-        ]
-        count = sum(kinds[each] for each in chosen)
+        chosen = _count_chosen(opened, name, topic, fingerprint, unused=unused)
         deleted = 0
-        if count:
-            texts = ", ".join(f"{kinds[each]:,} of fingerprint {each}" for each in chosen)
-            confirm(
-                f"Delete {output.plural(count, 'snapshot')} of {name} ({texts})? Loading takes "
-                "longer until there are new ones.",
-                yes=yes,
-            )
+        if any(chosen.values()):
+            _confirm_deletion(name, chosen, yes=yes)
             deleted = sum(opened.log.delete_snapshots(topic, each) for each in chosen)
     if json:
         output.print_json({"aggregate": name, "deleted": deleted})
     else:
         output.print_line(f"{name}: {output.plural(deleted, 'snapshot')} deleted")
+
+
+def _count_chosen(
+    opened: LogAndApp, name: str, topic: str, fingerprint: str | None, *, unused: bool
+) -> dict[str, int]:
+    """The fingerprints that the options select, and how many snapshots each has.
+
+    :raises CommandFailed: there is no snapshot of the fingerprint.
+    """
+    counts = dict(opened.log.event_totals(topic).snapshots)
+    used = opened.aggregate(name).definition.fingerprint if opened.app is not None else ""
+    if fingerprint is not None and fingerprint not in counts:
+        raise CommandFailed(
+            f"{name} has no snapshots of fingerprint {shorten(fingerprint, 60)!r}; "
+            f"{suggestion(fingerprint, list(counts))}"
+        )
+    return {
+        each: counts[each]
+        for each in sorted(counts)
+        if (fingerprint is None or each == fingerprint) and not (unused and each == used)
+    }
+
+
+def _confirm_deletion(name: str, counts: Mapping[str, int], *, yes: bool) -> None:
+    """Ask before snapshots are deleted, with the number of each fingerprint."""
+    texts = ", ".join(f"{count:,} of fingerprint {each}" for each, count in counts.items())
+    confirm(
+        f"Delete {output.plural(sum(counts.values()), 'snapshot')} of {name} ({texts})? Loading "
+        "takes longer until there are new ones.",
+        yes=yes,
+    )
 
 
 def _split_words(

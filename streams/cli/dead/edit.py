@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +22,7 @@ from streams.inspection.letter_topics import is_of
 if TYPE_CHECKING:
     from streams.log.protocol import Log
     from streams.log.range_reader import LogRow
-    from streams.patterns.deadletters import ClosedKeyHead
+    from streams.patterns.deadletters import ClosedKeyHead, DeadLetterTopic
 
 
 def edit_dead_letter(
@@ -62,8 +63,6 @@ def edit_dead_letter(
       [cyan]streams dead edit billing orders o-42 -f v.json[/cyan]
       [cyan]streams dead edit billing orders --key c-17[/cyan]    what closes this key
     """
-    from streams.patterns.deadletters import put_back_topic
-
     if (which is None) == (key is None):
         raise UsageError("streams dead edit takes WHICH or --key")
     if key is not None and name is not None:
@@ -84,26 +83,43 @@ def edit_dead_letter(
             print_decided(group, topic, 1, "edited", json=json)
             return
         dead_letters = open_to_resolve(log, group, topic, name)
-        selection = dead_letters.select_named([which], lambda row: is_of(row, group, topic))
-        if selection.count > 1:
-            raise CommandFailed(
-                f"{dead_letters.name}: {selection.count} dead letters have the ID {which!r}; name "
-                f"one by its PARTITION/OFFSET, see streams dead ls {group} {topic}"
-            )
-        (partition, end), *_ = selection.end_offsets.items()
-        with closing(dead_letters.row_at(partition, end - 1)) as rows:
-            row = next(iter(rows))
-        destination = put_back_topic(log, topic, group)
-        done = dead_letters.redrive(
-            lambda row: destination,
-            matches=selection.matches,
-            end_offsets=selection.end_offsets,
-            edited=new_value(row),
-        )
-        if not done:
-            raise CommandFailed(f"{dead_letters.name}: dead letter {which!r} was handled meanwhile")
+        done, destination = _edit_letter(dead_letters, group, topic, which, new_value)
     action = LetterAction("edited", "edited and put back", f"to {destination}")
     print_handled(group, topic, done, action, json=json)
+
+
+def _edit_letter(
+    dead_letters: DeadLetterTopic,
+    group: str,
+    topic: str,
+    which: str,
+    new_value: Callable[[LogRow], bytes],
+) -> tuple[int, str]:
+    """Put one letter back with another value; returns the number of letters, and the topic.
+
+    :raises CommandFailed: several letters have this ID; or it was handled meanwhile.
+    """
+    from streams.patterns.deadletters import put_back_topic
+
+    selection = dead_letters.select_named([which], lambda row: is_of(row, group, topic))
+    if selection.count > 1:
+        raise CommandFailed(
+            f"{dead_letters.name}: {selection.count} dead letters have the ID {which!r}; name "
+            f"one by its PARTITION/OFFSET, see streams dead ls {group} {topic}"
+        )
+    (partition, end), *_ = selection.end_offsets.items()
+    with closing(dead_letters.row_at(partition, end - 1)) as rows:
+        row = next(iter(rows))
+    destination = put_back_topic(dead_letters.log, topic, group)
+    done = dead_letters.redrive(
+        lambda row: destination,
+        matches=selection.matches,
+        end_offsets=selection.end_offsets,
+        edited=new_value(row),
+    )
+    if not done:
+        raise CommandFailed(f"{dead_letters.name}: dead letter {which!r} was handled meanwhile")
+    return done, destination
 
 
 def _closed_key_meant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -33,6 +34,8 @@ from streams.inspection.letter_topics import (
 if TYPE_CHECKING:
     from streams.inspection.closed_keys import KeyCounts, ParkedSource
     from streams.log.protocol import Log
+    from streams.log.range_reader import LogRow
+    from streams.patterns.deadletters import DeadLetterTopic
 
 
 def list_dead_letters(
@@ -72,8 +75,6 @@ def list_dead_letters(
       [cyan]streams dead ls billing orders --error timeout --since 2h[/cyan]
       [cyan]streams dead ls billing orders --json | jq -r '.\[].error' | sort | uniq -c[/cyan]
     """
-    from streams.patterns.deadletters import SCAN_LIMIT
-
     if (group is None) != (topic is None):
         raise UsageError("streams dead ls takes a group and its topic, or neither")
     letter_filter = parse_filter(error, key, since, until)
@@ -87,20 +88,12 @@ def list_dead_letters(
             _print_topics(log, json=json)
             return
         dead_letters = open_dead_letters(log, group, topic, name)
-        with closing(dead_letters.rows(everything=include_handled)) as rows:
-            matching = (row for row in rows if is_of(row, group, topic) and letter_filter(row))
-            found = []
-            for row in islice(matching, limit):
-                where = output.position_text(log, row.batch, row.index)
-                make_json = partial(letter_summary, log, row, waiting=rows.is_waiting(row))
-                if (summary := output.call_or_report(where, make_json)) is not None:
-                    found.append(summary)
-            more = next(matching, None) is not None
-        if more:
-            output.print_note(f"only the oldest {limit:,} are listed; --limit N lists more")
-        elif rows.is_truncated:
-            where = dead_letters.name
-            output.print_note(f"only the oldest {SCAN_LIMIT:,} dead letters of {where} were read")
+        found = _summaries(
+            dead_letters,
+            lambda row: is_of(row, group, topic) and letter_filter(row),
+            limit,
+            include_handled=include_handled,
+        )
         if not found and group is not None and topic is not None:
             print_other_topics(log, group, topic, dead_letters.name)
         if group is not None and topic is not None:
@@ -110,6 +103,34 @@ def list_dead_letters(
     if group is None:
         columns.insert(1, "group")
     output.print_rows(found, columns, json=json)
+
+
+def _summaries(
+    dead_letters: DeadLetterTopic,
+    matches: Callable[[LogRow], bool],
+    limit: int,
+    *,
+    include_handled: bool,
+) -> list[dict[str, Any]]:
+    """The oldest letters that match; says so if there are more, or may be."""
+    from streams.patterns.deadletters import SCAN_LIMIT
+
+    log = dead_letters.log
+    found: list[dict[str, Any]] = []
+    with closing(dead_letters.rows(everything=include_handled)) as rows:
+        matching = (row for row in rows if matches(row))
+        for row in islice(matching, limit):
+            where = output.position_text(log, row.batch, row.index)
+            make_json = partial(letter_summary, log, row, waiting=rows.is_waiting(row))
+            if (summary := output.call_or_report(where, make_json)) is not None:
+                found.append(summary)
+        has_more = next(matching, None) is not None
+    if has_more:
+        output.print_note(f"only the oldest {limit:,} are listed; --limit N lists more")
+    elif rows.is_truncated:
+        where = dead_letters.name
+        output.print_note(f"only the oldest {SCAN_LIMIT:,} dead letters of {where} were read")
+    return found
 
 
 def _print_topics(log: Log, *, json: bool) -> None:

@@ -78,12 +78,8 @@ def retry_dead_letters(
     from streams.patterns.deadletters import put_back_topic
 
     letter_filter = parse_filter(error, key, since, until)
-    if key and keys:
-        raise UsageError("streams dead retry takes --key or --keys, not both")
-    if which and keys:
-        raise UsageError("streams dead retry takes WHICH or --keys, not both")
-    if keys and (limit is not None or name is not None):
-        raise UsageError("streams dead retry: --limit and --name do not apply to closed keys")
+    if keys:
+        _check_all_keys(which, key, limit, name)
     request = LetterRequest(group, topic, which, letter_filter, limit, dry_run, yes, json)
     with open_url(url) as log:
         if keys or (key and not which and name is None):
@@ -106,6 +102,18 @@ def retry_dead_letters(
                 end_offsets=selection.end_offsets,
             ),
         )
+
+
+def _check_all_keys(
+    which: list[str] | None, key: list[str] | None, limit: int | None, name: str | None
+) -> None:
+    """:raises UsageError: an argument does not go with ``--keys``."""
+    if key:
+        raise UsageError("streams dead retry takes --key or --keys, not both")
+    if which:
+        raise UsageError("streams dead retry takes WHICH or --keys, not both")
+    if limit is not None or name is not None:
+        raise UsageError("streams dead retry: --limit and --name do not apply to closed keys")
 
 
 def _select_closed_keys(

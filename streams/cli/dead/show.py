@@ -53,15 +53,14 @@ def show_dead_letter(
         if key is None:
             details = _find_dead_letter(log, group, topic, which, name)
         else:
-            head = next(open_closed_keys(log, group, topic).heads(argument_bytes(key)), None)
-            if head is None:
-                hint = f"see streams dead keys {group} {topic}"
-                raise CommandFailed(f"key {key!r} is not closed; {hint}")
-            whole = letter_details(log, head.row, waiting=head.is_dead)
-            details = {**closed_key_json(log, head), **whole}
+            details = _find_closed_key(log, group, topic, key)
     if json:
         output.print_json(details)
-        return
+    else:
+        _print_for_people(details)
+
+
+def _print_for_people(details: dict[str, Any]) -> None:
     trace, headers = details.pop("traceback"), details.pop("headers")
     value = {part: details.pop(part) for part in ("value", "text", "base64") if part in details}
     output.print_mapping({part: output.field_cell(part, cell) for part, cell in details.items()})
@@ -75,6 +74,19 @@ def show_dead_letter(
     output.print_line("")
     output.print_line("traceback:")
     output.print_indented((trace or "(none)").rstrip())
+
+
+def _find_closed_key(log: Log, group: str, topic: str, key: str) -> dict[str, Any]:
+    """The message that closes a key.
+
+    :raises CommandFailed: the key is not closed.
+    """
+    head = next(open_closed_keys(log, group, topic).heads(argument_bytes(key)), None)
+    if head is None:
+        hint = f"see streams dead keys {group} {topic}"
+        raise CommandFailed(f"key {key!r} is not closed; {hint}")
+    whole = letter_details(log, head.row, waiting=head.is_dead)
+    return {**closed_key_json(log, head), **whole}
 
 
 def _find_dead_letter(
