@@ -5,6 +5,11 @@ is told, and, from a thread that looks every few milliseconds as handlers would,
 start a handler (``["certain", true]`` when that changes) and when it was not run for a while
 (``["stopped", seconds, certain]``, told before anything else it does then). At that moment it
 also tries to commit.
+
+With ``again`` as a fourth argument it does not poll once it owns something (``["waiting"]``) until
+it gets a line. Then, before it polls, it commits what the group has stored already, as an owner
+does whose messages of the last second are not handled yet, and prints whether it would start a
+handler (``["again", certain]``).
 """
 
 from __future__ import annotations
@@ -75,6 +80,20 @@ class Watched:
         except LogError as error:
             self.say("refused", type(error).__name__)
 
+    def commit_again(self) -> None:
+        """Stand still, and then commit what is stored."""
+        while not self.owned:
+            self.subscription.poll(100, 0.1)
+        self.say("waiting")
+        sys.stdin.readline()
+        owned = list(self.owned.values())
+        stored = [(each, each.committed) for each in owned if each.committed is not None]
+        try:
+            self.subscription.commit([Commit(each, *found, LATE) for each, found in stored])
+        except LogError as error:
+            self.say("refused", type(error).__name__)
+        self.say("again", any(time.monotonic() < each.valid_until for each in owned))
+
     def run(self) -> None:
         threading.Thread(target=self.watch, daemon=True).start()
         while True:
@@ -83,4 +102,7 @@ class Watched:
 
 
 if __name__ == "__main__":
-    Watched(open_log(sys.argv[1]), *sys.argv[2:]).run()
+    watched = Watched(open_log(sys.argv[1]), *sys.argv[2:4])
+    if "again" in sys.argv[4:]:
+        watched.commit_again()
+    watched.run()

@@ -219,6 +219,28 @@ def test_a_former_members_commit_counts_for_nothing(coordinator: Coordinator) ->
     assert commits.commit([Commit(again, 5, "", 0)])
 
 
+def test_what_is_stored_already_does_not_show_who_was_a_member(coordinator: Coordinator) -> None:
+    mine, commits, told = assignment(), coordinator.commits, list[bool]()
+    commits.add_assignments([mine])
+    assert commits.commit_async([Commit(mine, 5, "", 1)], told.append)
+    first = coordinator.sent[-1]
+    sent = commits.on_commit(None, first)
+    assert sent is not None
+    assert told == [True]
+    coordinator.refuses = 1  # the next owner has the partition, and has stored nothing yet
+    assert commits.commit([Commit(mine, 5, "", 2)])
+    refused = KafkaError(KafkaError.ILLEGAL_GENERATION)
+    assert commits.on_commit(refused, coordinator.sent[-1]) is None
+    assert commits.commit([Commit(mine, 6, "", 3)])
+    later = commits.on_commit(None, coordinator.sent[-1])
+    assert later is not None
+    assert later >= sent
+    assert commits.on_commit(None, coordinator.sent[-1]) is None, "it is reported once"
+    assert commits.commit([Commit(mine, 7, "", 4)])
+    commits.membership_lost()
+    assert commits.on_commit(None, coordinator.sent[-1]) is None
+
+
 def test_places_between_two_assignments_are_stored_for_nobody(
     coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,12 +68,13 @@ def world(broker: Kafka) -> Iterator[World]:
 class Child:
     """The member of ``kafka_child``, as its parent sees it."""
 
-    def __init__(self, url: str, group: str, topic: str) -> None:
+    def __init__(self, url: str, group: str, topic: str, *options: str) -> None:
         paths = [str(ROOT), str(ROOT / "codecs"), os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.log.kafka_child", url, group, topic],
+            [sys.executable, "-m", "tests.log.kafka_child", url, group, topic, *options],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             cwd=ROOT,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -84,8 +85,15 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def go_on(self) -> None:
+        """What it waits for."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def until(self, *wanted: Any) -> list[list[Any]]:
         """What it says up to this."""
@@ -127,6 +135,28 @@ def test_a_member_stopped_beyond_its_session_starts_and_commits_nothing(
         assert ["certain", True] not in said
     world.history.until(lambda: world.position(group, topic) == 2, "the new owner's commit stands")
     assert world.position(group, topic) != LATE
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_former_owner_that_commits_what_is_stored_already_is_no_owner_for_that(
+    broker: Kafka, world: World, protocol: str
+) -> None:
+    settings: dict[str, object] = {"group.protocol": protocol}
+    if protocol == "classic":
+        settings["session.timeout.ms"] = int(SESSION * 1000)
+    url = f"{broker.url}?{urlencode(settings)}"
+    topic, group = world.topic(), world.group()
+    world.log.initialize_offsets(group, topic, {0: 0})
+    with Child(url, group, topic, "again") as child:
+        child.until("waiting")
+        child.process.send_signal(signal.SIGSTOP)
+        other = world.member(group, topic, log=world_handle(world, url))
+        other.until_owns(1)
+        child.process.send_signal(signal.SIGCONT)
+        child.go_on()
+        assert child.until("again")[-1] == ["again", False]
+        child.until("lost")
+        assert other.owned
 
 
 def world_handle(world: World, url: str) -> Any:

@@ -354,12 +354,6 @@ class GroupConsumer:
             for assignment in self.partitions.owned.values():
                 assignment.valid_until = valid_until
 
-    def confirm_ownership(self, moment: float) -> None:
-        """A commit that was sent at ``moment`` was accepted."""
-        if not self._settings.kip848:  # only a classic coordinator takes a commit for a heartbeat
-            self.ownership.confirm(moment)
-            self.extend_ownership()
-
     def start_ownership(self) -> float:
         """Until when ownership is certain for partitions that are about to be owned."""
         self._valid_until = self.ownership.valid_until
@@ -385,7 +379,11 @@ class GroupConsumer:
 
     def _on_commit(self, error: KafkaError | None, partitions: list[KTopicPartition]) -> None:
         """The driver's on_commit, called inside a poll: how a commit ended."""
-        self.commits.on_commit(error, partitions)
+        accepted_at = self.commits.on_commit(error, partitions)
+        # Only a classic coordinator takes a commit for a heartbeat.
+        if accepted_at is not None and not self._settings.kip848:
+            self.ownership.confirm(accepted_at)
+            self.extend_ownership()
         failed = error or next(
             (partition.error for partition in partitions if partition.error is not None), None
         )

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +56,9 @@ RETRY_PAUSE = 0.1
 
 UNANSWERED_TIMEOUT = 120.0
 """Seconds after which the driver has surely given up a commit whose result it never reports."""
+
+MAX_UNREPORTED = 100
+"""Commits whose reports are still expected, at most. The driver reports each one."""
 
 MAX_ASKED = 400
 """Partitions that are asked for at once: what the driver does with them costs their number squared.
@@ -113,6 +117,10 @@ class OffsetCommits:
         self._sent_at = 0.0
         self._submitted: Submitted | None = None
         """To be called with that result, if the commit is asynchronous."""
+        self._unreported: deque[tuple[Mapping[TopicPartition, Committed], float]] = deque(
+            maxlen=MAX_UNREPORTED
+        )
+        """The commits that the driver has not reported yet, and when each was sent."""
 
     def add_assignments(self, assignments: Iterable[Assignment]) -> None:
         """These may be committed from now on."""
@@ -157,7 +165,7 @@ class OffsetCommits:
             offsets = self._record_sent(newest)
             self._in_flight, self._sent_at = offsets, time.monotonic()
             try:
-                self._send(to_driver(offsets))
+                self._send_offsets(offsets)
             except BaseException:
                 self._in_flight, self._in_flight_versions = {}, {}
                 raise
@@ -204,16 +212,22 @@ class OffsetCommits:
         member_id, start = self._member_id(), time.monotonic()
         self._in_flight, self._sent_at = dict(offsets), start
         while True:
-            self._send(to_driver(offsets))
+            self._send_offsets(offsets)
             if self._verify_stored():
                 return
             if self._member_id() != member_id or not member_id:
+                self._unreported.clear()
                 raise MembershipLost
             if time.monotonic() > start + RETRY_TIMEOUT:
                 raise Unavailable(
                     "the coordinator did not take the positions (a rebalance, most likely)"
                 )
             time.sleep(RETRY_PAUSE)
+
+    def _send_offsets(self, offsets: Mapping[TopicPartition, Committed]) -> None:
+        sent_at = time.monotonic()
+        self._send(to_driver(offsets))
+        self._unreported.append((offsets, sent_at))
 
     def _check_previous(self) -> None:
         """See that the previous commit has ended."""
@@ -228,7 +242,8 @@ class OffsetCommits:
         self._in_flight = {}
 
     def _verify_stored(self) -> bool:
-        """Whether what was sent is what the coordinator has."""
+        """Whether what was sent is what the coordinator has. (It may have had just that before, or
+        from the partitions' next owner: so this does not show that it took the commit.)"""
         if self._read_committed(list(self._in_flight)) != self._in_flight:
             return False
         self._finish(stored=True)
@@ -243,9 +258,16 @@ class OffsetCommits:
         if submitted is not None:
             submitted(stored)
 
-    def on_commit(self, error: KafkaError | None, partitions: Sequence[KTopicPartition]) -> None:
-        """The driver's report, inside a poll, of how a commit ended."""
+    def on_commit(
+        self, error: KafkaError | None, partitions: Sequence[KTopicPartition]
+    ) -> float | None:
+        """The driver's report, inside a poll, of how a commit ended.
+
+        :returns: a moment before the commit was sent, if the coordinator has accepted it: we were
+            a member then. None: it has not.
+        """
         ended = {(part.topic, part.partition): part for part in partitions}
+        sent_at = self._take_sent({key: _committed_of(part) for key, part in ended.items()})
         if self._in_flight and all(
             key in ended and _committed_of(ended[key]) == committed
             for key, committed in self._in_flight.items()
@@ -253,6 +275,16 @@ class OffsetCommits:
             self._finish(stored=error is None and all(part.error is None for part in partitions))
         if error is None:
             self._resend_overtaken(ended)
+        is_accepted = error is None and all(part.error is None for part in partitions)
+        return sent_at if is_accepted else None
+
+    def _take_sent(self, offsets: Mapping[TopicPartition, Committed | None]) -> float | None:
+        """When the commit of these offsets was sent; of several, the first."""
+        for commit in tuple(self._unreported):
+            if commit[0] == offsets:
+                self._unreported.remove(commit)
+                return commit[1]
+        return None
 
     def _resend_overtaken(self, ended: Mapping[TopicPartition, KTopicPartition]) -> None:
         """Where a commit that nobody waited for landed after a newer one, repeat the newer."""
@@ -266,12 +298,13 @@ class OffsetCommits:
         }
         if overtaken:
             try:
-                self._send(to_driver(overtaken))
+                self._send_offsets(overtaken)
             except KafkaException as error:
                 logger.warning("positions were not committed again: %s", error)
 
     def membership_lost(self) -> None:
         """This member's generation is over: nothing more comes of what it sent."""
+        self._unreported.clear()
         self._finish(stored=False)
 
 

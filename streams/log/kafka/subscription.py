@@ -351,29 +351,18 @@ class KafkaSubscription(Subscription):
 
         :raises TooLarge: the broker's offset.metadata.max.bytes is smaller than usual.
         """
-        now = time.monotonic()
         try:
             with self._commit_errors():
-                stored = self._consumer.commits.commit(commits)
+                self._consumer.commits.commit(commits)
         except MembershipLost:
             # We own nothing any more; the driver will report it, too.
             logger.warning("group %s: a commit came too late, this member was expelled", self.group)
             self._consumer.ownership.confirmed_at = float("-inf")
             self._consumer.extend_ownership()
-            return
-        if stored:
-            self._consumer.confirm_ownership(now)
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
-        now = time.monotonic()
-
-        def finish(stored: bool) -> None:
-            if stored:
-                self._consumer.confirm_ownership(now)
-            on_submitted(stored)
-
         with self._commit_errors():
-            sent = self._consumer.commits.commit_async(commits, finish)
+            sent = self._consumer.commits.commit_async(commits, on_submitted)
         if not sent:
             on_submitted(False)
 
