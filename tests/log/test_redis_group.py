@@ -237,6 +237,31 @@ def test_an_older_commit_cannot_undo_a_newer_one(log: RedisLog, members: list[Me
     assert position(log, group, topic) == Committed(offsets[3])
 
 
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_commit_that_comes_too_late_confirms_the_lease_for_everybody(
+    log: RedisLog, client: redis.Redis, members: list[Member], is_older: bool
+) -> None:
+    """As one that is sent again because its answer was lost: if the owner went by its answer while
+    the others see an unchanged lease, there would be two owners."""
+    topic, group = named(log)
+    offsets = [each.offset for each in append(log, topic, [b"%d" % n for n in range(3)])]
+    member = Member(log, group, topic)
+    members.append(member)
+    member.owns(1)
+    (assignment,) = member.owned.values()
+    (owned,) = member.subscription._owned.values()
+    version = next(member.versions)
+    member.versions = iter([version, version + is_older])  # type: ignore[assignment]
+    member.commit(assignment, offsets[2])
+    owned.committed_version = 0  # it got no answer
+    before = assignment.valid_until
+    beat = client.hget(f"{{{topic}}}:group:{group}", "beat")
+    member.commit(assignment, offsets[1] if is_older else offsets[2])
+    assert position(log, group, topic) == Committed(offsets[2])
+    assert assignment.valid_until > before
+    assert client.hget(f"{{{topic}}}:group:{group}", "beat") != beat
+
+
 def test_keeping_alive_is_enough_to_stay(
     server: Redis, log: RedisLog, members: list[Member]
 ) -> None:
