@@ -89,12 +89,14 @@ class GroupPublisher:
             return outcome
         results = await self._append(group.topic, [record for _, record in sendable])
         refused: list[tuple[Row, Record]] = []
+        stopped: set[str] = set()
         for (row, record), result in zip(sendable, results, strict=True):
             if isinstance(result, Position):
                 outcome.confirmed.append(row.sequence)
             elif _is_outage(result):
                 outcome.outage = result
-            else:
+                stopped.add(row.key)
+            elif row.key not in stopped:  # a row behind one that did not arrive is read again
                 refused.append((row, record))
         if refused:
             await self._publish_singly(group, refused, outcome)

@@ -1065,6 +1065,32 @@ async def test_no_row_is_tried_alone_once_others_may_have_its_key(place: Place) 
     assert [row.key for row, _ in outcome.failures] == ["k0"]
 
 
+@pytest.mark.parametrize("database", ["sqlite"])
+async def test_no_row_is_tried_alone_before_one_of_its_key_that_did_not_arrive(
+    place: Place,
+) -> None:
+    """One batch of an append may be lost in an outage, and the next be too large as a whole."""
+    world = World(place.dsn, relayed_by="command")
+    rows = [
+        Row(n, 0, f"m{n}", "raw", key, b"", "text", None, 0, False)
+        for n, key in enumerate(["a", "b", "a", "b"])
+    ]
+    answered: list[str] = []
+
+    def refused_together(topic: str, record: Any) -> Exception | None:
+        answered.append(record.id)
+        if len(answered) > 2 * len(rows):  # asked twice for each record of the first append
+            return None
+        return Unavailable("away") if record.id == "m0" else TooLarge("they are too large")
+
+    async with world.app.connected():
+        refuse(world, refused_together)
+        outcome = await GroupPublisher(world.app, lambda group: True).publish(Group("raw", rows, 1))
+    assert outcome.confirmed == [1, 3]
+    assert outcome.failures == []
+    assert isinstance(outcome.outage, Unavailable)
+
+
 @pytest.mark.parametrize("database", ["postgres"])
 async def test_a_relay_that_has_lost_its_connection_begins_nothing_more(
     place: Place, monkeypatch: pytest.MonkeyPatch
