@@ -468,7 +468,7 @@ class Dispatcher:
             identities = fetched.ids if whole else fetched.ids[:stop]
             unique = fetched.unique_ids if whole else None
             if unique is not None and len(unique) <= state.window.size:
-                state.window.absorb(unique)
+                state.window.add_batch(unique)
             else:
                 state.window.extend(identities)
             fetched.unique_ids = None
