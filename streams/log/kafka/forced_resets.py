@@ -7,10 +7,10 @@ as lost, commits the new offset itself, marks it as applied, and starts over. Th
 until all are marked, and deletes the reset group. Members that do not run this toolkit never look,
 and then the request is withdrawn.
 
-**When a member looks.** Whenever the group has changed: it got partitions, or the generation (of a
-classic group) or its epoch (with KIP-848) is another one. So the requester joins the group, writes
-the request, and leaves, which changes that for every member. If it dies in between, its session
-ends, which changes it as well: no request lies there unseen. It subscribes to
+**When a member looks.** Whenever the group has changed: it got partitions, or the group epoch is
+another one (which Kafka calls the generation of a classic group). So the requester joins the group,
+writes the request, and leaves, which changes that for every member. If it dies in between, its
+session ends, which changes it as well: no request lies there unseen. It subscribes to
 :data:`~streams.log.kafka.topics.OFFSETS_TOPIC`, so that members keep all their partitions; where
 this user may not, to the topic itself, and then a partition may go to and fro. A request for a
 topic always has an entry for partition 0, so a look is one small request however many partitions
@@ -110,7 +110,7 @@ def _request_reset(
 
 
 class _Visit:
-    """A short-lived member that joins a group to change its generation, and fetches nothing."""
+    """A short-lived member that joins a group to change its epoch, and fetches nothing."""
 
     def __init__(self, groups: Groups, metadata: Metadata, group: str, topic: str) -> None:
         self._consumer: Consumer | None = None

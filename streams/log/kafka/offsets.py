@@ -49,7 +49,7 @@ ReadCommitted = Callable[[Sequence[TopicPartition]], Mapping[TopicPartition, "Co
 
 RETRY_TIMEOUT = 3.0
 """Seconds for which a refused commit is retried: meanwhile the driver ends a rebalance by itself,
-and learns the generation under which the commit is accepted."""
+and learns the group epoch under which the commit is accepted."""
 
 RETRY_PAUSE = 0.1
 """Seconds between two tries."""
@@ -303,7 +303,7 @@ class OffsetCommits:
                 logger.warning("positions were not committed again: %s", error)
 
     def membership_lost(self) -> None:
-        """This member's generation is over: nothing more comes of what it sent."""
+        """This member is none any more: nothing more comes of what it sent."""
         self._unreported.clear()
         self._finish(stored=False)
 

@@ -2,7 +2,7 @@
 
 One transactional producer a member. Each call of :meth:`OutputWriter.write` is one transaction:
 records, then the offsets under the member's group metadata (KIP-447), then the commit. The
-coordinator refuses the offsets of a member that was expelled, or of a former generation; what it
+coordinator refuses the offsets of a member that was expelled, or of a former group epoch; what it
 does not see, that a live member names a partition that it no longer owns, is seen to by the
 subscription, which writes only from the thread that is told what is owned.
 

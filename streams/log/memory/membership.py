@@ -51,11 +51,12 @@ class Group:
         self.members: dict[str, GroupMember] = {}
         self.leases: dict[TopicPartition, HeldLease] = {}
         self.trim_margins: dict[str, int] = {}
-        self.generation = 0
+        self.revision = 0
+        """Changes whenever every member must plan again."""
 
-    def bump_generation(self) -> None:
+    def require_new_plan(self) -> None:
         """Make every member plan again, as members or leases have changed (other than by time)."""
-        self.generation += 1
+        self.revision += 1
         for member in self.members.values():
             member.group_changed.notify_all()
 
@@ -76,7 +77,7 @@ class Group:
             for partition in self.held_by(member.id):
                 self.leases[partition] = HeldLease(member.id, self.leases[partition].epoch + 1)
             predecessor.fence()
-        self.bump_generation()
+        self.require_new_plan()
 
     def live_members(self, now: float) -> Iterator[GroupMember]:
         """Members whose leases have not run out."""
@@ -112,7 +113,7 @@ class Group:
                 self.leases[partition] = HeldLease("", self.leases[partition].epoch)
         for member in self.members.values():
             member.invalidate_lost()
-        self.bump_generation()
+        self.require_new_plan()
 
     def needed_from(self, topic: str, partition: int) -> int:
         """The first position that this group still needs, its dedup window included."""

@@ -78,7 +78,7 @@ class Store:
         if topic is None:
             topic = self.topics[name] = Topic(name, partitions, retention)
             for group in self._groups.values():
-                group.bump_generation()
+                group.require_new_plan()
         elif len(topic.partitions) != partitions:
             raise topic_mismatch(name, len(topic.partitions), partitions)
         elif retention != KEEP_FOREVER:

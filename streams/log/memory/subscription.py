@@ -48,10 +48,6 @@ from streams.log.protocol import (
 from streams.message import Batch, Record
 
 
-def _committed(commit: Commit) -> Committed:
-    return Committed(commit.position, commit.progress)
-
-
 @dataclass(eq=False, slots=True)
 class _OwnedPartition:
     """One partition this member owns."""
@@ -115,7 +111,8 @@ class MemorySubscription(Subscription):
         self._woken = False
         self._end_reason = ""
         self._fenced = False
-        self._planned_generation = -1  # the group's version that was planned for
+        self._planned_revision = -1
+        """The group's revision at the last plan."""
         self._plan_due = -INFINITY  # when to plan again while busy
         self._idle_plan_due = INFINITY  # when to plan again while idle
         group.join(self)
@@ -133,7 +130,7 @@ class MemorySubscription(Subscription):
                 if self._fenced:
                     continue
                 now = self._store.clock.monotonic()
-                if self._planned_generation == self._group.generation and now < self._plan_due:
+                if self._planned_revision == self._group.revision and now < self._plan_due:
                     batches = self._read_available(limit)
                     if batches or self._woken:
                         self._woken = False
@@ -212,7 +209,7 @@ class MemorySubscription(Subscription):
             del self._owned[owned.topic_partition]
         self._renew(now)
         plan = group.plan(self.id, now, self._store.partition_counts(), set(self._owned))
-        self._planned_generation = group.generation
+        self._planned_revision = group.revision
         self._idle_plan_due = plan.replan_at
         self._plan_due = min(plan.replan_at, now + DEFAULT_TERMS.heartbeat_interval)
         if plan.release:  # acquiring can wait until after that
@@ -242,7 +239,7 @@ class MemorySubscription(Subscription):
         was_expired = self.expires <= now
         self.expires = DEFAULT_TERMS.expiry(now)
         if was_expired:  # the others had taken it for dead
-            self._group.bump_generation()
+            self._group.require_new_plan()
         until = DEFAULT_TERMS.valid_until(now)
         for owned in self._still_held():
             owned.assignment.valid_until = until
@@ -315,11 +312,7 @@ class MemorySubscription(Subscription):
                 )
         self._faults.strike("commit.before", self._group.name)
         with self._store.lock:
-            moved = {
-                each.assignment.topic
-                for each in commits
-                if self._commit_one(each.assignment, _committed(each), each.version)
-            }
+            moved = {each.assignment.topic for each in commits if self._commit_one(each)}
             for topic in self._store.existing_topics(moved):
                 self._store.trim_topic(topic)
         self._faults.strike("commit.after", self._group.name)
@@ -350,7 +343,7 @@ class MemorySubscription(Subscription):
             for topic, indexes in by_topic.items():
                 store.append(topic, [outputs[index][1] for index in indexes])
             for each in commits:
-                self._commit_one(each.assignment, _committed(each), each.version)
+                self._commit_one(each)
             for moved in store.existing_topics({commit.assignment.topic for commit in commits}):
                 store.trim_topic(moved)
         self._faults.strike("outputs.after", name)
@@ -364,12 +357,12 @@ class MemorySubscription(Subscription):
                 "it to another member; nothing was stored"
             )
 
-    def _commit_one(self, assignment: Assignment, committed: Committed, version: int) -> bool:
-        owned = self._find_owned(assignment)
-        if owned is None or not self._holds_lease(owned) or version < owned.committed_version:
+    def _commit_one(self, commit: Commit) -> bool:
+        owned = self._find_owned(commit.assignment)
+        if not (owned and self._holds_lease(owned)) or commit.version < owned.committed_version:
             return False
-        owned.committed_version = version
-        self._group.positions[owned.topic_partition] = committed
+        owned.committed_version = commit.version
+        self._group.positions[owned.topic_partition] = Committed(commit.position, commit.progress)
         return True
 
     def _find_owned(self, assignment: Assignment) -> _OwnedPartition | None:
@@ -458,7 +451,7 @@ class MemorySubscription(Subscription):
         for owned in self._owned.values():
             owned.assignment.valid_until = -INFINITY
         self._owned.clear()
-        self._group.bump_generation()
+        self._group.require_new_plan()
         self._on_end(self)
 
     def fence(self) -> None:

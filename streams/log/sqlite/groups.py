@@ -8,7 +8,7 @@ from streams.errors import NotFound
 from streams.log.names import group_not_empty, group_not_found
 from streams.log.protocol import Committed, GroupInfo, MemberInfo, TopicPartition
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.member_rows import MemberRow, bump_generation, is_running, member_rows
+from streams.log.sqlite.member_rows import MemberRow, is_running, member_rows, require_new_plan
 from streams.log.sqlite.shared_file import group_event
 from streams.log.sqlite.topics import partition_numbers
 from streams.text import get_logger
@@ -95,7 +95,7 @@ class Groups:
                 " progress = excluded.progress, epoch = epoch + 1, owner = NULL",
                 [(group, numbers[p], *committed) for p, committed in offsets.items()],
             )
-            bump_generation(db, group)
+            require_new_plan(db, group)
         self._database.shared_file.notify([group_event(group)])
 
     def delete_group(self, group: str) -> None:

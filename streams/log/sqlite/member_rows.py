@@ -68,29 +68,29 @@ def is_running(row: MemberRow, clock: Clock, locks: MemberLocks) -> bool:
     return row.expires > clock.monotonic()
 
 
-SELECT_GENERATION = (
+SELECT_REVISION = (
     "SELECT iif(typeof(generation) = 'integer', generation, 0) FROM streams_groups WHERE name = ?"
 )
-"""Selects a group's generation, whatever another program has written there."""
+"""Selects a group's revision, whatever another program has written there."""
 
 
-_BUMP = (
+_NEXT_REVISION = (
     "UPDATE streams_groups SET generation ="
     " iif(typeof(generation) = 'integer' AND generation < 1 << 53, generation, 0) + 1"
 )
 
 
-def bump_generation(db: SqliteConnection, group: str) -> None:
+def require_new_plan(db: SqliteConnection, group: str) -> None:
     """Make a group's members plan again."""
-    db.execute(f"{_BUMP} WHERE name = ?", (group,))
+    db.execute(f"{_NEXT_REVISION} WHERE name = ?", (group,))
 
 
-def bump_generations(db: SqliteConnection) -> list[str]:
+def require_new_plans(db: SqliteConnection) -> list[str]:
     """Make the members of all groups plan again; returns the groups that have members."""
     return [
         name
         for (name,) in db.fetch_rows(
-            f'{_BUMP} WHERE name IN (SELECT "group" FROM streams_members) RETURNING name'  # noqa: S608
+            f'{_NEXT_REVISION} WHERE name IN (SELECT "group" FROM streams_members) RETURNING name'  # noqa: S608
         )
     ]
 
@@ -102,4 +102,4 @@ def delete_member(db: SqliteConnection, group: str, member_number: int) -> None:
         'UPDATE streams_places SET owner = NULL WHERE "group" = ? AND owner = ?',
         (group, member_number),
     )
-    bump_generation(db, group)
+    require_new_plan(db, group)

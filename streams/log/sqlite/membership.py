@@ -26,8 +26,8 @@ Each acquisition raises a partition's epoch, and a commit is refused under an ol
 (:mod:`streams.log.sqlite.offsets`). An owner that others took for dead relied on its lease only
 until ``valid_until``, counted from before its request.
 
-The group's *generation* number changes with every change that requires a new plan; members read it
-whenever the file has changed.
+The group's *revision* (the column ``generation``) changes with every change that requires a new
+plan; members read it whenever the file has changed.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from streams.log.protocol import Assignment, Committed, StaticMember, TopicParti
 from streams.log.sqlite.database import Database, SqliteConnection
 from streams.log.sqlite.member_locks import timeline_of
 from streams.log.sqlite.member_rows import (
-    SELECT_GENERATION,
+    SELECT_REVISION,
     MemberRow,
-    bump_generation,
     delete_member,
     has_comparable_expiry,
     is_running,
     member_rows,
+    require_new_plan,
 )
 from streams.log.sqlite.offsets import OffsetCommits
 from streams.log.sqlite.shared_file import group_event
@@ -113,8 +113,8 @@ class Membership:
         self._trim_margin = trim_margin
         self._static_name = static.name if static else ""
         self._number = 0
-        self.generation = -1
-        """The group's generation at this member's last plan."""
+        self.revision = -1
+        """The group's revision at this member's last plan."""
         self.partition_numbers: dict[Assignment, int] = {}
         """The assignments that this member owns, with each partition's number."""
         self._releasing: set[Assignment] = set()
@@ -167,10 +167,10 @@ class Membership:
             changed |= self._delete_dead_members(db, own.number)
             changed |= self._release_owned(db, own.number, self._releasing)
             owned_epochs = self._owned_epochs(db, own.number)
-            if changed or self._stored_generation(db) != self.generation:
+            if changed or self._stored_revision(db) != self.revision:
                 release, acquired = self._plan(db, own.number, owned_epochs, sent)
-            generation = self._stored_generation(db)
-        self.generation = generation
+            revision = self._stored_revision(db)
+        self.revision = revision
         self.commits.was_refused = False
         self._discard_owned(self._releasing)
         held = self._held(owned_epochs)
@@ -285,7 +285,7 @@ class Membership:
             "INSERT INTO streams_members VALUES (?, ?, ?, ?, ?, ?)",
             (own.number, group, id, topics, *rest),
         )
-        bump_generation(db, self.group)
+        require_new_plan(db, self.group)
 
     def _row_values(self, now: float) -> tuple[object, ...]:
         """The stored values of group, topics, expiry and timeline."""
@@ -357,7 +357,7 @@ class Membership:
                 " AND no IN (SELECT value FROM json_each(?))",
                 (self.group, own_number, json.dumps(numbers)),
             )
-            bump_generation(db, self.group)
+            require_new_plan(db, self.group)
         return bool(numbers)
 
     def _owned_epochs(self, db: SqliteConnection, own_number: int) -> dict[int, int]:
@@ -375,8 +375,8 @@ class Membership:
         owned = list(self.partition_numbers.items())  # any thread may call it
         return {number: a for a, number in owned if owned_epochs.get(number) == a.epoch}
 
-    def _stored_generation(self, db: SqliteConnection) -> int:
-        rows = db.fetch_rows(SELECT_GENERATION, (self.group,))
+    def _stored_revision(self, db: SqliteConnection) -> int:
+        rows = db.fetch_rows(SELECT_REVISION, (self.group,))
         return int(rows[0][0]) if rows else -1
 
     def _plan(

@@ -10,8 +10,8 @@ left to the user, and the schema's version is in a table of ours.
 * ``streams_places`` holds a group's position in a partition and the partition's owner. The epoch
   outlives every owner; it has no expiry, as a lease lasts as long as its owner's row in
   ``streams_members``.
-* ``generation`` changes whenever members should plan again: one joined or left, a partition was
-  released, a group was reset.
+* ``generation`` is what the code calls a group's revision: it changes whenever members should plan
+  again, as one joined or left, a partition was released, or a group was reset.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from streams.log.sqlite import blocks
 from streams.log.sqlite.blocks import SqliteBatch
 from streams.log.sqlite.database import ConnectionPool, Database
 from streams.log.sqlite.errors import translate_errors
-from streams.log.sqlite.member_rows import SELECT_GENERATION
+from streams.log.sqlite.member_rows import SELECT_REVISION
 from streams.log.sqlite.membership import Membership, OwnershipChanges
 from streams.log.sqlite.producer import Writer
 from streams.log.sqlite.reader import ChangeWaiter, PartitionCursor
@@ -199,15 +199,15 @@ class SqliteSubscription(Subscription):
             self._update_membership()
 
     def _refresh_ends(self) -> None:
-        """Read the group's generation and the partitions' ends: one row per topic."""
+        """Read the group's revision and the partitions' ends: one row per topic."""
         changed: dict[str, dict[int, int]] = {}
-        for topic, generation, ends in self._connection.fetch_rows(
-            f"SELECT t.value, ({SELECT_GENERATION}),"  # noqa: S608 - our own statement
+        for topic, revision, ends in self._connection.fetch_rows(
+            f"SELECT t.value, ({SELECT_REVISION}),"  # noqa: S608 - our own statement
             " (SELECT json_group_array(next ORDER BY partition)"
             " FROM streams_partitions WHERE topic = t.value) FROM json_each(?) AS t",
             (self._membership.group, json.dumps(self._topics)),
         ):
-            if generation != self._membership.generation:
+            if revision != self._membership.revision:
                 self._plan_due = float("-inf")
             if self._end_offsets.get(topic) != ends:
                 self._end_offsets[topic] = ends

@@ -11,7 +11,7 @@ from streams.log.events import events_only, not_an_event_topic, partition_count_
 from streams.log.names import check_topic, topic_mismatch, topic_not_found
 from streams.log.protocol import Retention, TopicInfo
 from streams.log.sqlite.database import Database, SqliteConnection
-from streams.log.sqlite.member_rows import bump_generation, bump_generations
+from streams.log.sqlite.member_rows import require_new_plan, require_new_plans
 from streams.log.sqlite.retention import Trimmer
 from streams.log.sqlite.shared_file import group_event, topic_event
 
@@ -138,7 +138,7 @@ class Topics:
                 numbers,
             )
             for (group,) in groups:
-                bump_generation(db, group)
+                require_new_plan(db, group)
             db.execute("DELETE FROM streams_places WHERE no BETWEEN :first AND :last", numbers)
             db.execute(
                 "UPDATE streams_partitions SET topic = '', partition = no"
@@ -214,7 +214,7 @@ def _insert_topic(
         "INSERT INTO streams_partitions (no, topic, partition) VALUES (?, ?, ?)",
         [(last - partitions + p, topic, p) for p in range(partitions)],
     )
-    return bump_generations(db)
+    return require_new_plans(db)
 
 
 def partition_numbers(db: SqliteConnection, topics: Iterable[str]) -> dict[str, list[int]]:
