@@ -1,5 +1,10 @@
 """The partitions of one group member, from the driver's side: owned, pending, fetched, paused.
 
+* *pending*: the group gave them to this member, and the listener has not been told yet;
+* *owned*: the listener was told, and they may be committed;
+* *fetched*: the driver fetches them, from where the listener said;
+* *paused*: fetched, and not to be delivered now.
+
 The cooperative protocols (classic with cooperative-sticky, and KIP-848) assign and revoke single
 partitions; the eager ones have only one call, which names everything that is fetched. They differ
 in this module only.
@@ -7,7 +12,7 @@ in this module only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer
@@ -32,18 +37,58 @@ MAX_RETRY_PAUSE = 5.0
 
 
 @dataclass(slots=True)
-class PendingAssignment:
-    """A partition that the group gave us, and when the listener is to be told."""
+class _Retry:
+    """When the listener is told of a pending partition."""
 
-    retry_at: float = float("-inf")
+    at: float = float("-inf")
     """Monotonic time."""
-    retry_pause: float = 0.0
+    pause: float = 0.0
     """Seconds between the last try and the next; 0 before the first."""
 
-    def schedule_retry(self, now: float) -> None:
-        """It could not be started."""
-        self.retry_pause = min(MAX_RETRY_PAUSE, self.retry_pause * 2 or RETRY_PAUSE)
-        self.retry_at = now + self.retry_pause
+
+class PendingPartitions:
+    """The partitions that the group gave to a member and that were not started yet, in order."""
+
+    def __init__(self) -> None:
+        self._retries: dict[TopicPartition, _Retry] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._retries)
+
+    def add(self, keys: Iterable[TopicPartition]) -> None:
+        """Have the listener told of these."""
+        self._retries.update((key, _Retry()) for key in keys)
+
+    def remove(self, keys: Iterable[TopicPartition]) -> None:
+        """These were started, or are no longer ours."""
+        for key in keys:
+            self._retries.pop(key, None)
+
+    def clear(self) -> None:
+        """Start none of them."""
+        self._retries.clear()
+
+    def never_tried(self) -> list[TopicPartition]:
+        """Those that were not tried yet."""
+        return [key for key, each in self._retries.items() if not each.pause]
+
+    def was_tried(self, key: TopicPartition) -> bool:
+        """Whether a partition is pending and could not be started before."""
+        found = self._retries.get(key)
+        return found is not None and found.pause > 0.0
+
+    def due_for_retry(self, now: float) -> list[TopicPartition]:
+        """Those that could not be started, and are due to be tried again."""
+        return [key for key, each in self._retries.items() if each.pause and each.at <= now]
+
+    def schedule_retry(self, key: TopicPartition, now: float) -> bool:
+        """Try one again later, each time after twice as long; returns whether it is pending."""
+        found = self._retries.get(key)
+        if found is None:
+            return False
+        found.pause = min(MAX_RETRY_PAUSE, found.pause * 2 or RETRY_PAUSE)
+        found.at = now + found.pause
+        return True
 
 
 class AssignedPartitions:
@@ -52,47 +97,89 @@ class AssignedPartitions:
     def __init__(self, consumer: Consumer, eager: bool) -> None:
         self._consumer = consumer
         self._eager = eager
-        self.owned: dict[TopicPartition, Assignment] = {}
-        self.pending: dict[TopicPartition, PendingAssignment] = {}
-        """Assigned by the group, not yet told to the listener, in order."""
-        self.fetched: set[TopicPartition] = set()
-        """The partitions that the driver fetches."""
-        self.paused: set[TopicPartition] = set()
+        self.pending = PendingPartitions()
+        self._owned: dict[TopicPartition, Assignment] = {}
+        self._fetched: set[TopicPartition] = set()
+        self._paused: set[TopicPartition] = set()
+        self._valid_until = float("-inf")
+        """The ``valid_until`` of all that is owned."""
+
+    # -- what is owned
 
     @property
-    def all_paused(self) -> bool:
-        """All that is fetched is paused: no message can come."""
-        return bool(self.fetched) and self.fetched <= self.paused
+    def owns_any(self) -> bool:
+        """Whether anything is owned."""
+        return bool(self._owned)
 
-    def accept_assignment(self, partitions: Iterable[KTopicPartition]) -> None:
-        """In a rebalance: accept these, but fetch nothing of them yet."""
-        self.add_pending(topic_partitions_of(partitions))
-        if self._eager:
-            self._consumer.assign([])
-        else:
-            self._consumer.incremental_assign([])
+    def owns(self, assignment: Assignment) -> bool:
+        """Whether an assignment has not ended."""
+        return self._owned.get(assignment.topic_partition) is assignment
 
-    def add_pending(self, keys: Iterable[TopicPartition]) -> None:
-        """Have the listener told of these."""
-        self.pending.update((key, PendingAssignment()) for key in keys)
+    def owned_assignments(self) -> list[Assignment]:
+        """All that is owned."""
+        return list(self._owned.values())
 
-    def never_tried(self) -> list[TopicPartition]:
-        """The pending ones that were not tried yet."""
-        return [key for key, each in self.pending.items() if not each.retry_pause]
+    def owned_among(self, keys: Iterable[TopicPartition]) -> list[Assignment]:
+        """What is owned of these partitions."""
+        return [self._owned[key] for key in keys if key in self._owned]
 
-    def due_for_retry(self, now: float) -> list[TopicPartition]:
-        """Those that could not be started, and are due to be tried again."""
-        return [
-            key for key, each in self.pending.items() if each.retry_pause and each.retry_at <= now
-        ]
+    def add_owned(self, assignments: Collection[Assignment]) -> None:
+        """These are ours from now on."""
+        for assignment in assignments:
+            assignment.valid_until = self._valid_until
+            self._owned[assignment.topic_partition] = assignment
 
     def remove_owned(self, assignments: Iterable[Assignment]) -> None:
         """These are no longer ours."""
         for assignment in assignments:
-            key = assignment.topic_partition
             assignment.valid_until = float("-inf")
-            if self.owned.get(key) is assignment:
-                del self.owned[key]
+            if self.owns(assignment):
+                del self._owned[assignment.topic_partition]
+
+    def set_valid_until(self, moment: float) -> None:
+        """Until when ownership of all that is owned is certain."""
+        if moment != self._valid_until:
+            self._valid_until = moment
+            for assignment in self._owned.values():
+                assignment.valid_until = moment
+
+    def invalidate(self, keys: Iterable[TopicPartition]) -> None:
+        """Somebody else owns these already."""
+        for assignment in self.owned_among(keys):
+            assignment.valid_until = float("-inf")
+
+    # -- what is fetched
+
+    @property
+    def fetched(self) -> Collection[TopicPartition]:
+        """The partitions that the driver fetches."""
+        return self._fetched
+
+    @property
+    def all_paused(self) -> bool:
+        """All that is fetched is paused: no message can come."""
+        return bool(self._fetched) and self._fetched <= self._paused
+
+    def fetched_assignment(self, topic: str, partition: int) -> Assignment | None:
+        """The assignment to which a message from the driver belongs; None: to none any more, or not
+        to the present one."""
+        key = (topic, partition)
+        return self._owned.get(key) if key in self._fetched else None
+
+    def may_deliver(self, assignment: Assignment) -> bool | None:
+        """Whether messages of an assignment may be given out; None: it is ours no more."""
+        key = assignment.topic_partition
+        if not self.owns(assignment) or key not in self._fetched:
+            return None
+        return key not in self._paused
+
+    def accept_assignment(self, partitions: Iterable[KTopicPartition]) -> None:
+        """In a rebalance: accept these, but fetch nothing of them yet."""
+        self.pending.add(topic_partitions_of(partitions))
+        if self._eager:
+            self._consumer.assign([])
+        else:
+            self._consumer.incremental_assign([])
 
     def start_fetching(self, assignments: Sequence[Assignment]) -> None:
         """Fetch these, each from its position."""
@@ -101,12 +188,12 @@ class AssignedPartitions:
             self._assign_all(partitions)
         else:
             self._consumer.incremental_assign(partitions)
-        self.fetched.update(each.topic_partition for each in assignments)
+        self._fetched.update(each.topic_partition for each in assignments)
 
     def fetch_positions(self) -> dict[TopicPartition, int]:
         """The partitions to fetch now, each with the position from which its fetch began."""
-        owned = self.owned
-        return {key: owned[key].position for key in self.fetched - self.paused if key in owned}
+        owned = self._owned
+        return {key: owned[key].position for key in self._fetched - self._paused if key in owned}
 
     def restart_fetching(self, keys: Iterable[TopicPartition]) -> None:
         """Fetch these anew, each from behind the last message that was delivered."""
@@ -122,13 +209,13 @@ class AssignedPartitions:
 
     def stop_fetching(self, keys: Iterable[TopicPartition], *, rebalance: bool = False) -> None:
         """Stop fetching these, and acknowledge if it is in a rebalance."""
-        stopped = [key for key in keys if key in self.fetched]
-        self.fetched.difference_update(stopped)
-        paused = self.paused.intersection(stopped)
+        stopped = [key for key in keys if key in self._fetched]
+        self._fetched.difference_update(stopped)
+        paused = self._paused.intersection(stopped)
         if paused:
             # The driver would remember it, and deliver nothing if the partition came back.
             self._consumer.resume([KTopicPartition(*key) for key in paused])
-            self.paused -= paused
+            self._paused -= paused
         if not self._eager:
             self._consumer.incremental_unassign([KTopicPartition(*key) for key in stopped])
         elif rebalance:
@@ -138,9 +225,9 @@ class AssignedPartitions:
 
     def _assign_all(self, added: list[KTopicPartition]) -> None:
         """Assign what is fetched already, from its position, and ``added``."""
-        self._consumer.assign(self._positions(sorted(self.fetched)) + added)
-        if self.paused:
-            self._consumer.pause([KTopicPartition(*key) for key in self.paused])
+        self._consumer.assign(self._positions(sorted(self._fetched)) + added)
+        if self._paused:
+            self._consumer.pause([KTopicPartition(*key) for key in self._paused])
 
     def _positions(self, keys: Iterable[TopicPartition]) -> list[KTopicPartition]:
         """Each of these with the position behind the last message that was delivered."""
@@ -149,28 +236,28 @@ class AssignedPartitions:
             partitions = self._consumer.position(partitions)
         for partition in partitions:
             if partition.offset < 0:  # nothing was delivered of it
-                partition.offset = self.owned[partition.topic, partition.partition].position
+                partition.offset = self._owned[partition.topic, partition.partition].position
         return partitions
 
     # -- pausing
 
     def pause(self, assignments: Iterable[Assignment]) -> None:
         """Deliver nothing of these."""
-        keys = self._still_fetched(assignments) - self.paused
+        keys = self._still_fetched(assignments) - self._paused
         if keys:
             self._consumer.pause([KTopicPartition(*key) for key in keys])
-            self.paused |= keys
+            self._paused |= keys
 
     def resume(self, assignments: Iterable[Assignment]) -> None:
         """Deliver these again."""
-        keys = self._still_fetched(assignments) & self.paused
+        keys = self._still_fetched(assignments) & self._paused
         if keys:
             self._consumer.resume([KTopicPartition(*key) for key in keys])
-            self.paused -= keys
+            self._paused -= keys
 
     def _still_fetched(self, assignments: Iterable[Assignment]) -> set[TopicPartition]:
         return {
             each.topic_partition
             for each in assignments
-            if self.owned.get(each.topic_partition) is each and each.topic_partition in self.fetched
+            if self.owns(each) and each.topic_partition in self._fetched
         }

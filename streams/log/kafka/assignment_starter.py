@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException
 
 from streams.errors import Fatal, LogError, Unavailable
 from streams.log.kafka.consumer import GroupConsumer, KafkaClients
+from streams.log.kafka.member_errors import MemberErrors
 from streams.log.kafka.offsets import MembershipLost, OffsetReader
 from streams.log.kafka.partition_probe import PartitionProbe
 from streams.log.protocol import Assignment, Committed, RebalanceListener, TopicPartition
@@ -41,10 +42,12 @@ class AssignmentStarter:
         clients: KafkaClients,
         consumer: GroupConsumer,
         listener: RebalanceListener,
+        errors: MemberErrors,
         group: str,
     ) -> None:
         self._consumer = consumer
         self._listener = listener
+        self._errors = errors
         self._group = group
         self._partitions_with_leader = clients.readers.metadata.partitions_with_leader
         self._watermarks = clients.readers.watermarks
@@ -61,21 +64,20 @@ class AssignmentStarter:
     def start_pending(self) -> None:
         """Tell the listener what arrived, and fetch from where it says. What cannot be started yet
         is probed in another thread until it answers, and holds up nothing else."""
-        partitions = self._consumer.partitions
-        if not partitions.pending:
+        pending = self._consumer.partitions.pending
+        if not pending:
             return
-        never_tried = partitions.never_tried()
+        never_tried = pending.never_tried()
         if never_tried:
             self._try_start(never_tried)
         now = time.monotonic()
         reachable = []
         for key, reached in self._probe.take_outcomes().items():
-            pending = partitions.pending.get(key)
-            if pending is not None and pending.retry_pause:
-                pending.schedule_retry(now)
+            if pending.was_tried(key):
+                pending.schedule_retry(key, now)
                 if reached:
                     reachable.append(key)
-        self._probe.start(partitions.due_for_retry(now))
+        self._probe.start(pending.due_for_retry(now))
         if reachable:
             self._try_start(reachable)
 
@@ -108,13 +110,12 @@ class AssignmentStarter:
     def _postpone(self, keys: Sequence[TopicPartition], error: LogError) -> None:
         now, partitions = time.monotonic(), self._consumer.partitions
         for key in keys:
-            pending = partitions.pending.get(key)
-            if pending is not None:
-                if not pending.retry_pause and partitions.owned:
-                    logger.warning("group %s: %s/%d waits: %s", self._group, *key, error)
-                pending.schedule_retry(now)
-        if not partitions.owned:
-            self._consumer.deferred_error = error
+            is_first_try = not partitions.pending.was_tried(key)
+            is_pending = partitions.pending.schedule_retry(key, now)
+            if is_pending and is_first_try and partitions.owns_any:
+                logger.warning("group %s: %s/%d waits: %s", self._group, *key, error)
+        if not partitions.owns_any:
+            self._errors.defer(error)
 
     def _with_leader(self, keys: Sequence[TopicPartition]) -> set[TopicPartition]:
         """Those of them that have a leader: the others' offsets could not be looked up."""
@@ -143,26 +144,22 @@ class AssignmentStarter:
         """
         if not keys:
             return
-        consumer, partitions = self._consumer, self._consumer.partitions
+        consumer = self._consumer
         committed = self._committed(keys)
-        valid_until = consumer.start_ownership()
-        lease = consumer.ownership.session_timeout
         assignments = [
-            Assignment(*key, next(_next_epoch), committed[key], valid_until, lease) for key in keys
+            Assignment(*key, next(_next_epoch), committed[key], lease=consumer.session_timeout)
+            for key in keys
         ]
-        partitions.owned.update((each.topic_partition, each) for each in assignments)
-        consumer.commits.add_assignments(assignments)
+        consumer.add_owned(assignments)
         try:
             self._listener.assigned(assignments)
-            partitions.start_fetching(assignments)
+            consumer.start_fetching(assignments)
         except KafkaException as error:
-            consumer.fatal_error = consumer.translate(error, f"fetching as group {self._group!r}")
-            raise consumer.fatal_error from error
+            failure = consumer.translate(error, f"fetching as group {self._group!r}")
+            self._errors.fail_driver(failure)
+            raise failure from error
         except BaseException as error:
             consumer.remove_owned(assignments)
             if isinstance(error, Fatal) or not isinstance(error, LogError):
-                consumer.fail(error)
+                self._errors.fail(error)
             raise
-        consumer.ever_assigned = consumer.group_changed = True
-        for key in keys:
-            partitions.pending.pop(key, None)

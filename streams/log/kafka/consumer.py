@@ -3,7 +3,11 @@
 A consumer that is cut off is replaced by another one, which joins the group anew; callbacks of the
 previous one are ignored. The driver's callbacks run inside ``consume`` and ``close``, and none of
 them raises (see :mod:`streams.log.kafka.subscription`): what goes wrong in one is kept in
-:attr:`GroupConsumer.fatal_error` or :attr:`GroupConsumer.deferred_error`.
+:class:`~streams.log.kafka.member_errors.MemberErrors`.
+
+With each consumer begin its partitions, the commits under them and the time until which they are
+owned. All three change in step here; those who start and end assignments call this module, and
+learn of the group's decisions through :class:`GroupCallbacks`.
 """
 
 from __future__ import annotations
@@ -20,12 +24,12 @@ from streams.config import Flow
 from streams.errors import Fatal, LogError, StreamsError, Unavailable
 from streams.log.kafka.assignment import AssignedPartitions
 from streams.log.kafka.client import REQUEST_TIMEOUT, RequestRetry, close_in_background
+from streams.log.kafka.driver_reports import DriverReports
 from streams.log.kafka.errors import error_class_of, kafka_error_of
-from streams.log.kafka.fetch_watch import FetchWatch, Stalled
+from streams.log.kafka.member_errors import MemberErrors
 from streams.log.kafka.offsets import MembershipLost, OffsetCommits, committed_by_partition
 from streams.log.kafka.ownership import Ownership
 from streams.log.kafka.reader import ReaderPool
-from streams.log.kafka.reconnect import ConnectivityMonitor, IsolationCheck
 from streams.log.kafka.settings import Settings
 from streams.log.kafka.statistics import decode_snapshot
 from streams.log.protocol import Assignment, Committed, TopicPartition
@@ -81,54 +85,58 @@ class MemberOptions(NamedTuple):
     """It reads event topics, in which transactions mean nothing."""
 
 
+class GroupCallbacks(NamedTuple):
+    """What a member is told of its group; called inside ``consume`` and ``close``, so nothing may
+    be raised."""
+
+    revoked: Callable[[list[KTopicPartition]], None]
+    """These partitions go elsewhere in a rebalance."""
+    lost: Callable[[list[KTopicPartition]], None]
+    """These partitions are somebody else's already."""
+    group_changed: Callable[[], None]
+    """Partitions were started, or the group epoch is another one."""
+
+
 class GroupConsumer:
-    """One member's consumer. Used by one thread at a time.
+    """One member's consumer. Used by one thread at a time; :meth:`join` comes first."""
 
-    :param on_revoke: called in a rebalance with the partitions that go elsewhere.
-    :param on_lost: called with partitions that are somebody else's already.
-    """
+    _callbacks: GroupCallbacks
+    _consumer: Consumer
+    _ownership: Ownership
+    partitions: AssignedPartitions
+    commits: OffsetCommits
 
-    def __init__(
-        self,
-        clients: KafkaClients,
-        options: MemberOptions,
-        on_revoke: Callable[[list[KTopicPartition]], None],
-        on_lost: Callable[[list[KTopicPartition]], None],
-    ) -> None:
+    def __init__(self, clients: KafkaClients, options: MemberOptions, errors: MemberErrors) -> None:
         self._settings = settings = clients.settings
         self.translate = settings.translate
         self._connect = clients.connect
         self._requests = clients.requests
         self._options = options
         self._group = options.group
-        self._on_revoke = on_revoke
-        self._on_lost = on_lost
-        self.fatal_error: BaseException | None = None
-        """The error that ended this member for good."""
-        self.deferred_error: StreamsError | None = None
-        """An error that came with messages or through a callback: raised by the next poll."""
-        self._valid_until = float("-inf")
-        """The ``valid_until`` of all that is owned."""
-        self.ever_assigned = False
-        self.group_changed = False
-        """Partitions arrived, or the group's generation (KIP-848: our epoch) is another one."""
-        self._generation: object = None
-        self.is_closing = False
-        """New partitions are not taken any more."""
-        self._connectivity = ConnectivityMonitor(options.session_timeout)
-        self._isolation = IsolationCheck(self._connectivity, clients.readers.probe_broker)
+        self._errors = errors
+        self.session_timeout = options.session_timeout
+        """Seconds after which the coordinator gives up a silent member."""
+        self._ever_assigned = False
+        self._group_metadata: object = None
+        """Member and group epoch by the last report; opaque, but it can be compared."""
+        self._accepts_partitions = True
         readers = clients.readers
-        self._end_of = readers.end if options.uncommitted else readers.end_of_committed
-        self.stalled: Stalled | None = None
-        """Partitions from which nothing comes although there is more."""
+        end_of = readers.end if options.uncommitted else readers.end_of_committed
+        self.reports = DriverReports(options.session_timeout, readers.probe_broker, end_of)
         self._consumer_number = 0
         """How many there were; only the last one's callbacks are heard."""
-        self._consumer: Consumer
-        self._use(self._join())
 
     # -- joining, and leaving
 
-    def _join(self) -> Consumer:
+    def join(self, callbacks: GroupCallbacks) -> None:
+        """Join the group with a first consumer.
+
+        :raises LogError: the driver refuses.
+        """
+        self._callbacks = callbacks
+        self._use(self._new_consumer())
+
+    def _new_consumer(self) -> Consumer:
         """Make a consumer, and have it join the group."""
         options, number = self._options, self._consumer_number + 1
 
@@ -151,8 +159,8 @@ class GroupConsumer:
             consumer.subscribe(
                 list(options.topics),
                 on_assign=if_current(self._on_assign),
-                on_revoke=if_current(lambda _, partitions: self._on_revoke(partitions)),
-                on_lost=if_current(lambda _, partitions: self._on_lost(partitions)),
+                on_revoke=if_current(lambda _, partitions: self._callbacks.revoked(partitions)),
+                on_lost=if_current(lambda _, partitions: self._callbacks.lost(partitions)),
             )
         except KafkaException as error:
             close_in_background(consumer)
@@ -161,9 +169,9 @@ class GroupConsumer:
 
     def _use(self, consumer: Consumer) -> None:
         """This is the consumer from now on; the previous one is ignored."""
-        settings, session_timeout = self._settings, self._options.session_timeout
-        self.ownership = Ownership(
-            session_timeout, settings.max_poll_interval, settings.kip848, time.monotonic()
+        settings = self._settings
+        self._ownership = Ownership(
+            self.session_timeout, settings.max_poll_interval, settings.kip848, time.monotonic()
         )
         self.partitions = AssignedPartitions(consumer, settings.eager)
         self.commits = OffsetCommits(
@@ -173,18 +181,12 @@ class GroupConsumer:
         )
         self._consumer = consumer
         self._consumer_number += 1
-        self._fetch_watch = FetchWatch(self._end_of)
-        self.stalled = None
-
-    def is_isolated(self) -> bool:
-        """Whether this consumer is cut off, and another client is not. Never waits."""
-        return self._isolation.should_replace(time.monotonic())
 
     def join_anew(self, reason: str) -> Consumer | None:
         """Another consumer, which joins the group; None if that failed."""
-        self._connectivity.back_off()
+        self.reports.consumer_failed()
         try:
-            consumer = self._join()
+            consumer = self._new_consumer()
         except StreamsError as error:
             logger.warning("group %s: rejoining failed: %s", self._group, error)
             return None
@@ -195,11 +197,16 @@ class GroupConsumer:
         """Use the consumer that :meth:`join_anew` made; the one before is closed."""
         old = self._consumer
         self._use(consumer)
+        self.reports.consumer_replaced()
         close_in_background(old)
+
+    def refuse_partitions(self) -> None:
+        """Take no new partitions any more: the member is going to leave."""
+        self._accepts_partitions = False
 
     def close(self) -> None:
         """Leave the group; wait for the coordinator :data:`REQUEST_TIMEOUT` seconds at most."""
-        self._fetch_watch.close()
+        self.reports.close()
         closing = threading.Thread(target=self._close, name="streams-kafka-close", daemon=True)
         closing.start()
         closing.join(REQUEST_TIMEOUT)
@@ -233,7 +240,7 @@ class GroupConsumer:
                 consumer.unsubscribe()
             return
         consumer.unsubscribe()
-        ends = time.monotonic() + self._options.session_timeout
+        ends = time.monotonic() + self.session_timeout
         while consumer.memberid() and time.monotonic() < ends:
             consumer.consume(1, 0.01)
 
@@ -247,11 +254,12 @@ class GroupConsumer:
             messages = self._consumer.consume(limit, timeout)
         except KafkaException as error:
             # The driver raises here only what is fatal: its own state, or this member's.
-            self.fatal_error = self.translate(error, f"consuming as group {self._group!r}")
+            failure = self.translate(error, f"consuming as group {self._group!r}")
+            self._errors.fail_driver(failure)
         except RuntimeError as error:
             raise LogError(f"Kafka, group {self._group!r}: this subscription is closed") from error
-        self.ownership.polled_at = now
-        self.extend_ownership()
+        self._ownership.polled_at = now
+        self._extend_ownership()
         return messages
 
     def read_committed(
@@ -274,12 +282,28 @@ class GroupConsumer:
             raise self.translate(error, f"positions of group {self._group!r}") from error
 
     def group_metadata(self) -> object:
-        """The driver's group metadata (member and generation) for a transaction; opaque."""
+        """The driver's group metadata (member and group epoch) for a transaction; opaque."""
         return self._consumer.consumer_group_metadata()
 
-    # -- partitions that leave
+    # -- partitions that come and leave
 
-    def remove_owned(self, assignments: list[Assignment]) -> None:
+    def add_owned(self, assignments: Sequence[Assignment]) -> None:
+        """These are ours from now on."""
+        self._extend_ownership()
+        self.partitions.add_owned(assignments)
+        self.commits.add_assignments(assignments)
+
+    def start_fetching(self, assignments: Sequence[Assignment]) -> None:
+        """Fetch these, each from its position: they are started.
+
+        :raises KafkaException: the driver refuses.
+        """
+        self.partitions.start_fetching(assignments)
+        self.partitions.pending.remove(each.topic_partition for each in assignments)
+        self._ever_assigned = True
+        self._callbacks.group_changed()
+
+    def remove_owned(self, assignments: Sequence[Assignment]) -> None:
         """These are no longer ours."""
         self.commits.remove_assignments(assignments)
         self.partitions.remove_owned(assignments)
@@ -290,20 +314,17 @@ class GroupConsumer:
             self.partitions.stop_fetching(keys, rebalance=rebalance)
         except KafkaException as error:
             operation = f"giving up partitions of group {self._group!r}"
-            self.fail(self.translate(error, operation))
+            self._errors.fail(self.translate(error, operation))
 
     def restart_fetching(self, keys: Iterable[TopicPartition]) -> None:
         """Fetch these anew, from behind what was delivered."""
         try:
             self.partitions.restart_fetching(keys)
         except KafkaException as error:
-            self.fail(self.translate(error, f"restarting the fetch of group {self._group!r}"))
+            operation = f"restarting the fetch of group {self._group!r}"
+            self._errors.fail(self.translate(error, operation))
 
     # -- errors
-
-    def fail(self, error: BaseException) -> None:
-        """This breaks the member for good, unless something else did before."""
-        self.fatal_error = self.fatal_error or error
 
     def _on_client_error(self, error: KafkaError) -> None:
         """The driver's error_cb: brokers that are gone, logins that failed, fatal states."""
@@ -316,63 +337,56 @@ class GroupConsumer:
         operation = f"group {self._group!r}"
         translated = self.translate(error, operation)
         if error.fatal():
-            self.fail(translated)
+            self._errors.fail(translated)
             return
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             translated = self._requests.no_answer_error(
                 operation, time.monotonic() - REQUEST_TIMEOUT
             )
-        if isinstance(translated, Fatal) and self.ever_assigned:
+        if isinstance(translated, Fatal) and self._ever_assigned:
             # It worked before: a broker that is starting may not know its users yet.
             translated = Unavailable(str(translated))
-        if not isinstance(self.deferred_error, Fatal):
-            self.deferred_error = translated  # a Fatal one says more than that no broker answers
+        self._errors.defer(translated)
 
     # -- ownership
 
     def _on_statistics(self, text: str) -> None:
         try:
             snapshot, now = decode_snapshot(text), time.monotonic()
-            self.ownership.observe(snapshot, now)
-            generation = self._consumer.consumer_group_metadata()  # opaque, but it can be compared
-            if generation != self._generation:
-                self._generation = generation
-                self.group_changed = True
-            positions = self.partitions.fetch_positions()
-            self._connectivity.observe_member(snapshot, positions, now)
-            self.stalled = self._fetch_watch.observe(snapshot, positions, now) or self.stalled
+            self._ownership.observe(snapshot, now)
+            metadata = self._consumer.consumer_group_metadata()
+            if metadata != self._group_metadata:
+                self._group_metadata = metadata
+                self._callbacks.group_changed()
+            self.reports.observe(snapshot, self.partitions.fetch_positions(), now)
             if (user_callback := self._settings.user_config.get("stats_cb")) is not None:
                 user_callback(text)
         except Exception:
             logger.exception("group %s: the driver's statistics were not understood", self._group)
 
-    def extend_ownership(self) -> None:
+    def _extend_ownership(self) -> None:
         """Set ``valid_until`` of all that is owned to what has been confirmed."""
-        valid_until = self.ownership.valid_until
-        if valid_until != self._valid_until:
-            self._valid_until = valid_until
-            for assignment in self.partitions.owned.values():
-                assignment.valid_until = valid_until
+        self.partitions.set_valid_until(self._ownership.valid_until)
 
-    def start_ownership(self) -> float:
-        """Until when ownership is certain for partitions that are about to be owned."""
-        self._valid_until = self.ownership.valid_until
-        return self._valid_until
+    def expelled(self) -> None:
+        """The group has expelled this member: it owns nothing any more."""
+        self._ownership.expelled()
+        self._extend_ownership()
 
     # -- the driver's other callbacks; called inside consume and close, so nothing may be raised
 
     def _on_assign(self, consumer: Consumer, partitions: list[KTopicPartition]) -> None:
-        self.ownership.assignment_received()
-        if self.is_closing:
+        self._ownership.assignment_received()
+        if not self._accepts_partitions:
             return
         try:
             self.partitions.accept_assignment(partitions)
         except KafkaException as error:
-            self.fatal_error = self.translate(error, f"joining group {self._group!r}")
+            self._errors.fail_driver(self.translate(error, f"joining group {self._group!r}"))
 
     def _member_id(self) -> str | None:
         """Our ID in the group; None where the driver has left it, as nobody polled for too long."""
-        ownership = self.ownership
+        ownership = self._ownership
         if time.monotonic() > ownership.polled_at + ownership.max_poll_interval:
             return None
         return self._consumer.memberid()
@@ -382,14 +396,14 @@ class GroupConsumer:
         accepted_at = self.commits.on_commit(error, partitions)
         # Only a classic coordinator takes a commit for a heartbeat.
         if accepted_at is not None and not self._settings.kip848:
-            self.ownership.confirm(accepted_at)
-            self.extend_ownership()
+            self._ownership.confirm(accepted_at)
+            self._extend_ownership()
         failed = error or next(
             (partition.error for partition in partitions if partition.error is not None), None
         )
         if failed is None or failed.code() == KafkaError._FATAL:
             return  # the driver reports what is fatal by itself, such as that the member is fenced
         if failed.code() in _MEMBERSHIP_LOST:
-            self.ownership.confirmed_at = float("-inf")
+            self._ownership.expelled()
         elif error_class_of(failed) is not Unavailable:
-            self.deferred_error = self.translate(failed, f"positions of group {self._group!r}")
+            self._errors.defer(self.translate(failed, f"positions of group {self._group!r}"))

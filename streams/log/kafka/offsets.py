@@ -95,6 +95,14 @@ class _SentVersion(NamedTuple):
     version: int
 
 
+class _SentCommit(NamedTuple):
+    """A commit that was handed to the driver."""
+
+    offsets: Mapping[TopicPartition, Committed]
+    sent_at: float
+    """Monotonic time just before."""
+
+
 class OffsetCommits:
     """The commits of one subscription.
 
@@ -117,10 +125,8 @@ class OffsetCommits:
         self._sent_at = 0.0
         self._submitted: Submitted | None = None
         """To be called with that result, if the commit is asynchronous."""
-        self._unreported: deque[tuple[Mapping[TopicPartition, Committed], float]] = deque(
-            maxlen=MAX_UNREPORTED
-        )
-        """The commits that the driver has not reported yet, and when each was sent."""
+        self._unreported: deque[_SentCommit] = deque(maxlen=MAX_UNREPORTED)
+        """The commits that the driver has not reported yet."""
 
     def add_assignments(self, assignments: Iterable[Assignment]) -> None:
         """These may be committed from now on."""
@@ -227,7 +233,7 @@ class OffsetCommits:
     def _send_offsets(self, offsets: Mapping[TopicPartition, Committed]) -> None:
         sent_at = time.monotonic()
         self._send(to_driver(offsets))
-        self._unreported.append((offsets, sent_at))
+        self._unreported.append(_SentCommit(offsets, sent_at))
 
     def _check_previous(self) -> None:
         """See that the previous commit has ended."""
@@ -281,9 +287,9 @@ class OffsetCommits:
     def _take_sent(self, offsets: Mapping[TopicPartition, Committed | None]) -> float | None:
         """When the commit of these offsets was sent; of several, the first."""
         for commit in tuple(self._unreported):
-            if commit[0] == offsets:
+            if commit.offsets == offsets:
                 self._unreported.remove(commit)
-                return commit[1]
+                return commit.sent_at
         return None
 
     def _resend_overtaken(self, ended: Mapping[TopicPartition, KTopicPartition]) -> None:

@@ -84,6 +84,10 @@ class Ownership:
         """Ownership was certain at ``moment``."""
         self.confirmed_at = max(self.confirmed_at, moment)
 
+    def expelled(self) -> None:
+        """The coordinator has expelled this member: it owns nothing until it is confirmed anew."""
+        self.confirmed_at = float("-inf")
+
     def assignment_received(self) -> None:
         """An assignment came: a classic member's SyncGroup was answered."""
         if not self._kip848:

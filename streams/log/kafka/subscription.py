@@ -16,30 +16,51 @@ inside ``consume`` and ``close``. Three rules ensure that nothing is skipped:
   offset and the log's start.
 
 Partitions leave inside the callback, because they are gone once it returns: the listener drains
-and commits there. The broker refuses a commit of a former member by its generation; but a live
+and commits there. The broker refuses a commit of a former member by its group epoch; but a live
 member could still commit a partition that it no longer owns, so ``offsets.py`` filters commits by
 ownership and version. ``ownership.py`` says how long ownership is certain.
+
+Who owns what; each calls only those below:
+
+=============================  ==================================================================
+here                           the calls of the protocol; wakeup, outputs, forced resets
+``AssignmentStarter``          pending partitions are started
+``AssignmentEnder``            assignments end; whether the listener is being told of it
+``GroupConsumer``              the driver's consumer, which may be replaced by another one
+``AssignedPartitions``         what is pending, owned, fetched and paused, and where fetches begin
+``OffsetCommits``              the commits under these assignments
+``Ownership``                  the time until which they are certainly owned
+``DriverReports``              whether the consumer is cut off, or has stopped to fetch
+``MemberErrors``               errors of callbacks, until a poll raises them
+=============================  ==================================================================
+
+``GroupConsumer`` tells those above it of the group's decisions, through ``GroupCallbacks`` alone.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka import TopicPartition as KTopicPartition
 
 from streams.errors import ConfigError, Fatal, Fenced, LogError, Unavailable
-from streams.log.kafka.assignment import topic_partitions_of
+from streams.log.kafka.assignment_ender import AssignmentEnder
 from streams.log.kafka.assignment_starter import AssignmentStarter
 from streams.log.kafka.batch import KafkaBatch, remove_errors, split_by_partition
-from streams.log.kafka.consumer import GroupConsumer, KafkaClients, MemberOptions
+from streams.log.kafka.consumer import (
+    GroupCallbacks,
+    GroupConsumer,
+    KafkaClients,
+    MemberOptions,
+)
 from streams.log.kafka.errors import OUT_OF_RANGE
 from streams.log.kafka.event_readers import HELD_WAIT, PolledEvents
 from streams.log.kafka.forced_resets import ResetRequests
+from streams.log.kafka.member_errors import MemberErrors
 from streams.log.kafka.offsets import RETRY_PAUSE, RETRY_TIMEOUT, MembershipLost, to_driver
 from streams.log.kafka.output_writer import OutputWriter
 from streams.log.protocol import (
@@ -49,7 +70,6 @@ from streams.log.protocol import (
     RebalanceListener,
     Submitted,
     Subscription,
-    TopicPartition,
     Transaction,
 )
 from streams.message import Batch, Record
@@ -67,10 +87,6 @@ fetch sleeps for up to a second, and a resume does not wake it (seen with 2.16: 
 
 class KafkaSubscription(Subscription):
     """A member of a group.
-
-    One class, because it is the log protocol's ``Subscription``, whose methods all go to one
-    consumer under the rules above; what has state of its own (assignment, offsets, ownership,
-    outputs) is in modules of its own.
 
     :param reset_requests: where forced resets of the group are requested.
     :param on_closed: called once this is closed.
@@ -96,15 +112,11 @@ class KafkaSubscription(Subscription):
                 "%g s (max.poll.interval.ms) is expelled: set a shorter drain",
                 self.group, flow.drain, settings.max_poll_interval,
             )  # fmt: skip
-        self._settings = settings
-        self._listener = listener
         self._reset_requests = reset_requests
         self._on_closed = on_closed
         self._events = events
         self._member_name = options.member_name
         self._first_topic = options.topics[0]
-        self._is_revoking = False
-        """The listener is told of partitions that are taken away."""
         self._outputs = OutputWriter(
             clients.connect_writer,
             clients.requests,
@@ -117,8 +129,15 @@ class KafkaSubscription(Subscription):
         self._only_topic = options.topics[0] if len(options.topics) == 1 else None
         self._wakeup = threading.Event()
         self._closed = False
-        self._consumer = GroupConsumer(clients, options, self._on_revoke, self._on_lost)
-        self._starter = AssignmentStarter(clients, self._consumer, listener, self.group)
+        self._errors = MemberErrors()
+        self._consumer = GroupConsumer(clients, options, self._errors)
+        self._ender = AssignmentEnder(self._consumer, listener, self._errors, self.group)
+        self._consumer.join(
+            GroupCallbacks(self._ender.revoke, self._ender.expel, reset_requests.look_soon)
+        )
+        self._starter = AssignmentStarter(
+            clients, self._consumer, listener, self._errors, self.group
+        )
 
     def _replace_consumer(self, reason: str) -> None:
         """This consumer is of no use any more: join with a new one (``reconnect.py``)."""
@@ -126,13 +145,13 @@ class KafkaSubscription(Subscription):
         if fresh is None:
             return
         self._consumer.commits.membership_lost()
-        self._lose(list(self._consumer.partitions.owned.values()))
+        self._ender.lose_all()
         self._consumer.switch_to(fresh)
 
     def _restart_stalled(self) -> None:
         """Fetch anew what the driver has stopped to fetch; where that has not helped, with another
         consumer (``fetch_watch.py``)."""
-        stalled, self._consumer.stalled = self._consumer.stalled, None
+        stalled = self._consumer.reports.take_stalled()
         if stalled is None:
             return
         names = ", ".join(f"{topic}/{number}" for topic, number in stalled.partitions)
@@ -149,22 +168,17 @@ class KafkaSubscription(Subscription):
         events = self._events
         if events is None:
             return self._poll(limit, timeout)
-        if events.holds_back(self._may_deliver):
+        may_deliver = self._consumer.partitions.may_deliver
+        if events.holds_back(may_deliver):
             # Wait for the index to decide on them, and poll once so that rebalances are served.
             batches = self._poll(1, 0.0)
         else:
             batches, timeout = self._poll(limit, timeout), HELD_WAIT
-        found = events.pass_on(batches, min(timeout, POLL_SLICE), self._may_deliver)
+        may_deliver = self._consumer.partitions.may_deliver  # a poll may replace the consumer
+        found = events.pass_on(batches, min(timeout, POLL_SLICE), may_deliver)
         if not events.is_needed:
             self._events = None
         return found
-
-    def _may_deliver(self, assignment: Assignment) -> bool | None:
-        """Whether messages of an assignment may be given out; None: it is ours no more."""
-        partitions, key = self._consumer.partitions, assignment.topic_partition
-        if partitions.owned.get(key) is not assignment or key not in partitions.fetched:
-            return None
-        return key not in partitions.paused
 
     def _poll(self, limit: int, timeout: float) -> Sequence[KafkaBatch]:
         self._raise_fatal()
@@ -174,26 +188,25 @@ class KafkaSubscription(Subscription):
         if not messages:
             self._starter.start_pending()
             messages = self._wait_for_messages(limit, timeout)
-        if self._consumer.is_isolated():
+        if self._consumer.reports.is_isolated():
             # Fetched messages are dropped below: the next consumer owns nothing yet.
             self._replace_consumer("its brokers are out of reach for this client alone")
-        if self._consumer.stalled is not None:
-            self._restart_stalled()
+        self._restart_stalled()
         if not messages:
-            self._raise_deferred()
+            self._errors.raise_deferred()
             return ()
         for failed in remove_errors(messages):
             self._handle_error(failed)
         batches = []
-        owned, fetched = self._consumer.partitions.owned, self._consumer.partitions.fetched
+        partitions = self._consumer.partitions
         for topic, partition, run in split_by_partition(messages, self._only_topic):
-            assignment = owned.get((topic, partition))
-            if assignment is not None and (topic, partition) in fetched:
+            assignment = partitions.fetched_assignment(topic, partition)
+            if assignment is not None:
                 batches.append(KafkaBatch(topic, partition, run, assignment))
-        if not batches:
-            self._raise_deferred()
-        elif isinstance(self._consumer.deferred_error, Unavailable):
-            self._consumer.deferred_error = None  # messages came, so it has passed
+        if batches:
+            self._errors.messages_came()
+        else:
+            self._errors.raise_deferred()
         return batches
 
     def _consume(self, limit: int, timeout: float) -> list[Any]:
@@ -204,7 +217,8 @@ class KafkaSubscription(Subscription):
     def _wait_for_messages(self, limit: int, timeout: float) -> list[Any]:
         """Block for the first message, in slices, so that :meth:`wakeup` is heard."""
         deadline = time.monotonic() + timeout
-        while self._consumer.deferred_error is None and self._consumer.stalled is None:
+        errors, reports = self._errors, self._consumer.reports
+        while not errors.has_deferred and not reports.has_stalled:
             remaining = deadline - time.monotonic()
             if remaining < 0.001 or self._wakeup.is_set():
                 break  # the driver rounds less than a millisecond to none: it would be a busy loop
@@ -225,17 +239,9 @@ class KafkaSubscription(Subscription):
 
     def _raise_fatal(self) -> None:
         """Raise what broke this subscription; a member that is fenced owns nothing any more."""
-        if self._consumer.fatal_error is None:
-            return
-        if isinstance(self._consumer.fatal_error, Fatal):
-            self._lose(list(self._consumer.partitions.owned.values()))
-        raise self._consumer.fatal_error
-
-    def _raise_deferred(self) -> None:
-        """Raise once what went wrong in a callback or beside messages."""
-        deferred, self._consumer.deferred_error = self._consumer.deferred_error, None
-        if deferred is not None:
-            raise deferred
+        if isinstance(self._errors.fatal, Fatal):
+            self._ender.lose_all()
+        self._errors.raise_fatal()
 
     # -- errors
 
@@ -251,98 +257,44 @@ class KafkaSubscription(Subscription):
         source = f"{topic}/{partition}" if topic and partition is not None else f"{self.group!r}"
         translated = self._consumer.translate(error, f"consuming {source}")
         if error.fatal() or error.code() == KafkaError._FATAL:
-            self._consumer.fail(translated)
-        elif self._consumer.deferred_error is None or isinstance(
-            self._consumer.deferred_error, Unavailable
-        ):
-            self._consumer.deferred_error = translated
+            self._errors.fail(translated)
+        else:
+            self._errors.defer(translated)
 
     def _restart_out_of_range(self, topic: str, partition: int, offset: int) -> None:
         """The log no longer has our position: the listener resolves it anew."""
-        key = (topic, partition)
-        assignment = self._consumer.partitions.owned.get(key)
-        if assignment is None or key not in self._consumer.partitions.fetched:
+        assignment = self._consumer.partitions.fetched_assignment(topic, partition)
+        if assignment is None:
             return
         logger.warning(
             "group %s: %s/%d no longer has offset %d, resolving its position again",
             self.group, topic, partition, offset,
         )  # fmt: skip
-        self._lose([assignment])
-        self._restart([key])
+        self._ender.lose([assignment])
+        self._ender.restart([assignment])
 
-    def _notify_listener(
-        self, notify: Callable[[Sequence[Assignment]], None], assignments: list[Assignment]
-    ) -> None:
-        """Tell the listener; what it raises breaks the subscription, but not the callback."""
-        try:
-            if assignments:
-                notify(assignments)
-        except BaseException as error:
-            self._consumer.fail(error)
-
-    def _lose(self, assignments: list[Assignment]) -> None:
-        self._consumer.remove_owned(assignments)
-        self._notify_listener(self._listener.lost, assignments)
-
-    def _restart(self, keys: Collection[TopicPartition]) -> None:
-        """Stop fetching these until the listener has been told of them anew."""
-        self._consumer.stop_fetching(keys)
-        self._consumer.partitions.add_pending(keys)
-
-    # -- what the group decides; called inside consume and close, so nothing may be raised
-
-    def _on_revoke(self, partitions: list[KTopicPartition]) -> None:
-        self._give_up_partitions(partitions, self._listener.revoked)
-
-    def _on_lost(self, partitions: list[KTopicPartition]) -> None:
-        logger.warning(
-            "group %s: this member was expelled from the group; %d partitions lost",
-            self.group,
-            len(partitions),
-        )
-        self._consumer.commits.membership_lost()
-        for key in topic_partitions_of(partitions):
-            if key in self._consumer.partitions.owned:
-                self._consumer.partitions.owned[key].valid_until = float("-inf")
-        self._give_up_partitions(partitions, self._listener.lost)
-
-    def _give_up_partitions(
-        self, partitions: list[KTopicPartition], notify: Callable[[Sequence[Assignment]], None]
-    ) -> None:
-        keys, owned = topic_partitions_of(partitions), self._consumer.partitions.owned
-        for key in keys:
-            self._consumer.partitions.pending.pop(key, None)
-        removed = [owned[key] for key in keys if key in owned]
-        self._is_revoking = True
-        self._notify_listener(notify, removed)
-        self._is_revoking = False
-        self._consumer.remove_owned(removed)
-        self._consumer.stop_fetching(keys, rebalance=True)
+    # -- forced resets
 
     def _apply_resets(self) -> None:
         """Start over from the offsets of a forced reset."""
-        if self._consumer.group_changed:
-            self._consumer.group_changed = False
-            self._reset_requests.look_soon()
-        resets = self._reset_requests.take_pending(self._consumer.partitions.fetched)
+        partitions = self._consumer.partitions
+        resets = self._reset_requests.take_pending(partitions.fetched)
         if not resets:
             return
-        assignments = [self._consumer.partitions.owned[key] for key in resets]
+        assignments = partitions.owned_among(resets)
         names = ", ".join(f"{topic}/{partition}" for topic, partition in resets)
         logger.info("group %s: its offsets were reset by force: %s", self.group, names)
-        self._lose(assignments)
-        self._restart(resets)
+        self._ender.lose(assignments)
+        self._ender.restart(assignments)
         try:
             self._consumer.commits.store_unassigned(resets)
             self._reset_requests.mark_applied(resets)
         except MembershipLost:
             pass  # the driver will report it; whoever owns them next finds the reset
         except KafkaException as error:
-            self._consumer.deferred_error = self._consumer.translate(
-                error, f"moving group {self.group!r}"
-            )
+            self._errors.defer(self._consumer.translate(error, f"moving group {self.group!r}"))
         except LogError as error:
-            self._consumer.deferred_error = error
+            self._errors.defer(error)
 
     # -- commits
 
@@ -357,8 +309,7 @@ class KafkaSubscription(Subscription):
         except MembershipLost:
             # We own nothing any more; the driver will report it, too.
             logger.warning("group %s: a commit came too late, this member was expelled", self.group)
-            self._consumer.ownership.confirmed_at = float("-inf")
-            self._consumer.extend_ownership()
+            self._consumer.expelled()
 
     def commit_async(self, commits: Sequence[Commit], on_submitted: Submitted) -> None:
         with self._commit_errors():
@@ -383,12 +334,12 @@ class KafkaSubscription(Subscription):
     def commit_outputs(
         self, outputs: Sequence[tuple[str, Record]], commits: Sequence[Commit]
     ) -> None:
-        if self._closed and self._consumer.fatal_error is not None:
-            raise self._consumer.fatal_error
-        owned = self._consumer.partitions.owned
+        if self._closed:
+            self._errors.raise_fatal()
+        owns = self._consumer.partitions.owns
         for commit in commits:
             assignment = commit.assignment
-            if owned.get(assignment.topic_partition) is not assignment:
+            if not owns(assignment):
                 raise Fenced(
                     f"group {self.group!r}: {assignment.topic}/{assignment.partition} is no longer "
                     "assigned to this member; nothing was stored"
@@ -405,7 +356,7 @@ class KafkaSubscription(Subscription):
                 self._outputs.write(outputs, offsets, self._consumer.group_metadata)
             except Fenced:
                 # In a rebalance that takes partitions away, the coordinator refuses for a moment.
-                if not self._is_revoking or time.monotonic() > until:
+                if not self._ender.is_revoking or time.monotonic() > until:
                     raise
                 time.sleep(RETRY_PAUSE)
             except RuntimeError as error:
@@ -428,11 +379,9 @@ class KafkaSubscription(Subscription):
     def reassign(self, assignments: Iterable[Assignment]) -> None:
         """See the protocol. This member keeps the partitions, and starts them anew from the
         group's offsets at the next poll."""
-        owned = self._consumer.partitions.owned
-        restarted = [each for each in assignments if owned.get(each.topic_partition) is each]
+        restarted = [each for each in assignments if self._consumer.partitions.owns(each)]
         if restarted:
-            self._consumer.remove_owned(restarted)
-            self._restart([each.topic_partition for each in restarted])
+            self._ender.restart(restarted)
 
     def keep_alive(self) -> None:
         """Do nothing: the driver heartbeats by itself.
@@ -461,21 +410,13 @@ class KafkaSubscription(Subscription):
         its partitions again. So does a member whose coordinator does not answer within seconds."""
         if self._closed:
             return
-        self._closed = self._consumer.is_closing = True
-        fatal_error, self._consumer.fatal_error = self._consumer.fatal_error, None
+        self._closed = True
+        self._consumer.refuse_partitions()
+        self._errors.begin_close()
         self._reset_requests.close()
         self._starter.close()
-        revoked = list(self._consumer.partitions.owned.values())
-        self._is_revoking = True
-        self._notify_listener(self._listener.revoked, revoked)
-        self._consumer.remove_owned(revoked)
-        self._consumer.partitions.pending.clear()
+        self._ender.close()
         self._outputs.close()
         self._consumer.close()  # whose callbacks find nothing left to do
         self._on_closed(self)
-        error, self._consumer.fatal_error = (
-            self._consumer.fatal_error,
-            fatal_error or LogError("this subscription is closed"),
-        )
-        if error is not None:
-            raise error
+        self._errors.end_close()
