@@ -24,7 +24,7 @@ from typing_extensions import override
 from streams.log.event_headers import event_header
 from streams.log.protocol import READ_TIMEOUT, Reader, Subscription
 from streams.log.wrapped_subscription import WrappedSubscription
-from streams.message import Batch, Headers
+from streams.message import Batch, Headers, Position
 from streams.text import get_logger
 
 logger = get_logger("streams")
@@ -97,25 +97,25 @@ class ForeignRecords:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._reported: set[tuple[str, int, int]] = set()
-        """The topic, partition and offset of each reported record."""
+        self._reported: set[Position] = set()
 
     def report(self, batch: Batch, rows: Sequence[int]) -> None:
         """Report these foreign records of a batch."""
-        place = batch.topic, batch.partition
         with self._lock:
             if len(self._reported) >= MAX_REPORTED:
                 return
-            new = [row for row in rows if (*place, batch.offsets[row]) not in self._reported]
+            positions = [Position(batch.topic, batch.partition, batch.offsets[row]) for row in rows]
+            found = zip(rows, positions, strict=True)
+            new = [row for row, position in found if position not in self._reported]
             if not new:
                 return
-            self._reported.update((*place, batch.offsets[row]) for row in new)
+            self._reported.update(positions)
             is_last = len(self._reported) >= MAX_REPORTED
         others = f", and {len(new) - 1} more up to {batch.offset(new[-1])}" if new[1:] else ""
         logger.warning(
             "%s/%d holds events of an aggregate, and something else has written to it: the record "
             "at offset %s%s is none and is left out; only the aggregate may write there",
-            *place, batch.offset(new[0]), others,
+            batch.topic, batch.partition, batch.offset(new[0]), others,
         )  # fmt: skip
         if is_last:
             logger.warning("there are so many of these that no more are reported")

@@ -108,21 +108,27 @@ def parse_event(value: bytes | None, record_id: str) -> EventHeader | None:
     if value is None or len(value) > _MAX_HEADER:
         return None
     parts = value.split(b"/")
-    if len(parts) not in (4, 5):
+    append_id = b""
+    if len(parts) == 4:
+        index_digits, count_digits, version_digits, last = parts
+    elif len(parts) == 5:
+        index_digits, count_digits, version_digits, last, append_id = parts
+    else:
         return None
-    index, count, version = map(parse_int, parts[:3])
+    index, count = parse_int(index_digits), parse_int(count_digits)
+    version = parse_int(version_digits)
     if index is None or count is None or version is None or count > MAX_COUNT:
         return None
-    last_id = text(parts[3])
+    last_id = text(last)
     if version and not last_id:
         return None
     if not record_id or len(record_id) > MAX_ID or "/" in record_id:
         return None  # no base could name it
     if index == 0:
         return EventHeader(0, count, Base(version, last_id), record_id) if len(parts) == 4 else None
-    if index >= count or len(parts) == 4 or not parts[4]:
+    if index >= count or not append_id:
         return None
-    return EventHeader(index, count, Base(version, last_id), text(parts[4]))
+    return EventHeader(index, count, Base(version, last_id), text(append_id))
 
 
 def event_header(headers: Headers) -> bytes | None:

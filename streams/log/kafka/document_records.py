@@ -126,16 +126,20 @@ class FoundCheckpoint(NamedTuple):
 
 def parse_checkpoint(value: bytes | None, headers: Headers) -> FoundCheckpoint | None:
     """Parse a record with the checkpoint's key; None if it is not a valid checkpoint."""
-    if value is None or len(headers) != 1 or headers[0][0] != CHECKPOINT:
+    if value is None or len(headers) != 1:
         return None
-    parts = (headers[0][1] or b"").split(b"/", 4)
-    if len(parts) != 4 or not 0 < len(parts[3]) <= _MAX_ORIGIN:
+    ((name, content),) = headers
+    parts = (content or b"").split(b"/", 4)
+    if name != CHECKPOINT or len(parts) != 4:
         return None
-    number, cleared = parse_int(parts[0]), parse_int(parts[1])
-    position = parse_int(parts[2], _MAX_POSITION) if parts[2] else None
-    if not number or cleared is None or cleared > number or (parts[2] and position is None):
+    number_digits, cleared_digits, position_digits, origin = parts
+    number, cleared = parse_int(number_digits), parse_int(cleared_digits)
+    position = parse_int(position_digits, _MAX_POSITION) if position_digits else None
+    if not number or cleared is None or cleared > number or (position_digits and position is None):
         return None
-    return FoundCheckpoint(number, cleared, position, parts[3])
+    if not 0 < len(origin) <= _MAX_ORIGIN:
+        return None
+    return FoundCheckpoint(number, cleared, position, origin)
 
 
 class FoundDocument(NamedTuple):
@@ -155,18 +159,21 @@ _HAS_NO_VALUE = 1 << 31
 
 def parse_document(value: bytes | None, headers: Headers) -> FoundDocument | None:
     """Parse a document's record; None if it is not a valid one."""
-    if not headers or headers[0][0] != DOCUMENT:
+    if not headers:
         return None
-    written, slash, rest = (headers[0][1] or b"").partition(b"/")
+    (name, content), *others = headers
+    if name != DOCUMENT:
+        return None
+    written, slash, rest = (content or b"").partition(b"/")
     number = parse_int(written)
     if not number or rest != (_NO_VALUE if slash else b""):
         return None
-    if len(headers) == 1:
+    if not others:
         if slash:  # neither a value nor a failure
             return None
         return FoundDocument(number, False, None if value is None else b"\0\0\0\0" + value)
-    failure = headers[1][1]
-    if len(headers) != 2 or headers[1][0] != FAILURE_HEADER or not failure or value is None:
+    (name, failure), *others = others
+    if others or name != FAILURE_HEADER or not failure or value is None:
         return None
     if slash:
         return FoundDocument(number, True, _LENGTH.pack(len(failure) | _HAS_NO_VALUE) + failure)

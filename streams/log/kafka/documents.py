@@ -163,8 +163,8 @@ class KafkaDocuments(DocumentStore):
 
         documents = stopped = 0
         for partition in range(self._index(collection).count):
-            found = self._using(collection, partition, count)
-            documents, stopped = documents + found[0], stopped + found[1]
+            documents_here, stopped_here = self._using(collection, partition, count)
+            documents, stopped = documents + documents_here, stopped + stopped_here
         return CollectionTotals(documents, stopped)
 
     # -- one partition

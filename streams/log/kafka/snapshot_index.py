@@ -96,10 +96,11 @@ def parse_snapshot(headers: Headers, at: int) -> FoundSnapshot | None:
             parts = value.split(b"/")
             if len(parts) != 3:
                 return None
-            version, offset = parse_int(parts[0]), parse_int(parts[1])
-            if version is None or offset is None or not parts[2]:
+            version_digits, offset_digits, last_id = parts
+            version, offset = parse_int(version_digits), parse_int(offset_digits)
+            if version is None or offset is None or not last_id:
                 return None
-            return FoundSnapshot(Base(version, text(parts[2])), offset, at)
+            return FoundSnapshot(Base(version, text(last_id)), offset, at)
     return None
 
 

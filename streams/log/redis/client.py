@@ -61,18 +61,20 @@ class Command:
 
     :param context: the topic, partition or group that an error names.
     :param key: decides which server the command goes to.
+    :param keys: all keys that the command names, if there are more.
     :param is_append: it writes messages, whose outcome is unknown if the answer never comes.
     :param is_repeatable: it may be done twice.
     :param writes: for a WAIT: the commands that it waits for.
     """
 
-    __slots__ = ("args", "context", "is_append", "is_repeatable", "key", "script", "writes")
+    __slots__ = ("args", "context", "is_append", "is_repeatable", "key", "keys", "script", "writes")
 
     def __init__(
         self,
         context: str,
         key: bytes,
         *args: Any,
+        keys: Sequence[bytes] = (),
         script: Script | None = None,
         is_append: bool = False,
         is_repeatable: bool = True,
@@ -80,16 +82,12 @@ class Command:
     ) -> None:
         self.context = context
         self.key = key
+        self.keys = keys or (key,)
         self.args = args
         self.script = script
         self.is_append = is_append
         self.is_repeatable = is_repeatable
         self.writes = writes
-
-    @property
-    def keys(self) -> Sequence[bytes]:
-        """The keys that the command names."""
-        return (self.key,) if self.script is None else self.args[3 : 3 + self.args[2]]
 
     def eval_args(self) -> tuple[Any, ...]:
         """The arguments with the script's text instead of its hash."""
@@ -119,7 +117,7 @@ def script_command(
     """
     script = load_script(name)
     call = ("EVALSHA", script.sha, len(keys), *keys, *args)
-    command = Command(context, keys[0], *call, script=script, is_append=is_append)
+    command = Command(context, keys[0], *call, keys=keys, script=script, is_append=is_append)
     if before_wait:
         command.args = command.eval_args()
     return command

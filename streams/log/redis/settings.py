@@ -18,7 +18,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote
 
 from streams import wire
@@ -78,6 +78,14 @@ class Settings:
     secrets: Secrets = field(default_factory=Secrets, repr=False)
 
 
+class _Given(NamedTuple):
+    """A setting that the user gave."""
+
+    key: str
+    value: Any
+    in_url: bool
+
+
 def read_settings(request: OpenRequest) -> Settings:
     """The settings of a URL, its query and the driver's mapping.
 
@@ -94,8 +102,8 @@ def read_settings(request: OpenRequest) -> Settings:
     options: dict[str, float] = {}
     connection: dict[str, Any] = {}
     sentinel: dict[str, Any] = {}
-    given: list[tuple[str, Any, bool]] = [(*item, True) for item in request.options.items()]
-    given += [(*item, False) for item in request.config.items()]
+    given = [_Given(key, value, in_url=True) for key, value in request.options.items()]
+    given += [_Given(key, value, in_url=False) for key, value in request.config.items()]
     for key, value, in_url in given:
         if key in _OPTIONS:
             options[key] = _convert(secrets, _OPTIONS[key], name, key, str(value))

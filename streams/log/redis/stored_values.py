@@ -15,8 +15,10 @@ from streams.log.names import is_valid_name
 MAX_DIGITS = 15
 """Digits of a stored number, at most: more would not be exact in a script."""
 
-_ENTRY_ID = re.compile(rb"(0|[1-9]\d{0,19})-(0|[1-9]\d{0,19})\Z")
-_MEMBER_ROW = re.compile(rb"(\d{1,15}) (\d{1,15}) (\d{1,15}) (.*)\Z", re.DOTALL)
+_ENTRY_ID = re.compile(rb"(?P<ms>0|[1-9]\d{0,19})-(?P<seq>0|[1-9]\d{0,19})\Z")
+_MEMBER_ROW = re.compile(
+    rb"\d{1,15} (?P<lease_ms>\d{1,15}) (?P<until>\d{1,15}) (?P<topics>.*)\Z", re.DOTALL
+)
 _LOW64 = (1 << 64) - 1
 
 
@@ -44,7 +46,8 @@ def parse_member_row(text: bytes) -> MemberRow | None:
     found = _MEMBER_ROW.match(text)
     if found is None:
         return None
-    return MemberRow(int(found[2]) / 1000, int(found[3]), tuple(valid_topics(found[4].split(b","))))
+    topics = tuple(valid_topics(found["topics"].split(b",")))
+    return MemberRow(int(found["lease_ms"]) / 1000, int(found["until"]), topics)
 
 
 def parse_entry_id(text: bytes) -> int | None:
@@ -52,7 +55,7 @@ def parse_entry_id(text: bytes) -> int | None:
     found = _ENTRY_ID.match(text)
     if found is None:
         return None
-    high, low = int(found[1]), int(found[2])
+    high, low = int(found["ms"]), int(found["seq"])
     return high << 64 | low if high <= _LOW64 and low <= _LOW64 else None
 
 
