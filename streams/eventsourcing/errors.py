@@ -55,6 +55,17 @@ class DecisionRefused(StreamsError):
         self.cause = cause
 
 
+class NamedRefusal(Exception):
+    """An exception by which a decision refuses, and that is stored under the name of another.
+
+    :param name: the name to be stored; empty: none is.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
 class HistoryTruncated(LogError):
     """The log has fewer events of an aggregate, or other ones, than it acknowledged before: it lost
     writes in a failover or in a power cut. Nothing was appended; the cached state of the aggregate

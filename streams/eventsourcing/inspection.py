@@ -9,6 +9,7 @@ holds, the only errors raised are :class:`~streams.errors.LogError`.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -23,6 +24,7 @@ from streams.errors import LogError
 from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.history_pages import history_pages as history_pages
+from streams.log.event_headers import cause_of, refused_by
 from streams.log.events import (
     EMPTY,
     Base,
@@ -34,6 +36,9 @@ from streams.log.events import (
     StoredSnapshot,
     read_each,
 )
+from streams.log.protocol import Reader
+from streams.log.record_fetcher import RecordFetcher
+from streams.message import identity_of
 from streams.text import error_text
 from streams.wire import utc_from_seconds
 
@@ -126,6 +131,22 @@ class Replay(NamedTuple):
     version: int
     stopped: StoppedAt | None
     is_whole: bool
+
+
+class InspectedRefusal(NamedTuple):
+    """A stored refusal.
+
+    :param version: of the aggregate when the decision refused.
+    :param error: the name of the exception by which it refused; empty: none is stored, such as for
+        a process manager's command that came to no event.
+    """
+
+    version: int
+    offset: int
+    time: float
+    id: str
+    cause: str
+    error: str
 
 
 class AggregateInspector:
@@ -340,6 +361,53 @@ def replay_stored(
         if reached >= last or time.monotonic() > deadline:
             break
     return Replay(head, partition, found, reached, None, reached >= last)
+
+
+class _RawReaders:
+    """Opens readers that return all records of an event topic, refusals included."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+
+    def reader(self, topic: str, partition: int, start: int, end: int) -> Reader:
+        """A reader of a range."""
+        return self._log.raw_reader(topic, partition, start, end)
+
+
+def read_refusals(
+    log: EventLog,
+    topic: str,
+    key: bytes,
+    partition: int,
+    versions: range | None = None,
+    number: int | None = None,
+) -> list[InspectedRefusal]:
+    """The refusals of one aggregate, in the order in which they were stored.
+
+    :param partition: of the aggregate's events.
+    :param versions: only those decided at one of these versions; None: all.
+    :param number: only this many of the last of them; None: all.
+    :raises LogError: they cannot be read.
+    """
+    stored = [
+        each
+        for each in log.list_refusals(topic, key)
+        if versions is None or each.version in versions
+    ]
+    if number is not None:
+        stored = stored[max(0, len(stored) - number) :]
+    offsets = [each.offset for each in stored]
+    rows, _ = RecordFetcher(_RawReaders(log), topic, partition).fetch(offsets, sys.maxsize)
+    found: list[InspectedRefusal] = []
+    for each in stored:
+        row = rows.get(each.offset)
+        if row is None:
+            where = f"{topic}/{partition} at version {each.version}"
+            raise LogError(f"{where}: the record of a refusal is gone: restore a backup")
+        id = (identity_of(row.headers) or "").partition("\0")[0]
+        cause, error = cause_of(row.headers), refused_by(row.headers)
+        found.append(InspectedRefusal(*each, row.time, id, cause, error))
+    return found
 
 
 def until(at: int | datetime | None) -> Callable[[StoredEvent], bool]:

@@ -27,7 +27,12 @@ from streams.config import Retry
 from streams.errors import ConfigError, LogError, NotRunning, OutcomeUnknown
 from streams.eventsourcing.causes import cause_of_call, is_handling
 from streams.eventsourcing.definition import Definition, Expected, Options, events_of
-from streams.eventsourcing.errors import AggregateClosed, DecisionRefused, WrongExpectedVersion
+from streams.eventsourcing.errors import (
+    AggregateClosed,
+    DecisionRefused,
+    NamedRefusal,
+    WrongExpectedVersion,
+)
 from streams.eventsourcing.histories import Histories
 from streams.eventsourcing.keyed_lock import KeyedLock
 from streams.eventsourcing.results import AggregateStats, Decided, Loaded
@@ -247,7 +252,10 @@ class AggregateRuntime:
                 raise failure
             if not events and not is_refusal:
                 return self._decided(known, (), ())
-            append, next_state = self._prepare(id, key, known, events, cause, options)
+            if failure is None:
+                append, next_state = self._prepare(id, key, known, events, cause, options)
+            else:
+                append, next_state = self._prepare_refusal(key, known, failure, cause), known.state
             outcome = await self._append(histories, append)
             if is_refusal and isinstance(outcome, Appended):
                 states.keep(id, known._replace(head=append.head))
@@ -324,16 +332,22 @@ class AggregateRuntime:
         cause: str,
         options: Options,
     ) -> tuple[EventAppend, Any]:
-        """The append of a decision's events, and the state after it; without events, the append of
-        its refusal."""
+        """The append of a decision's events, and the state after it."""
         base = known.head.base
-        if not events:
-            records = [Record(b"", key, str(uuid7()))]
-            return make_append(key, base, records, cause=cause, is_refusal=True), known.state
         is_closed = known.head.is_final
         found = self._definition.prepare(id, known.state, events, is_closed=is_closed)
         records = [Record(each, key, str(uuid7()), options.headers) for each in found.values]
         return make_append(key, base, records, cause=cause, is_final=found.is_final), found.state
+
+    def _prepare_refusal(
+        self, key: bytes, known: KnownState, failure: Exception, cause: str
+    ) -> EventAppend:
+        """The append of a refusal. Of the exception it has only the name: its text may be personal,
+        and histories are kept for ever."""
+        name = failure.name if isinstance(failure, NamedRefusal) else type(failure).__name__
+        records = [Record(b"", key, str(uuid7()))]
+        base = known.head.base
+        return make_append(key, base, records, cause=cause, is_refusal=True, refused_by=name)
 
     async def _append(self, histories: Histories, append: EventAppend) -> Appended | Refused:
         """Append, and send the same append again while its outcome is unknown."""

@@ -5,15 +5,16 @@ append was decided. On a log that checks the condition when it writes, that is f
 foreign readers. On Kafka, which cannot check, every reader decides by these headers
 (:mod:`streams.log.kafka.arbitration`), so they are the same on every log:
 
-=================  =====================================================================
-``streams_event``  ``INDEX/COUNT/BASE_VERSION/BASE_ID`` of the first record (its ID is the
-                   append's), ``INDEX/COUNT/BASE_VERSION/BASE_ID/APPEND_ID`` of the others.
-                   ``0/0/...`` is a refusal, which is no event.
-``streams_cause``  the cause of the events, in the first record
-``streams_final``  ``1`` in the last record of an append that ends its history for good
-``streams_void``   alone, on Kafka: the append of this ID, begun above, does not count if it is not
-                   whole by now
-=================  =====================================================================
+===================  ===================================================================
+``streams_event``    ``INDEX/COUNT/BASE_VERSION/BASE_ID`` of the first record (its ID is the
+                     append's), ``INDEX/COUNT/BASE_VERSION/BASE_ID/APPEND_ID`` of the others.
+                     ``0/0/...`` is a refusal, which is no event.
+``streams_cause``    the cause of the events, in the first record
+``streams_final``    ``1`` in the last record of an append that ends its history for good
+``streams_refusal``  in a refusal, the name of the exception by which the decision refused
+``streams_void``     alone, on Kafka: the append of this ID, begun above, does not count if it is
+                     not whole by now
+===================  ===================================================================
 
 If the append counts, the event's version is ``BASE_VERSION + INDEX + 1``.
 
@@ -34,6 +35,7 @@ from streams.wire import parse_int, text
 EVENT = "streams_event"
 CAUSE = "streams_cause"
 FINAL = "streams_final"
+REFUSAL = "streams_refusal"
 VOID = "streams_void"
 COPIED_VERSION = "streams_event_version"
 
@@ -43,12 +45,15 @@ MAX_COUNT = 10_000
 MAX_CAUSE = 1_000
 """Bytes of a cause, at most."""
 
+MAX_REFUSAL = 200
+"""Bytes of the name of an exception by which a decision refused, at most."""
+
 MAX_ID = 200
 """Bytes of a record's ID, at most; ``/`` is not possible in one."""
 
 _MAX_HEADER = 500
 
-APPEND_HEADERS = frozenset((EVENT, CAUSE, FINAL, VOID, COPIED_VERSION))
+APPEND_HEADERS = frozenset((EVENT, CAUSE, FINAL, REFUSAL, VOID, COPIED_VERSION))
 """The names of the headers above, which describe a record's place in the histories."""
 
 
@@ -79,11 +84,13 @@ def make_append(
     cause: str = "",
     is_final: bool = False,
     is_refusal: bool = False,
+    refused_by: str = "",
 ) -> EventAppend:
     """An append whose records get the headers above; the records are changed in place.
 
     :param records: values, IDs and other headers; at least one record, and exactly one for a
         refusal.
+    :param refused_by: of a refusal, the name of the exception by which the decision refused.
     """
     append_id = records[0].id
     count = 0 if is_refusal else len(records)
@@ -97,6 +104,8 @@ def make_append(
             headers.append((CAUSE, cause.encode("utf-8", "surrogateescape")))
         if is_final and index == len(records) - 1:
             headers.append((FINAL, b"1"))
+        if is_refusal and refused_by:
+            headers.append((REFUSAL, refused_by.encode("utf-8", "replace")[:MAX_REFUSAL]))
         record.key = key
         record.headers = [*headers, *record.headers]
     head = Head(Base(base.version + count, records[-1].id), is_final)
@@ -143,6 +152,15 @@ def cause_of(headers: Headers) -> str:
     """The cause of the record's append; empty: it has none."""
     for name, value in headers:
         if name == CAUSE and value and len(value) <= MAX_CAUSE:
+            return text(value)
+    return ""
+
+
+def refused_by(headers: Headers) -> str:
+    """The name of the exception by which a decision refused; empty: the record is no refusal, or
+    one without a name."""
+    for name, value in headers:
+        if name == REFUSAL and value and len(value) <= MAX_REFUSAL:
             return text(value)
     return ""
 

@@ -222,6 +222,18 @@ class History(NamedTuple):
     snapshot: StoredSnapshot | None = None
 
 
+class StoredRefusal(NamedTuple):
+    """A refusal in a history, whose record says what was refused
+    (:func:`~streams.log.event_headers.cause_of`, :func:`~streams.log.event_headers.refused_by`).
+
+    :param version: of the history when the refusal was appended.
+    :param offset: of its record, which only :meth:`EventLog.raw_reader` returns.
+    """
+
+    version: int
+    offset: int
+
+
 class HistoryKey(NamedTuple):
     """One key of an event topic, with the end of its history."""
 
@@ -301,6 +313,10 @@ class EventLog(Protocol):
 
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
         """All snapshots of one key, in the order of their fingerprints."""
+        ...
+
+    def list_refusals(self, topic: str, key: bytes) -> list[StoredRefusal]:
+        """All refusals of one key, in the order in which they were appended."""
         ...
 
     def list_keys(

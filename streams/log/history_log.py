@@ -20,6 +20,7 @@ from streams.log.events import (
     HistoryKey,
     HistoryRequest,
     OnEventsAppended,
+    StoredRefusal,
     StoredSnapshot,
 )
 
@@ -48,6 +49,10 @@ class Histories(Protocol):
 
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
         """See :meth:`~streams.log.events.EventLog.list_snapshots`."""
+        ...
+
+    def list_refusals(self, topic: str, key: bytes) -> list[StoredRefusal]:
+        """See :meth:`~streams.log.events.EventLog.list_refusals`."""
         ...
 
     def list_keys(
@@ -103,6 +108,10 @@ class HistoryLog(EventLog, Generic[H]):
     @override
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
         return self._events.list_snapshots(topic, key)
+
+    @override
+    def list_refusals(self, topic: str, key: bytes) -> list[StoredRefusal]:
+        return self._events.list_refusals(topic, key)
 
     @override
     def list_keys(

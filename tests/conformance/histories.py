@@ -49,6 +49,7 @@ def append(
     cause: str = "",
     is_final: bool = False,
     is_refusal: bool = False,
+    refused_by: str = "",
 ) -> tuple[EventAppend, AppendOutcome]:
     """Append events, or a refusal; what was appended, and what became of it."""
     made = make_append(
@@ -58,6 +59,7 @@ def append(
         cause=cause,
         is_final=is_final,
         is_refusal=is_refusal,
+        refused_by=refused_by,
     )
     (outcome,) = append_all(log, topic, [made])
     return made, outcome

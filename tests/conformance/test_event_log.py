@@ -16,6 +16,7 @@ from streams.errors import (
     NotFound,
     PartitionCountMismatch,
 )
+from streams.eventsourcing.inspection import read_refusals
 from streams.log.event_headers import (
     MAX_COUNT,
     cause_of,
@@ -262,6 +263,44 @@ def test_a_refusal_can_be_the_first_record_of_a_history(world: World) -> None:
     _, outcome = append(log, topic, b"k", made.head.base, b"1")
     assert isinstance(outcome, Appended)
     assert versions(history(log, topic, b"k")) == [1]
+
+
+ODD_KEYS = [b"k", b"1:k", b"", b"\x00", b"*", b"[k]", b"k?", b"\\k", b"^\xff"]
+"""Keys whose bytes mean something where a log searches by patterns or prefixes."""
+
+
+def test_the_refusals_of_a_key_are_listed_in_their_order(world: World) -> None:
+    log, topic = events_of(world), event_topic(world)
+    assert log.list_refusals(topic, b"k") == []
+    wanted: dict[bytes, list[tuple[int, str, str]]] = {}
+    for key in ODD_KEYS:
+        base = NO_HISTORY
+        for number in range(3):
+            cause, error = f"{key!r}/{number}", f"Error{number}"
+            made, outcome = append(
+                log, topic, key, base, b"", cause=cause, is_refusal=True, refused_by=error
+            )
+            assert isinstance(outcome, Appended)
+            wanted.setdefault(key, []).append((base.version, cause, error))
+            if number != 1:  # so that two refusals follow each other
+                made, outcome = append(log, topic, key, made.head.base, b"event")
+                assert isinstance(outcome, Appended)
+            base = made.head.base
+        # An append that is not refused as a decision, but by the log, is no refusal.
+        append(log, topic, key, NO_HISTORY, b"", cause="late", is_refusal=True)
+    other = world.open()
+    assert isinstance(other, EventLog)
+    for key in ODD_KEYS:
+        stored = log.list_refusals(topic, key)
+        assert [each.version for each in stored] == [0, 1, 1]
+        assert stored == sorted(stored, key=lambda each: each.offset)
+        partition = history(log, topic, key).partition
+        for reading in (log, other):
+            found = read_refusals(reading, topic, key, partition)
+            assert [(each.version, each.cause, each.error) for each in found] == wanted[key]
+            assert [each.offset for each in found] == [each.offset for each in stored]
+            last = read_refusals(reading, topic, key, partition, range(1, 2), 1)
+            assert last == found[2:]
 
 
 def test_causes_are_found_as_long_as_the_history_is(world: World) -> None:

@@ -30,7 +30,7 @@ from streams.eventsourcing.aggregate import Aggregate
 from streams.eventsourcing.causes import cause_text
 from streams.eventsourcing.declaration_checks import check_refusals
 from streams.eventsourcing.definition import events_of
-from streams.eventsourcing.errors import AggregateClosed, DecisionRefused
+from streams.eventsourcing.errors import AggregateClosed, DecisionRefused, NamedRefusal
 from streams.eventsourcing.managers.actions import Command
 from streams.eventsourcing.managers.reactions import StoredCommand
 from streams.log.events import EventLog, HistoryRequest
@@ -65,7 +65,7 @@ class UnknownCommand(InvalidValue, CodeTooOld):
     have, or with arguments that its decision does not take."""
 
 
-class _Refusal(Exception):
+class _Refusal(NamedRefusal):
     """A decision refuses, or has come to no event; why has been noted."""
 
 
@@ -77,7 +77,7 @@ class _ToBeNoted(Exception):
         self.reason = reason
 
 
-class _Noted(Exception):
+class _Noted(NamedRefusal):
     """What is noted is that it was asked for, and no event."""
 
 
@@ -247,7 +247,7 @@ class Commands:
             found, reason = self._take(aggregate, command, state)
             if reason is None:
                 return found
-            raise _Refusal if is_noted else _ToBeNoted(reason)
+            raise _Refusal(reason) if is_noted else _ToBeNoted(reason)
 
         options = aggregate.with_options(cause=cause, refusals=_Refusal)
         while True:
@@ -316,7 +316,7 @@ class Commands:
 
         def note(state: Any) -> NoReturn:
             _, found = self._take(aggregate, command, state)
-            raise _Noted if found == reason else _NotNoted
+            raise _Noted(reason) if found == reason else _NotNoted
 
         options = aggregate.with_options(cause=_note_cause(cause, reason), refusals=_Noted)
         try:

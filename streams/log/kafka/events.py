@@ -31,6 +31,7 @@ from streams.log.events import (
     HistoryRequest,
     OnEventsAppended,
     StoredEvent,
+    StoredRefusal,
     StoredSnapshot,
     has_base,
 )
@@ -359,6 +360,21 @@ class Events:
         requests = [HistoryRequest(key, limit=1, fingerprint=kind) for kind in kinds]
         found = self.read(topic, requests) if requests else []
         return [each.snapshot for each in found if each.snapshot is not None]
+
+    def list_refusals(self, topic: str, key: bytes) -> list[StoredRefusal]:
+        """See :meth:`streams.log.events.EventLog.list_refusals`."""
+        partition = partition_for(key, "", self.kinds.declared_count(topic))
+
+        def use(index: TopicIndex) -> list[StoredRefusal]:
+            index.wait(self.indexes.ends(topic, [partition]))
+            with index.lock:
+                entry = index.partitions[partition].entry(key)
+                found = (
+                    [] if entry is None or entry.refusals is None else [*entry.refusals.values()]
+                )
+            return sorted((StoredRefusal(*each) for each in found), key=lambda each: each.offset)
+
+        return self.indexes.using(topic, use)
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int

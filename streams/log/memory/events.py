@@ -24,6 +24,7 @@ from streams.log.events import (
     RecordedRefusal,
     Refused,
     StoredEvent,
+    StoredRefusal,
     StoredSnapshot,
     has_base,
     judge,
@@ -157,6 +158,14 @@ class EventIndex:
         """The snapshots of one key."""
         found = (each for each in self._snapshots.values() if each.key == key)
         return sorted(found, key=lambda each: each.fingerprint)
+
+    def list_refusals(self, key: bytes) -> list[StoredRefusal]:
+        """The refusals of one key, in their order."""
+        number = partition_for(key, "", len(self._histories))
+        history = self._histories[number].get(key)
+        return (
+            [] if history is None else [StoredRefusal(*each) for each in history.refusals.values()]
+        )
 
     def list_keys(self, partition: int, after: bytes | None, limit: int) -> list[HistoryKey]:
         """The keys behind ``after``, in order."""

@@ -21,6 +21,7 @@ from streams.log.events import (
     HistoryKey,
     HistoryRequest,
     OnEventsAppended,
+    StoredRefusal,
     StoredSnapshot,
 )
 from streams.log.memory.documents import MemoryDocuments
@@ -264,6 +265,10 @@ class MemoryLog(DenseOffsets, EventLog):
     def list_snapshots(self, topic: str, key: bytes) -> list[StoredSnapshot]:
         with self._locked():
             return self.store.event_index(topic).list_snapshots(key)
+
+    def list_refusals(self, topic: str, key: bytes) -> list[StoredRefusal]:
+        with self._locked():
+            return self.store.event_index(topic).list_refusals(key)
 
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int

@@ -10,6 +10,7 @@ An append may be repeated without harm, so one that got no answer is sent again 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -33,6 +34,7 @@ from streams.log.events import (
     Refusal,
     Refused,
     StoredEvent,
+    StoredRefusal,
     StoredSnapshot,
 )
 from streams.log.names import partition_for
@@ -54,6 +56,9 @@ CALL_BYTES = 4 << 20
 
 CALL_REQUESTS = 50
 """Histories that one script call reads from, at most."""
+
+SCAN_COUNT = 1_000
+"""Refusals that one call looks at."""
 
 CALL_ARGUMENTS = 50_000
 """About how many arguments one script call gets; a single append with more goes alone."""
@@ -402,6 +407,29 @@ class Events:
         ]
         return [each for each in found if each is not None]
 
+    def list_refusals(self, topic: str, key: bytes) -> list[StoredRefusal]:
+        """See :meth:`streams.log.events.EventLog.list_refusals`. Searches the refusals of the key's
+        whole partition."""
+        partition = partition_for(key, "", self._topics.event_partitions(topic))
+        keys = self._topics.partition_keys(topic, partition)
+        stored = keys.event_key("refusals")
+        pattern = _escape_glob(b"%d:%b" % (len(key), key)) + b"*"
+        found: set[StoredRefusal] = set()  # the server may return one twice
+        cursor: Any = 0
+        while True:
+            cursor, rows = self._client.execute(
+                key_command(
+                    str(keys), "HSCAN", stored, cursor, "MATCH", pattern, "COUNT", SCAN_COUNT
+                )
+            )
+            for value in rows[1::2]:
+                version, _, entry = value.partition(b" ")
+                number, offset = parse_int(version), parse_entry_id(entry)
+                if number is not None and offset is not None:
+                    found.add(StoredRefusal(number, offset))
+            if int(cursor) == 0:
+                return sorted(found, key=lambda each: each.offset)
+
     def _snapshot_kinds(self, keys: PartitionKeys) -> Iterator[tuple[str, int]]:
         """The kinds of snapshots in a partition, with the number of each."""
         kinds = keys.event_key("snapshots")
@@ -536,6 +564,11 @@ def _record(key: bytes, fields: list[bytes]) -> Record:
         (name, fields[at] if at > 0 else None) for name, at in layout.headers if at != layout.id
     ]
     return Record(value, key, id, headers)
+
+
+def _escape_glob(name: bytes) -> bytes:
+    """A pattern that matches exactly these bytes."""
+    return re.sub(rb"([*?\[\]\\^])", rb"\\\1", name)
 
 
 def _count(reply: Any) -> int:

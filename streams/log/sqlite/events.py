@@ -36,6 +36,7 @@ from streams.log.events import (
     Refused,
     StoredEvent,
     StoredEvents,
+    StoredRefusal,
     StoredSnapshot,
     has_base,
     judge,
@@ -374,7 +375,7 @@ class Events:
                         first = where.first_offset + start
                         offsets = tuple(range(first, first + len(appends[index].records)))
                         outcomes[index] = Appended(partitions[index], offsets)
-                self._write_heads(db, histories)
+                _write_heads(db, histories)
             for index in again:
                 offsets = _offsets_of(db, names[index][0], appends[index])
                 outcomes[index] = Appended(partitions[index], offsets)
@@ -438,17 +439,6 @@ class Events:
             db.execute(_INSERT_CAUSES, (_json(causes),))
         if refusals:
             db.execute(_INSERT_REFUSALS, (_json(refusals),))
-
-    @staticmethod
-    def _write_heads(
-        db: SqliteConnection, histories: dict[tuple[int, bytes], _PendingHistory]
-    ) -> None:
-        rows = [
-            (number, key.hex(), *history.head.base, int(history.head.is_final))
-            for (number, key), history in histories.items()
-            if history.new_ids or history.new_refusals
-        ]
-        db.execute(_UPSERT_HEADS, (_json(rows),))
 
     # -- reading
 
@@ -615,6 +605,21 @@ class Events:
             if isinstance(version, int) and isinstance(offset, int) and isinstance(data, bytes)
         ]
 
+    def list_refusals(self, topic: str, key: bytes) -> list[StoredRefusal]:
+        """See :meth:`streams.log.events.EventLog.list_refusals`."""
+        numbers = self._partition_numbers(topic)
+        with self._database.read() as db:
+            rows = db.fetch_rows(
+                'SELECT version, "offset" FROM streams_refusals'
+                ' WHERE no = ? AND key = ? ORDER BY "offset"',
+                (numbers[partition_for(key, "", len(numbers))], key),
+            )
+        return [
+            StoredRefusal(version, offset)
+            for version, offset in rows
+            if isinstance(version, int) and isinstance(offset, int)
+        ]
+
     def list_keys(
         self, topic: str, partition: int, after: bytes | None, limit: int
     ) -> list[HistoryKey]:
@@ -655,6 +660,16 @@ class Events:
                 (numbers,),
             )
         return EventTotals(keys, int(events), causes, int(cause_bytes), Counter(dict(snapshots)))
+
+
+def _write_heads(db: SqliteConnection, histories: dict[tuple[int, bytes], _PendingHistory]) -> None:
+    """Write the new ends of the histories that were appended to."""
+    rows = [
+        (number, key.hex(), *history.head.base, int(history.head.is_final))
+        for (number, key), history in histories.items()
+        if history.new_ids or history.new_refusals
+    ]
+    db.execute(_UPSERT_HEADS, (_json(rows),))
 
 
 def _changed_tables(topic: str, error: Exception) -> LogError:
