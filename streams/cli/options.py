@@ -46,6 +46,13 @@ Partition = Annotated[
 Key = Annotated[
     str | None, Option("--key", "-k", metavar="KEY", help="Only messages with this key.")
 ]
+Escapes = Annotated[
+    bool,
+    Option(
+        "--escapes",
+        help=r"Read \x00 (a byte), \u200b, \n, \r, \t and \\ in the given keys and IDs as escapes.",
+    ),
+]
 Index = Annotated[
     str | None,
     Option(

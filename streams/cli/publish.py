@@ -18,7 +18,8 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed, UsageError, print_error
-from streams.cli.options import Json, Url, argument_bytes, open_url
+from streams.cli.key_arguments import unescape
+from streams.cli.options import Escapes, Json, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -46,6 +47,7 @@ def publish(
     id_field: Annotated[
         str | None, Option("--id-field", metavar="FIELD", help="Field with the message ID.")
     ] = None,
+    escapes: Escapes = False,
     skip: Annotated[bool, Option("--skip", help="Skip invalid lines instead of stopping.")] = False,
     url: Url = None,
     json: Json = False,
@@ -67,7 +69,8 @@ def publish(
 
     if key is not None and key_field is not None:
         raise UsageError("--key and --key-field cannot be combined")
-    maker = _RecordMaker(None if key is None else argument_bytes(key), key_field, id_field)
+    key_bytes = None if key is None else argument_bytes(unescape(key, escapes=escapes))
+    maker = _RecordMaker(key_bytes, key_field, id_field)
     written, skipped = 0, 0
     with ExitStack() as stack:
         source, size = stack.enter_context(_open_source(file))

@@ -15,6 +15,7 @@ from typer import Argument, Option
 from streams.cli import output
 from streams.cli.app_loading import app_and_topic, load_app
 from streams.cli.command_errors import INTERRUPTED, CommandFailed, UsageError, print_error
+from streams.cli.key_arguments import unescape
 from streams.cli.log_queries import await_index
 from streams.cli.message_lines import MessageLines, event_reader
 from streams.cli.offset_arguments import (
@@ -25,6 +26,7 @@ from streams.cli.offset_arguments import (
 )
 from streams.cli.options import (
     AppUrl,
+    Escapes,
     Index,
     Json,
     Key,
@@ -119,6 +121,7 @@ def replay(
     errors: Annotated[
         OnError, Option("--errors", help="What to do when a message fails for good.")
     ] = OnError.stop,
+    escapes: Escapes = False,
     index: Index = None,
     url: AppUrl = None,
     json: Json = False,
@@ -155,6 +158,7 @@ def replay(
     _check_destination(target, topic, into, to)
     if rate is not None and not 0 < rate < float("inf"):
         raise UsageError(f"--rate {rate:g}: must be greater than 0")
+    key = None if key is None else unescape(key, escapes=escapes)
     span = _Range(topic, start, end, partition, key)
     app = None if target is None else load_app(target, url)
     url_source = resolve_url(url) if app is None else app.url_source

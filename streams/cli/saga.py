@@ -17,7 +17,8 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import CommandFailed
-from streams.cli.options import Json, Url, Yes, confirm, open_url
+from streams.cli.key_arguments import unescape
+from streams.cli.options import Escapes, Json, Url, Yes, confirm, open_url
 from streams.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -96,7 +97,12 @@ def list_sagas(
 
 @app.command("status")
 def show_status(
-    name: Name, id: Id, newest: Newest = NEWEST, url: Url = None, json: Json = False
+    name: Name,
+    id: Id,
+    newest: Newest = NEWEST,
+    escapes: Escapes = False,
+    url: Url = None,
+    json: Json = False,
 ) -> None:
     """Show a saga's status and its context.
 
@@ -105,6 +111,7 @@ def show_status(
       [cyan]streams saga status orders o-17[/cyan]
       [cyan]streams saga status orders o-17 --json | jq .context[/cyan]
     """
+    id = unescape(id, escapes=escapes)
     with _open_journal(url, name, "ro") as journal:
         journal.on_ignored = left_out = _left_out(journal)
         try:
@@ -125,7 +132,12 @@ def show_status(
 
 @app.command("resume")
 def resume_saga(
-    name: Name, id: Id, newest: Newest = NEWEST, url: Url = None, json: Json = False
+    name: Name,
+    id: Id,
+    newest: Newest = NEWEST,
+    escapes: Escapes = False,
+    url: Url = None,
+    json: Json = False,
 ) -> None:
     """Resume a saga that was stopped or that failed.
 
@@ -138,6 +150,7 @@ def resume_saga(
     """
     from streams.patterns.saga import resume_entry
 
+    id = unescape(id, escapes=escapes)
     with _open_journal(url, name) as journal:
         entry = journal.append_command(
             id, lambda last: resume_entry(last, time.time()), newest or None
@@ -154,6 +167,7 @@ def abandon_saga(
     ] = "",
     yes: Yes = False,
     newest: Newest = NEWEST,
+    escapes: Escapes = False,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -170,6 +184,7 @@ def abandon_saga(
     from streams.inspection.sagas import steps_not_undone
     from streams.patterns.saga import abandon_entry
 
+    id = unescape(id, escapes=escapes)
     with _open_journal(url, name) as journal:
         last = journal.latest(id, newest or None).entry
         abandon_entry(last, time.time())  # refused before the user is asked

@@ -16,10 +16,20 @@ from typer import Argument, Option
 from streams.cli import output
 from streams.cli.app_loading import app_and_topic, load_app
 from streams.cli.command_errors import UsageError, print_error
+from streams.cli.key_arguments import unescape
 from streams.cli.log_queries import await_index
 from streams.cli.message_lines import MessageLines, event_reader
 from streams.cli.offset_arguments import OFFSET_HELP, parse_offsets, require_partition
-from streams.cli.options import AppUrl, Index, Json, Key, Partition, argument_bytes, open_url
+from streams.cli.options import (
+    AppUrl,
+    Escapes,
+    Index,
+    Json,
+    Key,
+    Partition,
+    argument_bytes,
+    open_url,
+)
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -60,6 +70,7 @@ def tail(
         bool,
         Option("--raw", help="Print all records of an event topic as stored, events or not."),
     ] = False,
+    escapes: Escapes = False,
     index: Index = None,
     url: AppUrl = None,
     json: Json = False,
@@ -83,6 +94,7 @@ def tail(
     from streams.topic_reader import resolve_ranges
 
     target, topic = app_and_topic("tail", first, second)
+    key = None if key is None else unescape(key, escapes=escapes)
     wanted = _parse_wanted(topic, start, number, key, raw=raw)
     if follow and start is not None and number is not None:
         raise UsageError("--from, -n and --follow cannot be combined: leave one of them out")

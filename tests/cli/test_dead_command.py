@@ -316,6 +316,8 @@ def test_closed_keys_are_listed_shown_retried_edited_and_dropped(shell: Shell, r
     for words, said in (
         (["edit", "billing", "orders", "b", "--value", "2"], "no decision is waited for"),
         (["drop", "billing", "orders", "zz"], "not closed"),
+        (["drop", "billing", "orders", r"z\x00", "--escapes"], r"'z\x00' is not closed"),
+        (["show", "billing", "orders", "--key", r"z\x00", "--escapes"], r"'z\x00' is not closed"),
         (["show", "billing", "orders", "--key", "zz"], "not closed"),
         (["edit", "billing", "orders", "a"], "needs --value, --file, or EDITOR"),
         (["edit", "billing", "orders", "a", "-f", "missing.json"], "missing.json"),

@@ -204,6 +204,7 @@ def test_a_stopped_saga_goes_on_where_it_stood(sagas: Shell, run: Run) -> None:
 def test_what_cannot_be_is_said_in_one_line(sagas: Shell, run: Run) -> None:
     for arguments, status, said in (
         (("status", "trips", "zoe"), 1, "there is no saga 'zoe' in trips.saga"),
+        (("status", "trips", r"z\x00", "--escapes"), 1, r"there is no saga 'z\x00' in trips.saga"),
         (("status", "tripz", "ada"), 1, "there is no saga 'tripz' here"),
         (("resume", "trips", "ada"), 1, "saga ada is completed: there is nothing to resume"),
         (("abandon", "trips", "ada", "--yes"), 1, "saga ada is completed already"),

@@ -26,9 +26,10 @@ from streams.cli.aggregates.lists import list_ids, list_keys, list_stopped, list
 from streams.cli.aggregates.log_and_app import LogAndApp, open_log_and_app
 from streams.cli.aggregates.view import AggregateView, print_aggregate
 from streams.cli.command_errors import CommandFailed, UsageError
+from streams.cli.key_arguments import unescape
 from streams.cli.log_queries import await_index
 from streams.cli.offset_arguments import parse_duration, parse_time
-from streams.cli.options import AppUrl, Json, Yes, argument_bytes, confirm
+from streams.cli.options import AppUrl, Escapes, Json, Yes, argument_bytes, confirm
 from streams.text import suggestion
 from streams.wire import parse_duration as parse_seconds
 from streams.wire import parse_int, shorten, utc_from_seconds
@@ -72,6 +73,7 @@ def list_aggregates(
             help="With --undecodable: check at most N aggregates; 0: all.",
         ),
     ] = 100_000,
+    escapes: Escapes = False,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
@@ -93,15 +95,16 @@ def list_aggregates(
         raise UsageError("--undecodable needs an app's code: write MODULE:APP before the name")
     if name is None and (prefix or after is not None):
         raise UsageError("--prefix and --after need the name of an aggregate")
+    prefix_bytes = argument_bytes(unescape(prefix, escapes=escapes))
+    after_bytes = None if after is None else argument_bytes(unescape(after, escapes=escapes))
     with open_log_and_app(target, url) as opened:
         if name is None:
             list_topics(opened, scan if undecodable else None, json=json)
             return
         info = opened.event_topic(name)
         await_index(opened.log, info.name)
-        after_bytes = None if after is None else argument_bytes(after)
         size = min(number or PAGE, PAGE)
-        keys = list_keys(opened.log, info, argument_bytes(prefix), after_bytes, size)
+        keys = list_keys(opened.log, info, prefix_bytes, after_bytes, size)
         if undecodable:
             list_stopped(opened, name, keys, number, scan, json=json)
         else:
@@ -127,10 +130,20 @@ def show_aggregate(
             help="Show it as of a version (17), a time (2013-01-05T10:00Z), or that long ago (2h).",
         ),
     ] = None,
-    events: Annotated[bool, Option("--events", "-e", help="Show its events, too.")] = False,
+    events: Annotated[
+        bool, Option("--events", "-e", help="Show its events and stored refusals, too.")
+    ] = False,
     number: Annotated[
-        int, Option("-n", "--lines", min=0, metavar="N", help="At most the last N events; 0: all.")
+        int,
+        Option(
+            "-n",
+            "--lines",
+            min=0,
+            metavar="N",
+            help="At most the last N events and refusals; 0: all.",
+        ),
     ] = 1_000,
+    escapes: Escapes = False,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
@@ -138,7 +151,8 @@ def show_aggregate(
 
     The app's code computes the state and reads old events as today's; without
     an app, events are shown as stored. An event that cannot be decoded is shown
-    as stored, with the reason.
+    as stored, with the reason. With --events, stored refusals are shown among
+    the events, with the version at which they were decided.
 
     [bold]Examples[/bold]
 
@@ -146,16 +160,18 @@ def show_aggregate(
       [cyan]streams aggregates show shop:app accounts a-1 --at 17[/cyan]
       [cyan]streams aggregates show accounts a-1 --events[/cyan]      without the app
       [cyan]streams aggregates show shop:app accounts a-1 --json | jq .state[/cyan]
+      [cyan]streams aggregates show accounts 'a\x00b' --escapes[/cyan]   an ID with a NUL
     """
     target, (name, id) = _split_words("show", (first, second, third), 2)
     if name is None or id is None:
         raise UsageError(
             f"{second}: no ID given; write streams aggregates show {first} {second} ID"
         )
+    key = argument_bytes(unescape(id, escapes=escapes))
     moment = None if at is None else _parse_at(at)
     with open_log_and_app(target, url) as opened:
         info = opened.event_topic(name)
-        view = AggregateView(opened, name, info, argument_bytes(id))
+        view = AggregateView(opened, name, info, key)
         document = view.document(moment, number if events else None)
     if json:
         output.print_json(document)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from streams.cli import output
 from streams.cli.aggregates.log_and_app import LogAndApp
 from streams.cli.command_errors import print_error
+from streams.cli.key_arguments import as_argument
 from streams.cli.log_queries import await_index
 from streams.text import escape
 from streams.wire import shorten
@@ -158,7 +159,7 @@ def list_ids(keys: Iterator[HistoryKey], number: int, *, json: bool) -> None:
     output.print_rows(found, {"id": "id", "version": "version", "closed": "closed"}, json=json)
     if last is not None and number and next(keys, None) is not None:
         output.print_note(
-            f"there are more: -n 0 lists all, --after {output.bytes_text(last.key)} continues"
+            f"there are more: -n 0 lists all, --after {as_argument(last.key)} continues"
         )
 
 
@@ -176,14 +177,17 @@ def list_stopped(
     """The aggregates that the app's code cannot read."""
     found: list[dict[str, Any]] = []
     checked = _check(opened, name, keys, scan)
-    for key, stopped in islice(checked, number or None):
+    last = b""
+    for last, stopped in islice(checked, number or None):
         found.append(
-            {**output.lossless_json("id", key), "version": stopped.version, "why": stopped.reason}
+            {**output.lossless_json("id", last), "version": stopped.version, "why": stopped.reason}
         )
     checked.close()
     output.print_rows(found, {"id": "id", "version": "version", "why": "why"}, json=json)
     if number and len(found) == number:
-        output.print_note(f"there may be more: -n 0 lists all, --after {found[-1]['id']} continues")
+        output.print_note(
+            f"there may be more: -n 0 lists all, --after {as_argument(last)} continues"
+        )
 
 
 def _check(
@@ -210,7 +214,7 @@ def _check(
     if scan and looked_at == scan and next(keys, None) is not None:
         output.print_note(
             f"{name}: only {scan:,} aggregates were checked; --scan 0 checks all, --after "
-            f"{output.bytes_text(last)} continues"
+            f"{as_argument(last)} continues"
         )
 
 

@@ -12,7 +12,8 @@ from streams.cli import output
 from streams.cli.dead.handling import print_decided
 from streams.cli.dead.options import ClosedKeyName, Group, Topic
 from streams.cli.dead.rendering import letter_summary
-from streams.cli.options import Json, Url, argument_bytes, open_url
+from streams.cli.key_arguments import unescape
+from streams.cli.options import Escapes, Json, Url, argument_bytes, open_url
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -56,7 +57,12 @@ def list_closed_keys(
 
 
 def drop_closed_key(
-    group: Group, topic: Topic, key: ClosedKeyName, url: Url = None, json: Json = False
+    group: Group,
+    topic: Topic,
+    key: ClosedKeyName,
+    escapes: Escapes = False,
+    url: Url = None,
+    json: Json = False,
 ) -> None:
     """Drop the message that closes a key.
 
@@ -67,9 +73,10 @@ def drop_closed_key(
 
       [cyan]streams dead drop billing orders c-17[/cyan]
     """
+    key_bytes = argument_bytes(unescape(key, escapes=escapes))
     with open_url(url) as log:
         closed_keys = open_closed_keys(log, group, topic)
-        closed_keys.send_command("drop", closed_keys.dead_head(argument_bytes(key)))
+        closed_keys.send_command("drop", closed_keys.dead_head(key_bytes))
     print_decided(group, topic, 1, "dropped", json=json)
 
 

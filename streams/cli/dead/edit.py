@@ -15,7 +15,8 @@ from streams.cli.dead.closed_keys import open_closed_keys
 from streams.cli.dead.handling import LetterAction, print_decided, print_handled
 from streams.cli.dead.options import Group, Name, Topic
 from streams.cli.dead.topics import open_dead_letters, open_to_resolve
-from streams.cli.options import Json, Url, argument_bytes, open_url
+from streams.cli.key_arguments import unescape
+from streams.cli.options import Escapes, Json, Url, argument_bytes, open_url
 from streams.errors import NotFound
 from streams.inspection.letter_topics import is_of
 
@@ -41,6 +42,7 @@ def edit_dead_letter(
             "--file", "-f", metavar="FILE", help="File with the new value; - for standard input."
         ),
     ] = None,
+    escapes: Escapes = False,
     name: Name = None,
     url: Url = None,
     json: Json = False,
@@ -67,6 +69,8 @@ def edit_dead_letter(
         raise UsageError("streams dead edit takes WHICH or --key")
     if key is not None and name is not None:
         raise UsageError("streams dead edit: --name does not apply to closed keys")
+    which = None if which is None else unescape(which, escapes=escapes)
+    key = None if key is None else unescape(key, escapes=escapes)
     data = editor.replacement_value(value, file)
     command = editor.editor_command() if data is None else []
 

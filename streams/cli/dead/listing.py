@@ -23,7 +23,8 @@ from streams.cli.dead.topics import (
     print_closed_keys,
     print_other_topics,
 )
-from streams.cli.options import Json, Url, open_url
+from streams.cli.key_arguments import unescape_each
+from streams.cli.options import Escapes, Json, Url, open_url
 from streams.inspection.letter_topics import (
     FoundTopic,
     find_dead_letter_topics,
@@ -55,6 +56,7 @@ def list_dead_letters(
     key: options.Keys = None,
     since: options.Since = None,
     until: options.Until = None,
+    escapes: Escapes = False,
     name: options.Name = None,
     url: Url = None,
     json: Json = False,
@@ -77,6 +79,7 @@ def list_dead_letters(
     """
     if (group is None) != (topic is None):
         raise UsageError("streams dead ls takes a group and its topic, or neither")
+    key = unescape_each(key, escapes=escapes)
     letter_filter = parse_filter(error, key, since, until)
     if topic is None and name is None and not letter_filter.matches_all:
         raise UsageError(

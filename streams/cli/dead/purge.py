@@ -6,7 +6,8 @@ from streams.cli.dead import options
 from streams.cli.dead.filter import parse_filter
 from streams.cli.dead.handling import LetterAction, LetterRequest, handle_letters
 from streams.cli.dead.topics import open_to_resolve
-from streams.cli.options import Json, Url, Yes, open_url
+from streams.cli.key_arguments import unescape_each
+from streams.cli.options import Escapes, Json, Url, Yes, open_url
 
 
 def purge_dead_letters(
@@ -18,6 +19,7 @@ def purge_dead_letters(
     key: options.Keys = None,
     since: options.Since = None,
     until: options.Until = None,
+    escapes: Escapes = False,
     dry_run: options.DryRun = False,
     yes: Yes = False,
     name: options.Name = None,
@@ -40,7 +42,9 @@ def purge_dead_letters(
       [cyan]streams dead purge billing orders --error ValueError --until 7d[/cyan]
       [cyan]streams dead purge billing orders -n 10[/cyan]
     """
+    key = unescape_each(key, escapes=escapes)
     letter_filter = parse_filter(error, key, since, until)
+    which = unescape_each(which, escapes=escapes)
     request = LetterRequest(group, topic, which, letter_filter, limit, dry_run, yes, json)
     with open_url(url) as log:
         dead_letters = open_to_resolve(log, group, topic, name)

@@ -20,7 +20,8 @@ from streams.cli.dead.handling import (
     print_dry_run,
 )
 from streams.cli.dead.topics import open_to_resolve
-from streams.cli.options import Json, Url, Yes, argument_bytes, confirm, open_url
+from streams.cli.key_arguments import unescape_each
+from streams.cli.options import Escapes, Json, Url, Yes, argument_bytes, confirm, open_url
 from streams.errors import NotFound
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def retry_dead_letters(
     keys: Annotated[bool, Option("--keys", help="Retry all closed keys instead.")] = False,
     since: options.Since = None,
     until: options.Until = None,
+    escapes: Escapes = False,
     dry_run: options.DryRun = False,
     yes: Yes = False,
     name: options.Name = None,
@@ -77,9 +79,11 @@ def retry_dead_letters(
     """
     from streams.patterns.deadletters import put_back_topic
 
+    key = unescape_each(key, escapes=escapes)
     letter_filter = parse_filter(error, key, since, until)
     if keys:
         _check_all_keys(which, key, limit, name)
+    which = unescape_each(which, escapes=escapes)
     request = LetterRequest(group, topic, which, letter_filter, limit, dry_run, yes, json)
     with open_url(url) as log:
         if keys or (key and not which and name is None):

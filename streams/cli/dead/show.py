@@ -13,7 +13,8 @@ from streams.cli.dead.closed_keys import closed_key_json, open_closed_keys
 from streams.cli.dead.options import Group, Name, Topic
 from streams.cli.dead.rendering import letter_details
 from streams.cli.dead.topics import open_dead_letters
-from streams.cli.options import Json, Url, argument_bytes, open_url
+from streams.cli.key_arguments import unescape
+from streams.cli.options import Escapes, Json, Url, argument_bytes, open_url
 from streams.inspection.letter_topics import is_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def show_dead_letter(
     key: Annotated[
         str | None, Option("--key", "-k", metavar="KEY", help="Show what closes this key instead.")
     ] = None,
+    escapes: Escapes = False,
     name: Name = None,
     url: Url = None,
     json: Json = False,
@@ -49,6 +51,8 @@ def show_dead_letter(
     """
     if key is not None and (which is not None or name is not None):
         raise UsageError("streams dead show takes --key, or WHICH and --name")
+    which = None if which is None else unescape(which, escapes=escapes)
+    key = None if key is None else unescape(key, escapes=escapes)
     with open_url(url, "ro") as log:
         if key is None:
             details = _find_dead_letter(log, group, topic, which, name)

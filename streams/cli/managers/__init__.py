@@ -19,11 +19,12 @@ import typer
 from typer import Argument, Option
 
 from streams.cli import output
+from streams.cli.key_arguments import unescape
 from streams.cli.managers.instance import instance_json, print_instance
 from streams.cli.managers.lists import manager_rows, print_managers
 from streams.cli.managers.log_and_app import open_log_and_app
 from streams.cli.managers.manager import manager_json, print_manager
-from streams.cli.options import AppUrl, Json
+from streams.cli.options import AppUrl, Escapes, Json
 
 app = typer.Typer(no_args_is_help=True, help="List and show process managers.")
 
@@ -82,6 +83,7 @@ def show_manager(
         ),
     ] = 20,
     newest: Newest = NEWEST,
+    escapes: Escapes = False,
     url: AppUrl = None,
     json: Json = False,
 ) -> None:
@@ -103,7 +105,9 @@ def show_manager(
         if id is None:
             document = manager_json(opened, inspector, newest or None, number or None)
         else:
-            document = instance_json(opened, inspector, id, number or None)
+            document = instance_json(
+                opened, inspector, unescape(id, escapes=escapes), number or None
+            )
     if json:
         output.print_json(document)
     elif id is None:

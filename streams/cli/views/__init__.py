@@ -20,8 +20,9 @@ from typer import Argument, Option
 
 from streams.cli import output
 from streams.cli.command_errors import DONE, FAILED, CommandFailed
+from streams.cli.key_arguments import unescape
 from streams.cli.offset_arguments import parse_duration
-from streams.cli.options import Json, Url, Yes, argument_bytes, confirm, resolve_url
+from streams.cli.options import Escapes, Json, Url, Yes, argument_bytes, confirm, resolve_url
 from streams.cli.views import change
 from streams.cli.views.lists import print_stopped, print_versions, stopped_rows, version_rows
 from streams.cli.views.view import print_view, view_json
@@ -240,6 +241,7 @@ def retry_document(
     timeout: Annotated[
         str, Option("--timeout", metavar="TIME", help="How long to wait for it: 30s, 5m.")
     ] = "30s",
+    escapes: Escapes = False,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -252,6 +254,7 @@ def retry_document(
 
       [cyan]streams views retry accounts.balances a-1[/cyan]
     """
+    key = unescape(key, escapes=escapes)
     seconds = parse_duration(timeout, "--timeout")
     source = resolve_url(url)
     with open_view_log(source) as view_log:
