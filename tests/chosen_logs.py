@@ -21,7 +21,7 @@ from zlib import crc32
 
 import pytest
 
-from tests.conformance.logs import Case
+from tests.conformance.logs import LOGS, MAIN_LOGS, Case
 
 Kinds = tuple[tuple[str, ...], ...]
 
@@ -31,11 +31,19 @@ ABOVE = (
 )  # fmt: skip
 """The folders of such tests. The short fault runs are among them: the long ones run everywhere."""
 
-KINDS = (("memory", "sqlite"), ("kafka", "redis"))
-"""A case of theirs runs on one of each."""
+KINDS = (
+    tuple(case.name for case in MAIN_LOGS if case.embedded),
+    tuple(case.name for case in MAIN_LOGS if not case.embedded),
+)
+"""A case of theirs runs on one of each: on a log without a server, and on one with one."""
 
-CONFORMANCE_KINDS = (("kafka", "kip848"), ("redis", "valkey", "cluster"))
-"""A case of the conformance suite, too; and on the logs that are not among them."""
+CONFORMANCE_KINDS = tuple(
+    (main.name, *variants)
+    for main in MAIN_LOGS
+    if (variants := [case.name for case in LOGS if case.variant_of == main.name])
+)
+"""Each log that has variants, with them. A case of the conformance suite runs on one of each, too;
+and on the logs that are not among them."""
 
 _LOGS = {name: log for log in chain(*KINDS) for name in (log, f"{log}_url")} | {
     "kafka_classic": "kafka",

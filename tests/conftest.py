@@ -18,10 +18,26 @@ from hypothesis import settings
 
 from tests.chosen_logs import not_chosen
 from tests.conformance.logs import Case
+from tests.log_urls import (
+    kafka_brokers_url,
+    kafka_url,
+    kip848_url,
+    memory_url,
+    redis_cluster_url,
+    redis_url,
+    sqlite_url,
+    three_brokers,
+    valkey_url,
+)
 from tests.servers import find
 from tests.servers.find import KafkaAddress, Missing, PostgresAddress, RedisAddress
 from tests.servers.lifetime import Lifetime
 from tests.servers.postgres import database
+
+__all__ = [
+    "kafka_brokers_url", "kafka_url", "kip848_url", "memory_url", "redis_cluster_url", "redis_url",
+    "sqlite_url", "three_brokers", "valkey_url",
+]  # fmt: skip
 
 # Collecting the tests makes some million objects, none of which is ever garbage: the collector does
 # not look at them while they are made (a fifth of the time), nor afterwards.
@@ -178,8 +194,8 @@ def _needs_server(item: pytest.Item) -> bool:
     if "request" not in item.fixturenames:
         return False
     names = {name for name in chosen if isinstance(name, str)}
-    urls = {each.url for each in chosen if isinstance(each, Case)}
-    return not names.isdisjoint(_NAMES) or bool(urls - {"memory_url", "sqlite_url"})
+    is_on_server = any(isinstance(each, Case) and not each.embedded for each in chosen)
+    return is_on_server or not names.isdisjoint(_NAMES)
 
 
 @pytest.hookimpl(tryfirst=True)

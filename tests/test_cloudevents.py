@@ -27,19 +27,9 @@ from streams.log.protocol import Log
 from streams.message import Record
 from streams.patterns import Event, EventBus, MessageQueue
 from tests.conformance.stage import Stage
-from tests.monitoring.conftest import (
-    come,
-    kafka_url,
-    memory_url,
-    pytest_generate_tests,
-    redis_url,
-    sqlite_url,
-    stage,
-)
+from tests.monitoring.conftest import come, pytest_generate_tests, stage
 
-__all__ = [
-    "kafka_url", "memory_url", "pytest_generate_tests", "redis_url", "sqlite_url", "stage",
-]  # fmt: skip
+__all__ = ["pytest_generate_tests", "stage"]
 
 SHOP = CloudEvents(source="/shop/orders")
 

@@ -18,7 +18,6 @@ from streams.log.events import NO_HISTORY, EventLog, HistoryRequest, StoredSnaps
 from streams.log.url import open_log
 from streams.message import Record
 from tests.cli.conftest import Run, Shell, eventually
-from tests.conformance.conftest import kafka_url, redis_url
 from tests.eventsourcing.bank import (
     Account,
     AccountEvent,
@@ -28,8 +27,6 @@ from tests.eventsourcing.bank import (
     Withdrawn,
     evolve,
 )
-
-__all__ = ["kafka_url", "redis_url"]
 
 BANK = """
 from streams import Streams

@@ -25,10 +25,7 @@ from streams.log.events import HistoryRequest, StoredSnapshot
 from streams.log.url import open_log
 from streams.message import Record
 from tests.cli.conftest import Result, Run, Shell, eventually
-from tests.conformance.conftest import kafka_url, redis_url
 from tests.eventsourcing.bank import Account, AccountEvent, Deposited, Opened, Withdrawn, evolve
-
-__all__ = ["kafka_url", "redis_url"]
 
 CLINIC = """
 from streams import Streams

@@ -12,10 +12,7 @@ import pytest
 from streams import Streams
 from streams.testing import Clock
 from tests.cli.conftest import Result, Run, Shell
-from tests.conformance.conftest import kafka_url, redis_url
 from tests.managers.desk import Desk, Tick
-
-__all__ = ["kafka_url", "redis_url"]
 
 MODULE = """
 from streams import Streams

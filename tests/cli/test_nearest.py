@@ -15,16 +15,11 @@ from streams.log.kafka import settings
 from streams.log.url import open_log
 from streams.message import Record
 from tests.cli.conftest import Run, Shell, fill, order
-from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
-from tests.conformance.logs import LOGS, Case
+from tests.conformance.logs import MAIN_LOGS, Case
 from tests.hostile.commands import command
 
-__all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url"]
 
-FOUR = [case for case in LOGS if case.name in {"memory", "sqlite", "kafka", "redis"}]
-
-
-@pytest.mark.parametrize("case", FOUR, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", MAIN_LOGS, ids=lambda case: case.name)
 def test_topics_and_groups(case: Case, request: pytest.FixtureRequest) -> None:
     url: str = request.getfixturevalue(case.url)
     run = uuid4().hex[:8]

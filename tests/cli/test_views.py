@@ -23,11 +23,8 @@ from streams.log.sqlite.documents import SqliteDocuments
 from streams.log.sqlite.log import SqliteLog
 from streams.log.url import open_log
 from tests.cli.conftest import Result, Run, Shell, eventually
-from tests.conformance.conftest import kafka_url, redis_url
 from tests.eventsourcing.bank import Deposited, accounts, deposit, open_with
 from tests.views.bank import Balance, Bank, Holder, fold_balance, fold_holder, owner_of
-
-__all__ = ["kafka_url", "redis_url"]
 
 POISON = 13
 

@@ -1,4 +1,4 @@
-"""The logs under test, one line each."""
+"""The logs under test, one entry each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streams.log.sqlite.log import CAPABILITIES as SQLITE
 class Case:
     """A log under test.
 
-    :param url: the fixture that gives a URL under which nobody else is.
+    :param url: the fixture that gives a URL under which nobody else is (``tests/log_urls.py``).
     :param capabilities: what the log says of itself.
     :param trims: it applies :class:`~streams.log.protocol.Retention` itself, and at once.
     :param crashes: its subscriptions have a ``crash``, a simulated ``kill -9`` of one member.
@@ -24,6 +24,10 @@ class Case:
     :param leaves: a static member that closes its subscription leaves the group at once; where not,
         its session must end first.
     :param expels: a process can be expelled from the group by others.
+    :param embedded: it needs no server.
+    :param variant_of: the name of the log that this is another kind of: another protocol of its
+        groups, another maker of its server, several nodes. Only the conformance suite and the long
+        fault runs run on variants.
     :param lease: seconds after which a silent member has lost its partitions, under that URL, in
         a test that waits for that (``short_lease``).
     """
@@ -35,6 +39,8 @@ class Case:
     static: bool = True
     leaves: bool = True
     expels: bool = False
+    embedded: bool = False
+    variant_of: str = ""
     lease: float = 10.0
 
     @property
@@ -70,23 +76,47 @@ LEASE = 2.0
 """Seconds of a Redis member's lease, in a test that waits for its end."""
 
 LOGS = [
-    Case("memory_url", MEMORY, crashes=True),
-    Case("sqlite_url", SQLITE),
+    Case("memory_url", MEMORY, crashes=True, embedded=True),
+    Case("sqlite_url", SQLITE, embedded=True),
     Case("kafka_url", KAFKA, trims=False, leaves=False, lease=SESSION),
-    Case("kip848_url", replace(KAFKA, name="kip848"), trims=False, static=False, lease=SESSION),
+    Case(
+        "kip848_url",
+        replace(KAFKA, name="kip848"),
+        trims=False,
+        static=False,
+        variant_of="kafka",
+        lease=SESSION,
+    ),
     Case("redis_url", REDIS, trims=False, expels=True, lease=LEASE),
-    Case("valkey_url", replace(REDIS, name="valkey"), trims=False, expels=True, lease=LEASE),
+    Case(
+        "valkey_url",
+        replace(REDIS, name="valkey"),
+        trims=False,
+        expels=True,
+        variant_of="redis",
+        lease=LEASE,
+    ),
     Case(
         "redis_cluster_url",
         replace(REDIS, name="cluster", commits_outputs=False, fences_appends=False),
         trims=False,
         expels=True,
+        variant_of="redis",
         lease=LEASE,
     ),
 ]
 
+MAIN_LOGS = [case for case in LOGS if not case.variant_of]
+"""One case of each log: what stands above the log runs on these."""
 
-THREE_BROKERS = Case("kafka_brokers_url", replace(KAFKA, name="brokers"), trims=False, leaves=False)
+
+THREE_BROKERS = Case(
+    "kafka_brokers_url",
+    replace(KAFKA, name="brokers"),
+    trims=False,
+    leaves=False,
+    variant_of="kafka",
+)
 """Kafka with three replicas of everything, two of which take in what is acknowledged: for what
 depends on where a record is confirmed and read, which histories do."""
 

@@ -6,17 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url, world
-from tests.conformance.logs import LOGS, Case
+from tests.conformance.conftest import world
+from tests.conformance.logs import MAIN_LOGS, Case
 from tests.conformance.stage import Stage
 
-__all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url", "world"]
+__all__ = ["world"]
 
-HISTORIES = [
-    case
-    for case in LOGS
-    if case.name in {"memory", "sqlite", "kafka", "redis"} and case.capabilities.events
-]
+HISTORIES = [case for case in MAIN_LOGS if case.capabilities.events]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

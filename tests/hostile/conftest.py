@@ -6,12 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
-from tests.conformance.logs import Case
+from tests.conformance.logs import MAIN_LOGS, Case
 from tests.hostile.ground import Ground
-from tests.patterns.conftest import FOUR
-
-__all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         only = metafunc.definition.get_closest_marker("only")
-        cases = [case for case in FOUR if only is None or case.name in only.args]
+        cases = [case for case in MAIN_LOGS if only is None or case.name in only.args]
         metafunc.parametrize("case", cases, ids=lambda case: case.name)
 
 

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from tests.eventsourcing.conftest import (
-    kafka_url,
-    memory_url,
-    pytest_generate_tests,
-    redis_url,
-    sqlite_url,
-    stage,
-)
+from tests.eventsourcing.conftest import pytest_generate_tests, stage
 
-__all__ = ["kafka_url", "memory_url", "pytest_generate_tests", "redis_url", "sqlite_url", "stage"]
+__all__ = ["pytest_generate_tests", "stage"]

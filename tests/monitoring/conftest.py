@@ -13,25 +13,9 @@ from prometheus_client.samples import Sample
 
 from streams.patterns import MonitoringServer
 from tests.cli.conftest import run, shell
-from tests.patterns.conftest import (
-    kafka_url,
-    memory_url,
-    pytest_generate_tests,
-    redis_url,
-    sqlite_url,
-    stage,
-)
+from tests.patterns.conftest import pytest_generate_tests, stage
 
-__all__ = [
-    "kafka_url",
-    "memory_url",
-    "pytest_generate_tests",
-    "redis_url",
-    "run",
-    "shell",
-    "sqlite_url",
-    "stage",
-]
+__all__ = ["pytest_generate_tests", "run", "shell", "stage"]
 
 
 def get(server: MonitoringServer | str, page: str) -> tuple[int, str]:

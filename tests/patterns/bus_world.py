@@ -15,7 +15,7 @@ import pytest
 from streams import Flow, Streams
 from streams.log.url import open_log
 from streams.patterns import Event, EventBus, PatternEventBus
-from tests.patterns.conftest import FOUR
+from tests.conformance.logs import MAIN_LOGS
 from tests.processing.support import until
 
 QUICK = Flow(commit=0.05, drain=5.0)
@@ -83,20 +83,20 @@ class World:
         )
 
 
-@pytest.fixture(params=["local", *(case.name for case in FOUR)])
+@pytest.fixture(params=["local", *(case.name for case in MAIN_LOGS)])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """On each place that a bus can be."""
     yield from _opened(request)
 
 
-@pytest.fixture(params=[case.name for case in FOUR])
+@pytest.fixture(params=[case.name for case in MAIN_LOGS])
 def logged(request: pytest.FixtureRequest) -> Iterator[World]:
     """On each log."""
     yield from _opened(request)
 
 
 def _opened(request: pytest.FixtureRequest) -> Iterator[World]:
-    urls = {case.name: case.url for case in FOUR}
+    urls = {case.name: case.url for case in MAIN_LOGS}
     fixture = urls.get(request.param)
     found = World(None if fixture is None else request.getfixturevalue(fixture))
     yield found

@@ -19,9 +19,8 @@ import pytest
 
 from streams import ProcessorDied, Streams
 from streams.patterns.saga import SagaOrchestrator, SagaStatus
-from tests.conformance.logs import lasting_url
+from tests.conformance.logs import MAIN_LOGS, lasting_url
 from tests.conformance.stage import Stage
-from tests.patterns.conftest import FOUR
 from tests.patterns.saga_world import STEPS, Context, Effects, Life, Nursery, World, expected
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +38,7 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture
 def arena(log: str, request: pytest.FixtureRequest) -> Iterator[Stage]:
     """The log of that name, under a URL of its own."""
-    case = next(case for case in FOUR if case.name == log)
+    case = next(case for case in MAIN_LOGS if case.name == log)
     opened = Stage(case, request.getfixturevalue(case.url))
     yield opened
     opened.close()

@@ -32,9 +32,9 @@ from streams.message import Record
 from streams.parking import key_parking, parse_batch, read_state
 from streams.parking.records import ParkingRecord, epoch_name, parked_topic
 from streams.patterns.deadletters.closed_keys import ClosedKeyReader
+from tests.conformance.logs import MAIN_LOGS
 from tests.conformance.stage import Stage
 from tests.patterns import failpoints
-from tests.patterns.conftest import FOUR
 from tests.patterns.frozen_child import build
 from tests.servers.lifetime import until
 
@@ -295,7 +295,7 @@ def freeze(start: Start, stage: Stage, folder: Path, failpoint: str, count: int)
 @pytest.fixture
 def arena(log: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     """The log of that name, under a URL of its own, with short leases."""
-    case = next(case for case in FOUR if case.name == log)
+    case = next(case for case in MAIN_LOGS if case.name == log)
     url: str = request.getfixturevalue(case.url)
     if log == "sqlite":
         url = f"{url}?synchronous=normal&lease=1"
@@ -339,7 +339,7 @@ def in_memory(monkeypatch: pytest.MonkeyPatch, memory_url: str) -> Iterator[Stag
     for module in ("subscription", "membership"):
         monkeypatch.setattr(f"streams.log.memory.{module}.DEFAULT_TERMS", LeaseTerms(lease=0.5))
     monkeypatch.setattr(key_parking, "FLOOR_INTERVAL", 0.1)
-    case = next(case for case in FOUR if case.name == "memory")
+    case = next(case for case in MAIN_LOGS if case.name == "memory")
     opened = Stage(case, memory_url)
     yield opened
     opened.close()

@@ -23,8 +23,8 @@ from streams.log.appending import append_and_wait
 from streams.log.url import open_log
 from streams.message import Record
 from streams.patterns.deadletters.closed_keys import ClosedKeyReader
+from tests.conformance.logs import MAIN_LOGS
 from tests.conformance.stage import Stage
-from tests.patterns.conftest import FOUR
 from tests.patterns.sequenced_child import fails
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ class Crowd:
 @pytest.fixture
 def arena(log: str, request: pytest.FixtureRequest) -> Iterator[Stage]:
     """The log of that name, under a URL of its own."""
-    case = next(case for case in FOUR if case.name == log)
+    case = next(case for case in MAIN_LOGS if case.name == log)
     url: str = request.getfixturevalue(case.url)
     opened = Stage(case, f"{url}?synchronous=normal" if log == "sqlite" else url)
     yield opened

@@ -15,14 +15,11 @@ import pytest
 
 from streams import Message, Sqlite
 from streams.eventsourcing import Aggregate
-from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
 from tests.conformance.logs import Case
 from tests.conformance.stage import Stage
 from tests.eventsourcing.bank import Account, AccountEvent, Deposited, deposit, evolve
 from tests.eventsourcing.conftest import HISTORIES
 from tests.outbox.world import until
-
-__all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url"]
 
 pytestmark = pytest.mark.anyio
 

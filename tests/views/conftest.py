@@ -8,17 +8,10 @@ from typing import Any
 import pytest
 
 from streams import View
-from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
-from tests.conformance.logs import LOGS, Case
+from tests.conformance.logs import MAIN_LOGS, Case
 from tests.conformance.stage import Stage
 
-__all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url"]
-
-DOCUMENTS = [
-    case
-    for case in LOGS
-    if case.name in {"memory", "sqlite", "kafka", "redis"} and case.capabilities.documents
-]
+DOCUMENTS = [case for case in MAIN_LOGS if case.capabilities.documents]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -9,18 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from streams.web.screens import closed_keys, dead, delayed
-from tests.conformance.conftest import kafka_url, memory_url, redis_url, sqlite_url
-from tests.conformance.logs import LOGS, Case
+from tests.conformance.logs import MAIN_LOGS, Case
 from tests.conformance.stage import PATIENCE, Stage
 from tests.servers.find import KafkaAddress, RedisAddress
 from tests.servers.kafka import Kafka
 from tests.servers.lifetime import Lifetime
 from tests.servers.redis import Redis
 
-__all__ = ["kafka_url", "memory_url", "redis_url", "sqlite_url"]
-
-CHEAP = [case for case in LOGS if case.name in {"memory", "sqlite"}]
-FOUR = [case for case in LOGS if case.name in {"memory", "sqlite", "kafka", "redis"}]
+CHEAP = [case for case in MAIN_LOGS if case.embedded]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -28,14 +24,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         everywhere = metafunc.definition.get_closest_marker("everywhere") is not None
         cases = [
             pytest.param(case, id=case.name, marks=_marks(case))
-            for case in (FOUR if everywhere else CHEAP)
+            for case in (MAIN_LOGS if everywhere else CHEAP)
         ]
         metafunc.parametrize("case", cases)
 
 
 def _marks(case: Case) -> list[pytest.MarkDecorator]:
     """One of pytest's workers runs all that need a server: each has one of its own."""
-    if case.name in {"kafka", "redis"}:
+    if not case.embedded:
         return [pytest.mark.xdist_group(f"web-{case.name}")]
     return []
 

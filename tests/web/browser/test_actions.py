@@ -8,12 +8,9 @@ import pytest
 from playwright.sync_api import Browser
 
 from streams.web.screens import actions
-from tests.conformance.conftest import kafka_url, redis_url
 from tests.web.browser.acting import ACTS, ELSEWHERE, perform
 from tests.web.browser.running import running
 from tests.web.browser.tab import Tab, watch
-
-__all__ = ["kafka_url", "redis_url"]
 
 pytestmark = pytest.mark.xdist_group("browser")
 

@@ -8,14 +8,11 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.conformance.conftest import kafka_url, redis_url
 from tests.web.browser.looking import look_at
 from tests.web.browser.running import Running, running
 from tests.web.browser.site import NOT_LINKED, explore, screen_paths
 from tests.web.browser.tab import Tab, watch
 from tests.web.showcase import Parcel
-
-__all__ = ["kafka_url", "redis_url"]
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.faults]
 

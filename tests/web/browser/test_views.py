@@ -14,7 +14,6 @@ from streams import Streams
 from streams.eventsourcing.views.inspection import read_view
 from streams.log.url import open_log
 from streams.web import Dashboard
-from tests.conformance.conftest import kafka_url, redis_url, sqlite_url
 from tests.conformance.stage import PATIENCE
 from tests.eventsourcing.bank import deposit
 from tests.views.bank import Balance, Bank, fold_balance, unique
@@ -22,8 +21,6 @@ from tests.web.browser.acting import Act, perform
 from tests.web.browser.running import Running
 from tests.web.browser.tab import Tab, watch
 from tests.web.serving import serving
-
-__all__ = ["kafka_url", "redis_url", "sqlite_url"]
 
 pytestmark = pytest.mark.xdist_group("browser")
 
