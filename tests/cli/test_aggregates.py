@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from streams import Streams
+from streams import DecisionRefused, Streams
 from streams.eventsourcing import Aggregate, Snapshot
 from streams.log.event_headers import make_append
 from streams.log.events import NO_HISTORY, EventLog, HistoryRequest, StoredSnapshot
@@ -24,6 +25,7 @@ from tests.eventsourcing.bank import (
     Closed,
     Deposited,
     Opened,
+    Overdrawn,
     Withdrawn,
     evolve,
 )
@@ -226,8 +228,86 @@ def test_an_aggregate_that_has_only_refused_a_command(filled: Bank) -> None:
     assert "shy" in [each["id"] for each in filled("ls", "NAME", "--json").json]
     found = filled("show", "bank:app", "NAME", "shy", "--events", "--json").json
     assert (found["version"], found["last"], found["events"]) == (0, None, [])
+    (refused,) = found["refusals"]
+    assert (refused["version"], refused["cause"], refused["error"]) == (0, "no", None)
+    plain = filled("show", "NAME", "shy", "--events").out.splitlines()
+    assert plain[-1].endswith("(refused at version 0)")
     assert found["state"] == {"owner": "", "cents": 0}
     assert filled("show", "NAME", "shy").out.startswith(f"{filled.name} shy: version 0\n")
+
+
+@pytest.mark.everywhere
+def test_an_id_with_a_nul_is_written_with_escapes(bank: Bank) -> None:
+    async def act(accounts: Aggregate[Any, Account]) -> None:
+        for id in ("a", "a\0b", "a\0c", "b"):
+            await accounts.append(id, Deposited(1), expected="new")
+
+    bank.work(act)
+    for words in (["NAME"], ["bank:app", "NAME"]):
+        found = bank("show", *words, r"a\x00b", "--escapes", "--events", "--json").json
+        assert (found["id"], found["version"], len(found["events"])) == ("a\0b", 1, 1)
+    assert "there is no such aggregate" in bank("show", "NAME", r"a\x00b").err
+    few = bank("ls", "NAME", "-n", "2", "--json")
+    assert [each["id"] for each in few.json] == ["a", "a\0b"]
+    assert few.err == "there are more: -n 0 lists all, --after 'a\\x00b' --escapes continues\n"
+    rest = bank("ls", "NAME", "--after", r"a\x00b", "--escapes", "--json").json
+    assert [each["id"] for each in rest] == ["a\0c", "b"]
+    some = bank("ls", "NAME", "--prefix", r"a\x00", "--escapes", "--json").json
+    assert [each["id"] for each in some] == ["a\0b", "a\0c"]
+
+
+async def some_refusals(accounts: Aggregate[Any, Account]) -> None:
+    for number, cents in enumerate((9_000, 8_000)):  # a-1 is at version 4
+        step = accounts.with_options(cause=f"too-much-{number}", refusals=Overdrawn)
+        with suppress(DecisionRefused):
+            await step.decide("a-1", Account.withdraw, cents)
+    await accounts.append("a-1", Deposited(1), expected=4)
+    step = accounts.with_options(cause="again", refusals=Overdrawn)
+    with suppress(DecisionRefused):
+        await step.decide("a-1", Account.withdraw, 9_000)
+
+
+@pytest.mark.everywhere
+def test_stored_refusals_are_listed_among_the_events(filled: Bank) -> None:
+    filled.work(some_refusals)
+    wanted = [
+        (4, "too-much-0", "Overdrawn"), (4, "too-much-1", "Overdrawn"), (5, "again", "Overdrawn")
+    ]  # fmt: skip
+
+    def shown(*words: str) -> tuple[list[int], list[tuple[int, str, str]]]:
+        found = filled("show", *words, "--events", "--json").json
+        return (
+            [each["version"] for each in found["events"]],
+            [(each["version"], each["cause"], each["error"]) for each in found["refusals"]],
+        )
+
+    assert shown("NAME", "a-1") == ([1, 2, 3, 4, 5], wanted)
+    assert shown("bank:app", "NAME", "a-1") == ([1, 2, 3, 4, 5], wanted)
+    assert shown("NAME", "a-1", "--at", "4") == ([1, 2, 3, 4], wanted[:2])
+    assert shown("NAME", "a-1", "--at", "3") == ([1, 2, 3], [])
+    assert shown("NAME", "a-1", "-n", "1") == ([5], wanted[2:])
+    assert shown("NAME", "a-1", "-n", "2") == ([4, 5], wanted[1:])
+    assert shown("NAME", "a-1", "-n", "0") == ([1, 2, 3, 4, 5], wanted)
+    assert shown("NAME", "a-2") == ([1], [])
+    assert shown("NAME", "a-1", "--at", "2001-01-01T00:00Z") == ([], [])
+    assert shown("NAME", "a-1", "--at", "2999-01-01T00:00Z", "-n", "2") == ([4, 5], wanted[1:])
+    assert "refusals" not in filled("show", "NAME", "a-1", "--json").json
+
+    every = filled("show", "NAME", "a-1", "--events", "--json").json["refusals"]
+    assert [each["time"] for each in every] == sorted(each["time"] for each in every)
+    log = filled.log()
+    for each in every:
+        partition, _, offset = each["position"].removeprefix(f"{filled.topic}/").partition("/")
+        at = log.parse_offset(offset)
+        batch = log.raw_reader(filled.topic, int(partition), at, at + 1).read(1)
+        assert batch.id(0) == each["id"]
+    log.close()
+
+    plain = filled("show", "bank:app", "NAME", "a-1", "--events").out.splitlines()[-8:]
+    assert [line.split()[0] for line in plain] == ["1", "2", "3", "4", "-", "-", "5", "-"]
+    assert plain[4].split()[3:] == ["too-much-0", "(refused", "at", "version", "4:", "Overdrawn)"]
+    assert "again" in plain[-1]
+    assert plain[-1].endswith("(refused at version 5: Overdrawn)")
 
 
 def test_an_aggregate_is_shown_as_it_was(filled: Bank) -> None:

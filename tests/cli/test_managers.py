@@ -145,6 +145,10 @@ def test_an_instance_with_what_became_of_its_commands(office: Office) -> None:
     ]  # fmt: skip
     (waits,) = found["waits_for"]
     assert waits.startswith("timeout soon at ")
+    words = ("aggregates", "show", f"{office.prefix}-purses", "a", "--events", "--json")
+    purse = office._run(*words, "--url", office.url).json
+    refused = {(each["version"], each["error"]) for each in purse["refusals"]}
+    assert refused == {(1, "Poor"), (2, None)}  # the second command came to nothing
     text = office("show APP NAME a").out
     assert f"take {office.prefix}-purses a (refused: Poor)" in text
     assert "came to nothing" in text
@@ -201,6 +205,7 @@ def test_what_is_not_there_is_said_in_a_line(office: Office) -> None:
     for words, error in (
         ("show APP nope", f"{office.module}:app declares no process manager 'nope'"),
         ("show APP NAME order-2", "there is no such instance; did you mean 'order-1'?"),
+        (r"show APP NAME x\x00 --escapes", r"'x\x00': there is no such instance"),
         ("ls shop", "'shop': an app is written as MODULE:APP"),
     ):
         found = office(words)

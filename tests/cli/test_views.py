@@ -237,6 +237,7 @@ def test_documents_that_stand_still_are_listed_and_folded_on(desk: Desk) -> None
         1,
         f"streams: {desk.name}: version 1 has no document 'd'\n",
     )
+    assert r"has no document 'd\x00'" in desk("retry", "NAME", r"d\x00", "--escapes").err
 
 
 def test_a_version_is_made_anew_and_nothing_serves_meanwhile(desk: Desk) -> None:

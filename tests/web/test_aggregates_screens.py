@@ -4,16 +4,16 @@ cannot go on with."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from msgspec import Struct
 
-from streams import Aggregate, Snapshot, Streams
+from streams import Aggregate, DecisionRefused, Snapshot, Streams
 from streams.web import Dashboard
 from tests.conformance.stage import Stage
-from tests.eventsourcing.bank import Account, Deposited, accounts, deposit, open_with
+from tests.eventsourcing.bank import Account, Deposited, Overdrawn, accounts, deposit, open_with
 from tests.views.bank import unique
 from tests.web.visiting import Seen, Visitor, eventually, visit
 
@@ -84,6 +84,35 @@ async def test_without_the_app_events_are_shown_as_they_are_stored(stage: Stage)
         assert "State at version" not in seen.text
         kind = await get(visitor, f"/aggregates/show?aggregate={found.name}")
         assert "events are shown as they are stored" in kind.text
+
+
+@pytest.mark.everywhere
+async def test_stored_refusals_are_shown_among_the_events(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bank(stage) as (app, found):
+        for number in range(3):
+            step = found.with_options(cause=f"wish-{number}", refusals=Overdrawn)
+            with suppress(DecisionRefused):
+                await step.decide("ada-l", Account.withdraw, 5_000)
+            await found.decide("ada-l", deposit, 1)
+        path = f"/aggregates/history?aggregate={found.name}&key=ada-l"
+        async with visit(Dashboard(app, access="all")) as visitor:
+            seen = await get(visitor, path)
+            order = ["refused at version 9", "refused at version 8", "refused at version 7"]
+            places = [seen.text.index(text) for text in order]
+            assert places == sorted(places)
+            assert seen.text.count("Overdrawn") == 3
+            assert all(f"wish-{number}" in seen.text for number in range(3))
+            assert "Only the last refusals" not in seen.text
+            before = await visitor.get(f"{path}&at=7")
+            assert "wish-0" in before.text
+            assert "wish-1" not in before.text
+            monkeypatch.setattr("streams.web.screens.aggregates.MAX_REFUSALS", 2)
+            few = await visitor.get(path)
+            assert "wish-0" not in few.text
+            assert "wish-1" in few.text
+            assert "Only the last refusals are shown." in few.text
 
 
 async def test_while_events_are_indexed_the_page_says_so_and_is_loaded_once_they_are(

@@ -1,9 +1,10 @@
-"""One aggregate: its version, state, snapshots and events, as a document and for people."""
+"""One aggregate: its version, state, snapshots, events and refusals, as a document and for
+people."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -14,10 +15,16 @@ from streams.cli.aggregates.lists import list_keys
 from streams.cli.command_errors import CommandFailed
 from streams.cli.message_lines import LEFT_OUT
 from streams.text import did_you_mean
+from streams.wire import utc_from_seconds
 
 if TYPE_CHECKING:
     from streams.cli.aggregates.log_and_app import LogAndApp
-    from streams.eventsourcing.inspection import Inspected, InspectedEvent, StoppedAt
+    from streams.eventsourcing.inspection import (
+        Inspected,
+        InspectedEvent,
+        InspectedRefusal,
+        StoppedAt,
+    )
     from streams.log.events import Head, History, StoredEvent, StoredSnapshot
     from streams.log.protocol import TopicInfo
 
@@ -69,19 +76,7 @@ class AggregateView:
                 f"{self._name} {self._id}: it has {output.plural(head_version, 'version')}, "
                 f"and none is {at}"
             )
-        document: dict[str, Any] = {
-            "aggregate": self._name,
-            **output.lossless_json("id", self._key),
-            "topic": self._topic,
-            "partition": found.partition,
-            "version": head_version,
-            "closed": found.head.is_final,
-            "last": self._last_json(found),
-        }
-        if found.inspected is not None:
-            document["stopped"] = _stopped_json(found.inspected.stopped)
-            document["state_version"] = found.inspected.version
-            document["state"] = self._state_json(found.inspected)
+        document = self._summary_json(found)
         document["snapshots"] = [
             row
             for each in snapshots or ()
@@ -90,7 +85,25 @@ class AggregateView:
         ]
         if number is not None:
             document["events"] = list(self._events(at, number))
+            document["refusals"] = self._refusals(at, number, found, document["events"])
         return document
+
+    def _summary_json(self, found: _Found) -> dict[str, Any]:
+        """The aggregate's end and its state, without snapshots, events and refusals."""
+        summary: dict[str, Any] = {
+            "aggregate": self._name,
+            **output.lossless_json("id", self._key),
+            "topic": self._topic,
+            "partition": found.partition,
+            "version": found.head.base.version,
+            "closed": found.head.is_final,
+            "last": self._last_json(found),
+        }
+        if found.inspected is not None:
+            summary["stopped"] = _stopped_json(found.inspected.stopped)
+            summary["state_version"] = found.inspected.version
+            summary["state"] = self._state_json(found.inspected)
+        return summary
 
     @property
     def _id(self) -> str:
@@ -230,6 +243,42 @@ class AggregateView:
                     rows.append(part)
         return rows
 
+    def _refusals(
+        self,
+        at: int | datetime | None,
+        number: int,
+        found: _Found,
+        events: Sequence[Mapping[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """The stored refusals up to a version or time, from the first event that is shown on.
+
+        :param number: this many of the last ones; 0: all.
+        :param events: those that are shown.
+        """
+        from streams.eventsourcing.inspection import read_refusals
+
+        first = events[0]["version"] if number and len(events) >= number else 0
+        last = at if isinstance(at, int) else found.head.base.version
+        limit = None if isinstance(at, datetime) else number or None
+        versions = range(first, last + 1)
+        read = partial(
+            read_refusals, self._log, self._topic, self._key, found.partition, versions, limit
+        )
+        refusals = output.call_or_report(f"{self._name} {self._id}: refusals", read) or []
+        if isinstance(at, datetime):
+            refusals = [each for each in refusals if utc_from_seconds(each.time) <= at]
+        return [self._refusal_json(each, found) for each in refusals[-number:]]
+
+    def _refusal_json(self, refusal: InspectedRefusal, found: _Found) -> dict[str, Any]:
+        return {
+            "version": refusal.version,
+            "time": output.iso_time(refusal.time),
+            "id": output.printable_text(refusal.id),
+            "position": self._position(found.partition, refusal.offset),
+            "cause": output.printable_text(refusal.cause) or None,
+            "error": output.printable_text(refusal.error) or None,
+        }
+
     def _inspect(self, found: History) -> Iterator[InspectedEvent]:
         if self._inspector is not None:
             yield from self._inspector.events(found)
@@ -244,6 +293,33 @@ class AggregateView:
     ) -> list[dict[str, Any]]:
         """An event; several rows if it is upcast to several events."""
         from streams.eventsourcing.inspection import json_document
+
+        common = self._stored_json(event.stored, partition, cause_before, append_before)
+        record = event.stored.record
+        if self._inspector is None:
+            return [{**common, **output.value_json(record.value)}]
+        if event.reason:
+            return [{**common, **output.value_json(record.value), "why": event.reason}]
+        rows = [
+            {
+                **common,
+                "type": type(each).__name__,
+                "event": output.document_json(json_document(each)),
+            }
+            for each in event.events
+        ]
+        if len(rows) > 1:
+            for index, row in enumerate(rows):
+                row["id"] = f"{common['id']}#{index}"
+        return rows or [{**common, "type": None, "event": None}]
+
+    def _stored_json(
+        self, stored: StoredEvent, partition: int, cause_before: str, append_before: str
+    ) -> dict[str, Any]:
+        """The stored event without its value.
+
+        :param cause_before: the cause of the event before it, in whose append it may be.
+        """
         from streams.log.event_headers import (
             CAUSE,
             EVENT,
@@ -254,14 +330,13 @@ class AggregateView:
             parse_event,
         )
 
-        stored = event.stored
         record = stored.record
         header = parse_event(event_header(record.headers), record.id)
         append_id = "" if header is None else header.append_id
         cause = cause_of(record.headers)
         if not cause and append_id and append_id == append_before:
             cause = cause_before
-        common = {
+        return {
             "version": stored.version,
             "time": output.iso_time(stored.time),
             "id": output.printable_text(record.id),
@@ -275,19 +350,6 @@ class AggregateView:
                 if name not in (EVENT, CAUSE, FINAL)
             },
         }
-        if self._inspector is None:
-            return [{**common, **output.value_json(record.value)}]
-        if event.reason:
-            return [{**common, **output.value_json(record.value), "why": event.reason}]
-        rows = [
-            {**common, "type": type(each).__name__, "event": json_document(each)}
-            for each in event.events
-        ]
-        for index, row in enumerate(rows):
-            row["event"] = output.document_json(row["event"])  # type: ignore[arg-type]
-            if len(rows) > 1:
-                row["id"] = f"{common['id']}#{index}"
-        return rows or [{**common, "type": None, "event": None}]
 
 
 def _stopped_json(stopped: StoppedAt | None) -> dict[str, Any] | None:
@@ -318,8 +380,21 @@ def print_aggregate(document: Mapping[str, Any]) -> None:
         )
     output.print_mapping(lines)
     if "events" in document:
-        rows = [{**row, "event": _event_text(row)} for row in document["events"]]
-        output.print_rows(rows, ["version", "time", "id", "cause", "event"], json=False)
+        columns = ["version", "time", "id", "cause", "event"]
+        output.print_rows(_history_rows(document), columns, json=False)
+
+
+def _history_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of events and refusals, each refusal behind the event of its version."""
+    found = [
+        (row["version"], False, {**row, "event": _event_text(row)}) for row in document["events"]
+    ]
+    for row in document["refusals"]:
+        error = f": {row['error']}" if row["error"] else ""
+        text = f"(refused at version {row['version']}{error})"
+        found.append((row["version"], True, {**row, "version": None, "event": text}))
+    found.sort(key=lambda each: each[:2])
+    return [row for _, _, row in found]
 
 
 def _event_text(row: Mapping[str, Any]) -> str:

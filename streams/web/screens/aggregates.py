@@ -1,10 +1,10 @@
-"""Aggregates: their IDs; one with its events and the state after each; those that the app's code
-cannot read."""
+"""Aggregates: their IDs; one with its events, the state after each, and its refusals; those that
+the app's code cannot read."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,10 +14,12 @@ from streams.errors import Fatal, LogError, NotFound, StreamsError, Unavailable
 from streams.eventsourcing import Aggregate
 from streams.eventsourcing.inspection import (
     AggregateInspector,
+    InspectedRefusal,
     Replay,
     Replayed,
     StoppedAt,
     json_document,
+    read_refusals,
     replay_stored,
 )
 from streams.inspection.aggregates import SUFFIX, ordered_keys
@@ -41,6 +43,9 @@ PATIENCE = 3.0
 
 MAX_EVENTS = 50
 """The most events of a history on one page."""
+
+MAX_REFUSALS = 50
+"""The most refusals on one page."""
 
 CHECK_SIZE = 100
 """How many aggregates are checked at once."""
@@ -239,6 +244,16 @@ class EventRow(NamedTuple):
     here: str
 
 
+class RefusalRow(NamedTuple):
+    """A stored refusal: it has no version, but was decided at one."""
+
+    decided_at: int
+    time: float
+    cause: Shown
+    error: Shown
+    url: str
+
+
 class SnapshotRow(NamedTuple):
     """A snapshot."""
 
@@ -266,6 +281,7 @@ def show_history(page: Page) -> Response:
         raise NotFound(page._("There is no aggregate of this ID."))
     state, state_version = _state(page, info.name, found)
     first = found.events[0].event.stored.version if found.events else 0
+    refusals = _refusals(page, log, info.name, key, found, first)
     return page.render(
         "history.html",
         title=f"{name}: {shown.text}" if shown.text else name,
@@ -279,7 +295,8 @@ def show_history(page: Page) -> Response:
         state_version=state_version,
         has_code=inspector is not None,
         stopped=_stopped(page, info.name, found.stopped),
-        rows=[_event_row(page, info.name, found, each) for each in reversed(found.events)],
+        rows=_history_rows(page, info.name, found, refusals[-MAX_REFUSALS:]),
+        more_refusals=len(refusals) > MAX_REFUSALS,
         older=page.here(at=str(first - 1)) if first > 1 else "",
         newest=page.here(at="") if at is not None else "",
         snapshots=_snapshots(log, info.name, key, inspector),
@@ -330,6 +347,47 @@ def _event_row(page: Page, topic: str, found: Replay, each: Replayed) -> EventRo
         url=url,
         here=page.here(at=str(stored.version)),
     )
+
+
+def _refusals(
+    page: Page, log: EventLog, topic: str, key: bytes, found: Replay, first: int
+) -> list[RefusalRow]:
+    """The refusals that belong among the shown events, one more than fits on a page.
+
+    :param first: the version of the first event that is shown.
+    """
+    versions = range(first if first > 1 else 0, found.version + 1)
+    stored = read_refusals(log, topic, key, found.partition, versions, MAX_REFUSALS + 1)
+    return [_refusal_row(page, topic, key, found.partition, each) for each in stored]
+
+
+def _refusal_row(
+    page: Page, topic: str, key: bytes, partition: int, refusal: InspectedRefusal
+) -> RefusalRow:
+    cause = refusal.cause.encode("utf-8", "surrogateescape") or None
+    url = ""
+    if page.access.payloads:
+        offset = page.log.format_offset(refusal.offset)
+        url = page.url(f"/topics/{topic}/messages/{partition}/{offset}")
+    return RefusalRow(
+        refusal.version,
+        refusal.time,
+        page.payloads.header(topic, CAUSE, cause, key),
+        page.payloads.error(topic, refusal.error or None),
+        url,
+    )
+
+
+def _history_rows(
+    page: Page, topic: str, found: Replay, refusals: Sequence[RefusalRow]
+) -> list[EventRow | RefusalRow]:
+    """Events and refusals, the newest first; a refusal is newer than the event of its version."""
+    rows: list[tuple[int, EventRow | RefusalRow]] = [
+        (each.event.stored.version, _event_row(page, topic, found, each)) for each in found.events
+    ]
+    rows += [(each.decided_at, each) for each in refusals]
+    rows.sort(key=lambda pair: pair[0])
+    return [row for _, row in reversed(rows)]
 
 
 def _snapshots(
