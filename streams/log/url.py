@@ -51,20 +51,6 @@ URL_FORMS = (
 )
 """The forms of URLs, with one example each."""
 
-_MODULES = {
-    "memory": "streams.log.memory",
-    "sqlite": "streams.log.sqlite",
-    "redis": "streams.log.redis",
-    "rediss": "streams.log.redis",
-    "redis+sentinel": "streams.log.redis",
-    "rediss+sentinel": "streams.log.redis",
-    "redis+cluster": "streams.log.redis",
-    "rediss+cluster": "streams.log.redis",
-    "kafka": "streams.log.kafka",
-    "kafka+ssl": "streams.log.kafka",
-}
-_SCHEMES_WITH_CLAIMS = ("memory", "sqlite", "redis")
-
 WHY_CLUSTERS_HAVE_NO_OUTPUTS = (
     "the partitions of a Redis Cluster are on several nodes, which cannot share a transaction; "
     "use one server (redis://), Kafka, or leave exactly_once out: then what is published twice has "
@@ -76,16 +62,38 @@ _DISTRIBUTIONS = {"confluent_kafka": "confluent-kafka", "redis": "redis[hiredis]
 LocationKind = Literal["file", "hosts", "name"]
 """The part of a URL between the scheme and the settings."""
 
-_LOCATION_KINDS: Mapping[str, LocationKind] = {"memory": "name", "sqlite": "file"}
-"""The kinds of locations by scheme; the other schemes have hosts."""
 
-_EXAMPLES: Mapping[str, str] = {
-    "redis": "redis://localhost:6379/0",
-    "redis+sentinel": "redis+sentinel://localhost:26379/main",
-    "redis+cluster": "redis+cluster://localhost:6379",
-    "kafka": "kafka://localhost:9092",
-    "kafka+ssl": "kafka+ssl://localhost:9093",
+class _Scheme(NamedTuple):
+    """What is known of a log by the scheme of its URL.
+
+    :param module: the log's package, which has ``open``.
+    :param example: a URL, named in errors; only for those with hosts.
+    :param has_claims: the package has ``claims.open_claims``.
+    """
+
+    module: str
+    example: str = ""
+    location: LocationKind = "hosts"
+    has_claims: bool = False
+
+
+_REDIS = _Scheme("streams.log.redis", "redis://localhost:6379/0", has_claims=True)
+_SENTINEL = _REDIS._replace(example="redis+sentinel://localhost:26379/main")
+_CLUSTER = _REDIS._replace(example="redis+cluster://localhost:6379")
+
+_SCHEMES: Mapping[str, _Scheme] = {
+    "memory": _Scheme("streams.log.memory", location="name", has_claims=True),
+    "sqlite": _Scheme("streams.log.sqlite", location="file", has_claims=True),
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "redis+sentinel": _SENTINEL,
+    "rediss+sentinel": _SENTINEL,
+    "redis+cluster": _CLUSTER,
+    "rediss+cluster": _CLUSTER,
+    "kafka": _Scheme("streams.log.kafka", "kafka://localhost:9092"),
+    "kafka+ssl": _Scheme("streams.log.kafka", "kafka+ssl://localhost:9093"),
 }
+"""The logs, by the schemes of their URLs."""
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,31})://(?P<rest>.*)", re.DOTALL)
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?")
@@ -252,7 +260,7 @@ def open_claims(
     :raises ConfigError: it is no log's URL, or that log keeps no claims.
     """
     scheme, request = read_url(url, config, clock)
-    if not scheme.startswith(_SCHEMES_WITH_CLAIMS):
+    if not _SCHEMES[scheme].has_claims:
         raise ConfigError(
             f"{redact(url)}: {scheme} cannot say who came first; keep claims in Redis "
             "(redis://host:6379/0), a file (sqlite:///claims.db) or memory://"
@@ -315,10 +323,10 @@ def parse(url: str) -> Url:
     if match is None:
         raise ConfigError(f"log URL without a scheme: write it as {_forms_text()}")
     scheme = match["scheme"].lower()
-    if scheme not in _MODULES:
+    known = _SCHEMES.get(scheme)
+    if known is None:
         raise ConfigError(f"{scheme}:// URL: no log is called {scheme!r}; use {_forms_text()}")
-    example = _EXAMPLES.get(scheme.replace("rediss", "redis"), "")
-    return _parse(scheme, match["rest"], _LOCATION_KINDS.get(scheme, "hosts"), example)
+    return _parse(scheme, match["rest"], known.location, known.example)
 
 
 def parse_http(url: str) -> Url:
@@ -445,7 +453,7 @@ def import_log(scheme: str, submodule: str = "") -> Any:
 
     :raises ConfigError: a package that it needs is not installed.
     """
-    name = _MODULES[scheme]
+    name = _SCHEMES[scheme].module
     try:
         return importlib.import_module(f"{name}.{submodule}" if submodule else name)
     except ImportError as error:
