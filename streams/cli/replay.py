@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -258,40 +258,62 @@ def _replay_range(
 
     from streams.cli.logging_setup import configure_warnings
     from streams.event_loop import loop_factory
-    from streams.replay import ReplayFailed, ReplayResult, replay
 
     app.open_mode = "rw"  # a log that does not exist has nothing to replay
     configure_warnings()
-    last_result = ReplayResult(None)
-
-    async def run_replay() -> ReplayResult:
-        async with app.connected():
-            target = to if into is None else _find_processor(app, into)
-            await asyncio.to_thread(span.require_partitions, app.log)
-
-            def on_progress(result: ReplayResult) -> None:
-                nonlocal last_result
-                last_result = result
-                show_progress(result.scanned, result.total)
-
-            try:
-                return await replay(
-                    app, span.topic, target or "", start=span.start, end=span.end,
-                    partition=span.partition, key=span.key, rate=rate, dedup=dedup,
-                    errors=errors.value, progress=on_progress,
-                )  # fmt: skip
-            except ReplayFailed as failed:
-                raise _stopped(app.log, failed, began) from failed
-            except asyncio.CancelledError:
-                _print_interrupted(app.log, last_result, began)
-                raise
-
     with output.progress_bar(f"replaying {span.topic}") as show_progress:
+        replaying = _replay_connected(
+            app, span, into, to, show_progress,
+            rate=rate, dedup=dedup, errors=errors, began=began,
+        )  # fmt: skip
         try:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                return runner.run(run_replay())
+                return runner.run(replaying)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+
+
+async def _replay_connected(
+    app: Streams,
+    span: _Range,
+    into: str | None,
+    to: str | None,
+    show_progress: Callable[[int, int | None], None],
+    *,
+    rate: float | None,
+    dedup: Dedup | None,
+    errors: OnError,
+    began: float,
+) -> ReplayResult:
+    """Replay the range in the app, without its processors.
+
+    :raises CommandFailed: a message failed, and such messages are not to be skipped.
+    """
+    import asyncio
+
+    from streams.replay import ReplayFailed, ReplayResult, replay
+
+    last_result = ReplayResult(None)
+
+    def on_progress(result: ReplayResult) -> None:
+        nonlocal last_result
+        last_result = result
+        show_progress(result.scanned, result.total)
+
+    async with app.connected():
+        target = to if into is None else _find_processor(app, into)
+        await asyncio.to_thread(span.require_partitions, app.log)
+        try:
+            return await replay(
+                app, span.topic, target or "", start=span.start, end=span.end,
+                partition=span.partition, key=span.key, rate=rate, dedup=dedup,
+                errors=errors.value, progress=on_progress,
+            )  # fmt: skip
+        except ReplayFailed as failed:
+            raise _stopped(app.log, failed, began) from failed
+        except asyncio.CancelledError:
+            _print_interrupted(app.log, last_result, began)
+            raise
 
 
 def _stopped(log: Log, failed: ReplayFailed, began: float) -> CommandFailed:
