@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, cast
 from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer
+from confluent_kafka import TopicPartition as KTopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     NewPartitions,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from streams import Flow, Message, Streams
+from streams import Flow, Message, Streams, Unavailable
 from streams.log.kafka.log import KafkaLog
 from streams.log.kafka.output_writer import OutputWriter
+from streams.log.protocol import Assignment, Committed
 from tests.conformance.logs import LOGS
 from tests.conformance.pipelines import KAFKA_STEPS, Pipeline, Worker, fails_once
 from tests.conformance.stage import Stage
 from tests.servers.find import KafkaAddress
+from tests.servers.lifetime import until
 
 pytestmark = pytest.mark.anyio
+
+PATIENCE = 60.0
 
 SESSION = {"session.timeout.ms": 3000, "heartbeat.interval.ms": 100}
 
@@ -224,3 +230,66 @@ async def test_an_output_that_is_too_large_in_front_of_many_holds_nobody_up(
             lambda: log.committed(group, source_name).get(0, (0,))[0] >= count, "committed"
         )
         assert len([each async for each in target.read()]) == count - 1
+
+
+class Listener:
+    """What a member with outputs is told."""
+
+    def __init__(self) -> None:
+        self.owned: list[Assignment] = []
+
+    def assigned(self, assignments: Sequence[Assignment]) -> None:
+        self.owned += assignments
+        for each in assignments:
+            each.position = 0 if each.committed is None else each.committed.position
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        self.owned.clear()
+
+    lost = revoked
+
+
+@pytest.mark.parametrize("source", ["topic", "event topic"])
+def test_the_next_owner_waits_for_the_positions_of_an_open_transaction(
+    stage: Stage, run: str, source: str
+) -> None:
+    """Its former owner may be frozen before the commit, and go on. That holds for a source, too, in
+    which transactions mean nothing: the positions are the group's."""
+    log: Any = stage.anchor
+    assert isinstance(log, KafkaLog)
+    topic, target, group = f"{run}.events", f"out-{run}", f"g-{run}"
+    log.create_topic(target, 1)
+    (log.create_topic if source == "topic" else log.create_event_topic)(topic, 1)
+    log.initialize_offsets(group, topic, {0: 0})
+    bootstrap = stage.url.removeprefix("kafka://").partition("?")[0]
+    former = Producer({"bootstrap.servers": bootstrap, "transactional.id": f"{group}.former"})
+    former.init_transactions(30)
+    former.begin_transaction()
+    former.produce(target, b"an output")
+    outsider = Consumer({"bootstrap.servers": bootstrap, "group.id": group})
+    former.send_offsets_to_transaction(
+        [KTopicPartition(topic, 0, 1)], outsider.consumer_group_metadata(), 30
+    )
+    outsider.close()
+    listener = Listener()
+    subscription: Any = log.subscribe(group, [topic], listener)
+    subscription.prepare_outputs()
+
+    def poll() -> None:
+        with suppress(Unavailable):  # what it waits for is told as an outage
+            subscription.poll(1, 0.05)
+
+    def has_tried() -> bool:
+        poll()
+        pending = subscription._consumer.partitions.pending.values()
+        return bool(listener.owned) or any(each.retry_pause for each in pending)
+
+    def owns() -> bool:
+        poll()
+        return bool(listener.owned)
+
+    until(has_tried, PATIENCE, "it looks for the group's positions")
+    former.commit_transaction(30)
+    until(owns, PATIENCE, "it has the partition")
+    assert [each.committed for each in listener.owned] == [Committed(1)]
+    subscription.close()

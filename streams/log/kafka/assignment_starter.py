@@ -49,6 +49,8 @@ class AssignmentStarter:
         self._listener = listener
         self._errors = errors
         self._group = group
+        self.has_outputs = False
+        """Positions are stored in transactions, so those of a former owner are waited for."""
         self._partitions_with_leader = clients.readers.metadata.partitions_with_leader
         self._watermarks = clients.readers.watermarks
         self._offsets = OffsetReader(
@@ -129,12 +131,15 @@ class AssignmentStarter:
     ) -> Mapping[TopicPartition, Committed | None]:
         """The group's offsets. A broker answers nothing over the member's own connection while that
         waits for others to join the group again, which they do at their next heartbeats or later.
-        Another connection is asked then."""
-        try:
-            return self._consumer.read_committed(keys, OWN_TIMEOUT)
-        except Unavailable:
-            found = self._offsets.committed(keys)
-            return {key: found.get(key) for key in keys}
+        Another connection is asked then; and where the member's own consumer would not wait for the
+        end of a transaction."""
+        if self._consumer.waits_for_transactions or not self.has_outputs:
+            try:
+                return self._consumer.read_committed(keys, OWN_TIMEOUT)
+            except Unavailable:
+                pass
+        found = self._offsets.committed(keys)
+        return {key: found.get(key) for key in keys}
 
     def _start_partitions(self, keys: Sequence[TopicPartition]) -> None:
         """Tell the listener of these, and fetch them.

@@ -120,6 +120,9 @@ class GroupConsumer:
         self._group_metadata: object = None
         """Member and group epoch by the last report; opaque, but it can be compared."""
         self._accepts_partitions = True
+        self.waits_for_transactions = True
+        """Positions are withheld from this consumer while a transaction that may change them is
+        open."""
         readers = clients.readers
         end_of = readers.end if options.uncommitted else readers.end_of_committed
         self.reports = DriverReports(options.session_timeout, readers.probe_broker, end_of)
@@ -154,6 +157,7 @@ class GroupConsumer:
         config["on_commit"] = if_current(self._on_commit)
         if options.uncommitted:
             config["isolation.level"] = "read_uncommitted"
+        self.waits_for_transactions = config["isolation.level"] == "read_committed"
         consumer = self._connect(config)
         try:
             consumer.subscribe(

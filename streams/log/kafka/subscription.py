@@ -320,6 +320,7 @@ class KafkaSubscription(Subscription):
     def prepare_outputs(self) -> None:
         """See the protocol. Ends what a former process of this static member has left open, before
         its partitions are asked for."""
+        self._starter.has_outputs = True
         if self._member_name:
             self._outputs.begin(self._first_topic)
 
