@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Producer
 
+from streams.config import DeadLetters
 from streams.errors import EventTopicError
 from streams.log.event_headers import EVENT, VOID
 from streams.log.events import NO_HISTORY, Appended, Base, EventAppend
@@ -272,9 +273,14 @@ def test_half_an_append_holds_nobody_up_for_long(
     assert [each.offset for each in seen.events if each.what == "message"] == [2]
 
 
+@pytest.mark.parametrize("puts_back", [False, True])
 def test_a_strangers_open_transaction_holds_nobody_up(
-    kafka: KafkaAddress, log: KafkaLog, stranger: KafkaLog, topic: str
+    kafka: KafkaAddress, log: KafkaLog, stranger: KafkaLog, topic: str, puts_back: bool
 ) -> None:
+    """Nor a member that reads the topic for what its group puts back, as processors do."""
+    topics = [topic]
+    if puts_back:
+        topics.append(log.create_topic(DeadLetters().retry(topic, f"g-{topic}"), 1).name)
     producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": topic})
     producer.init_transactions()
     producer.begin_transaction()
@@ -282,7 +288,7 @@ def test_a_strangers_open_transaction_holds_nobody_up(
     assert producer.flush(PATIENCE) == 0
     append(log, topic, b"a", NO_HISTORY, b"1")
     seen = History()
-    member = Member(stranger, f"g-{topic}", [topic], seen, "m")
+    member = Member(stranger, f"g-{topic}", topics, seen, "m")
     try:
         member.until_delivered(1)
         assert stranger.watermarks(topic, 0) == (0, 2)
@@ -291,6 +297,30 @@ def test_a_strangers_open_transaction_holds_nobody_up(
         member.close()
         producer.abort_transaction(PATIENCE)
     assert [each.offset for each in seen.events if each.what == "message"] == [1]
+
+
+def test_a_topic_that_is_only_named_like_an_event_topic_is_read_as_committed(
+    kafka: KafkaAddress, log: KafkaLog, topic: str
+) -> None:
+    """As one that an exactly-once processor writes: what it has aborted is no message."""
+    target = log.create_topic(f"{topic}.copied", 1).name
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": target})
+    producer.init_transactions()
+    for value in (b"aborted", b"committed"):
+        producer.begin_transaction()
+        producer.produce(target, value)
+        assert producer.flush(PATIENCE) == 0
+        if value == b"aborted":
+            producer.abort_transaction(PATIENCE)
+        else:
+            producer.commit_transaction(PATIENCE)
+    seen = History()
+    member = Member(log, f"g-{topic}", [topic, target], seen, "m")
+    try:
+        member.until_delivered(1)
+    finally:
+        member.close()
+    assert seen.values((target, 0)) == [b"committed"]
 
 
 @pytest.mark.usefixtures("no_voids")

@@ -21,6 +21,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KTopicPartition
 
+from streams.config import DeadLetters
 from streams.errors import LogError, Unavailable
 from streams.log.event_filter import ForeignRecords, select_rows
 from streams.log.event_headers import VOID, event_header, parse_event
@@ -98,14 +99,12 @@ class KnownTopics:
             logger.debug("whether %s is an event topic: %s", topic, error)
             return False
 
-    def have_only_events(self, topics: Sequence[str]) -> bool:
-        """Whether these are marked as event topics, or belong to one, as dead letters do that are
-        put back."""
+    def have_only_events(self, topics: Sequence[str], group: str) -> bool:
+        """Whether these are marked as event topics, or are those of the dead letters that are put
+        back for a group, which nobody writes in transactions."""
         marked = [topic for topic in topics if self._is_known_or_marked(topic)]
-        return bool(marked) and all(
-            topic in marked or any(topic.startswith(f"{each}.") for each in marked)
-            for topic in topics
-        )
+        put_back = [DeadLetters.RETRY.format(topic=each, group=group) for each in marked]
+        return bool(marked) and set(topics) <= {*marked, *put_back}
 
     def _is_known_or_marked(self, topic: str) -> bool:
         found = self.known(topic)

@@ -374,7 +374,7 @@ class KafkaLog(DenseOffsets, HistoryLog[Events]):
                 flow,
                 session_timeout,
                 member_name,
-                uncommitted=self._known_topics.have_only_events(topics),
+                uncommitted=self._known_topics.have_only_events(topics, group),
             ),
             listener,
             forced_resets.ResetRequests(self._groups, group, always=self._settings.eager),
