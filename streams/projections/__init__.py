@@ -9,6 +9,7 @@ the transaction that changes it.
 ===============  ================================================================
 ``tables``       the table ``streams_projections``, and every statement
 ``sessions``     a transaction of any of the databases, from a coroutine
+``waiting``      messages of a version that are handled later than those behind them
 ``projection``   :class:`Projection`: one version; when it is promoted
 ``operations``   reports about projections, promote and drop
 ===============  ================================================================

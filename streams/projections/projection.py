@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from streams.connection import Connection
@@ -26,7 +26,7 @@ from streams.inbox.identity import Scope
 from streams.inbox.tables import find_version
 from streams.log.protocol import Committed, Log
 from streams.log.range_reader import is_message_free
-from streams.message import Message
+from streams.message import Message, Position
 from streams.processing.job import reset_generation
 from streams.projections import tables
 from streams.projections.sessions import (
@@ -37,6 +37,7 @@ from streams.projections.sessions import (
     Work,
 )
 from streams.projections.tables import Ends, KnownVersion
+from streams.projections.waiting import find_waiting
 from streams.text import describe_error, get_logger
 
 logger = get_logger("streams.projections")
@@ -59,6 +60,9 @@ LOOK_AGAIN = 0.02
 
 NEAR = 1_000
 """Messages of a partition that may be missing when the serving version is paused."""
+
+LACKS = "messages that the serving version has handled wait here to be tried again"
+"""Why a version is not promoted: they are settled and not handled."""
 
 Hook = Callable[[Any], object]
 """Called with the connection or session of the transaction that promotes a version."""
@@ -264,15 +268,41 @@ class Projection:
 
         :param holds: on SQLite: if something is missing, pause the serving version.
         """
-        log, theirs, ours = self._connection.log, Scopes(), Scopes()
+        log, theirs, ours, waiting = self._connection.log, Scopes(), Scopes(), set[Position]()
         if serving is not None:  # the log is asked before others wait for this transaction
             group = group_of(self.name, serving)
             theirs = await asyncio.to_thread(_scopes, log, group, self.topics)
-            ours = await asyncio.to_thread(_scopes, log, self.group, self.topics)
-        return await self.transactions.run(self._promoting(serving, theirs, ours, holds=holds))
+            ours, found = await asyncio.to_thread(self._progress)
+            if found is None:
+                return Outcome(False, "many of its messages wait to be tried again")
+            waiting = found
+            if await self.transactions.run(self._lacks(theirs, waiting), reading=True):
+                return Outcome(False, LACKS)  # and nobody is paused for that
+        return await self.transactions.run(
+            self._promoting(serving, theirs, ours, waiting, holds=holds)
+        )
+
+    def _lacks(self, theirs: Scopes, waiting: Collection[Position]) -> Work[bool]:
+        """Whether the serving version has handled a message that waits to be tried again here."""
+        dialect = self.database.dialect
+        if not waiting or (yield from find_version(dialect)) is None:
+            return False
+        for topic, partition, offset in waiting:
+            if (topic, partition) not in theirs:
+                return True  # the partition was added since: the next poll knows it
+            scope, _ = theirs[topic, partition]
+            if (yield from tables.has_handled(dialect, scope, offset)):
+                return True
+        return False
 
     def _promoting(
-        self, serving: int | None, theirs: Scopes, ours: Scopes, *, holds: bool
+        self,
+        serving: int | None,
+        theirs: Scopes,
+        ours: Scopes,
+        waiting: Collection[Position],
+        *,
+        holds: bool,
     ) -> Work[Outcome]:
         dialect = self.database.dialect
         if not (yield from tables.promote_alone(dialect, self.name, lock=HOLD, idle=IDLE)):
@@ -280,7 +310,11 @@ class Projection:
         now = yield from tables.versions_of(self.name)
         if serving != max((each.version for each in now if each.serves), default=None):
             return Outcome(False, "another version was promoted meanwhile")
-        if serving is not None and not (yield from self._has_all_of(serving, theirs, ours)):
+        if serving is not None:
+            yield from tables.stop(dialect, self.name, serving)
+            if (yield from self._lacks(theirs, waiting)):
+                return Outcome(False, LACKS)
+        if serving is not None and not (yield from self._has_all_of(theirs, ours)):
             if dialect == "sqlite" and holds:
                 yield from tables.hold(self.name, serving, HOLD)
                 yield Commit()
@@ -292,27 +326,36 @@ class Projection:
         yield Commit()
         return Outcome(True)
 
-    def _has_all_of(self, serving: int, theirs: Scopes, ours: Scopes) -> Work[bool]:
-        """Pause the serving version until this transaction ends, and check that this version lacks
-        nothing that it has handled.
+    def _has_all_of(self, theirs: Scopes, ours: Scopes) -> Work[bool]:
+        """Check that this version lacks nothing that the serving version, which is paused until
+        this transaction ends, has handled.
 
         :param ours: this version's positions of a moment ago or earlier, which are not beyond the
             current ones.
         """
         dialect = self.database.dialect
-        yield from tables.stop(dialect, self.name, serving)
         if (yield from find_version(dialect)) is None:
             return True  # there is no inbox yet: nothing was handled
         ends = time.monotonic() + HOLD
         while (yield from _is_behind(dialect, theirs, ours)):
             if dialect == "sqlite" or time.monotonic() > ends:
                 return False
-            ours = yield Blocking(self._scopes_in_a_moment)
+            ours, waiting = yield Blocking(self._progress_in_a_moment)
+            if waiting is None or (yield from self._lacks(theirs, waiting)):
+                return False
         return True
 
-    def _scopes_in_a_moment(self) -> Scopes:
+    def _progress(self) -> tuple[Scopes, set[Position] | None]:
+        """This version's positions, and its messages that wait to be tried again; None: there are
+        too many. Read in this order: what was settled below the positions, and not handled, waits
+        by then."""
+        log = self._connection.log
+        ours = _scopes(log, self.group, self.topics)
+        return ours, find_waiting(log, self.group, self.topics)
+
+    def _progress_in_a_moment(self) -> tuple[Scopes, set[Position] | None]:
         time.sleep(LOOK_AGAIN)
-        return _scopes(self._connection.log, self.group, self.topics)
+        return self._progress()
 
 
 def find_table(database: Database[Any]) -> Work[bool]:

@@ -285,12 +285,42 @@ def is_behind(dialect: DialectName, serving: int, candidate: int, settled: int) 
     :param candidate: the other.
     :param settled: the position below which it has settled everything.
     """
-    if dialect == "postgresql":
-        number, position = "CAST(${} AS bigint)", "CAST(CAST(${} AS text) AS numeric)"
-    else:
-        number = position = "${}"
-    marks = {f"bigint{at}": number.format(at) for at in (1, 3, 4)}
-    marks |= {f"position{at}": position.format(at) for at in (2, 5)}
+    kinds = _numbers(dialect)
+    marks = {f"bigint{at}": kinds["bigint"].format(at) for at in (1, 3, 4)}
+    marks |= {f"position{at}": kinds["position"].format(at) for at in (2, 5)}
     below = position_text(settled)
     rows = yield Statement(_MISSING.format(**marks), (serving, below, candidate, serving, below))
     return bool(rows[0][0])
+
+
+_HAS_HANDLED = """\
+SELECT count(*) FROM (
+    SELECT 1 FROM streams_inbox AS i
+    WHERE NOT i.dead AND i.scope = {bigint1} AND i.position = {position2}
+    UNION ALL
+    SELECT 1 FROM streams_inbox AS i
+    WHERE NOT i.dead AND i.first_scope = {bigint3} AND i.first_position = {position4}
+    UNION ALL
+    SELECT 1 FROM streams_inbox_marks AS m WHERE m.scope = {bigint5} AND m.mark > {position6}
+    LIMIT 1
+) AS handled"""
+
+
+def has_handled(dialect: DialectName, scope: int, position: int) -> Steps[bool]:
+    """Whether a version has handled the message of a position, or may have: its row may be purged.
+
+    :param scope: the number of the partition in the version's group.
+    """
+    kinds = _numbers(dialect)
+    marks = {f"bigint{at}": kinds["bigint"].format(at) for at in (1, 3, 5)}
+    marks |= {f"position{at}": kinds["position"].format(at) for at in (2, 4, 6)}
+    place = position_text(position)
+    rows = yield Statement(_HAS_HANDLED.format(**marks), (scope, place, scope, place, scope, place))
+    return bool(rows[0][0])
+
+
+def _numbers(dialect: DialectName) -> Mapping[str, str]:
+    """The parameters that are numbers of partitions, and positions as text."""
+    if dialect == "postgresql":
+        return {"bigint": "CAST(${} AS bigint)", "position": "CAST(CAST(${} AS text) AS numeric)"}
+    return {"bigint": "${}", "position": "${}"}

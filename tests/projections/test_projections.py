@@ -29,6 +29,7 @@ from streams import (
     ProcessorDied,
     Psycopg,
     Retry,
+    RetryAfter,
     Sqlite,
     Streams,
 )
@@ -454,6 +455,38 @@ async def test_one_that_is_promoted_by_hand(ground: Ground) -> None:
                 await operations.drop(log.log, declared, NAME, 3)
             with pytest.raises(ConfigError, match="no projection 'other'; it has 'sums'"):
                 await operations.inspect(log.log, declared, "other")
+
+
+@GROUNDS
+async def test_what_waits_to_be_tried_again_is_waited_for(ground: Ground) -> None:
+    """It is settled, and not handled: a reader of the old version has seen it."""
+    is_away = True
+
+    def fail(version: int, value: int) -> None:
+        if version == 2 and value == 3 and is_away:
+            raise RetryAfter(0.2)
+
+    async with Streams(ground.url).connected():
+        world = ground.world(1)
+        async with world.app:
+            await world.topic.publish_many(range(5))
+            await until(lambda: world.projection(1).serving == 1, lambda: "1 does not serve")
+        again = Retry(attempts=1_000, in_order=False)
+        world = ground.world(1, 2, promote=False, retry=again)
+        world.before = fail
+        async with world.app:
+            refused = 0
+            while refused < 10:
+                outcome = await world.projection(2).promote()
+                assert not outcome.promoted
+                refused += outcome.reason == projection.LACKS
+                await asyncio.sleep(0.05)
+            assert ground.reader.values(2) == [0, 1, 2, 4]
+            is_away = False
+            while not outcome.promoted:
+                await asyncio.sleep(0.05)
+                outcome = await world.projection(2).promote()
+            assert ground.reader.values(2) == [0, 1, 2, 3, 4]
 
 
 async def test_code_that_blocks_the_loop_never_waits_for_a_lock_that_the_loop_holds(

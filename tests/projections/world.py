@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psycopg
@@ -33,6 +33,8 @@ class World:
         name: str = NAME,
         **options: Any,
     ) -> None:
+        self.before: Callable[[int, int], None] = lambda version, value: None
+        """Called with each version's values before they are handled."""
         self.app = Streams(url)
         self.topic: Topic[int] = self.app.topic(topic, int, partitions=2)
         database = kind.make(place)
@@ -43,6 +45,7 @@ class World:
 
             async def add(values: list[int], messages: list[Any]) -> None:
                 for value in values:
+                    self.before(version, value)
                     parameters: Any = value if kind.name == "asyncpg" else (value,)
                     if kind.name == "asyncpg":
                         await messages[0].transaction.execute(insert, parameters)
@@ -51,6 +54,7 @@ class World:
 
             def add_plain(values: list[int], messages: list[Any]) -> None:
                 for value in values:
+                    self.before(version, value)
                     messages[0].transaction.execute(insert, (value,))
 
             views = [
