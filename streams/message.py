@@ -264,7 +264,7 @@ class Batch:
 
     def offset(self, index: int) -> int:
         """The offset of one message, in the log's own format."""
-        return self.offsets[index]
+        return wire.own_offset(self.offsets[index])
 
     def id(self, index: int) -> str:
         """The message ID; for a message without one, its position."""

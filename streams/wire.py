@@ -170,7 +170,12 @@ def format_offset(offset: int) -> str:
 
     Entry IDs of our time are above 2**64 as numbers, and the other logs' offsets are below it.
     """
-    return str(offset) if offset < _TWO_TO_64 else str(RedisEntryId(offset))
+    return str(own_offset(offset))
+
+
+def own_offset(offset: int) -> int:
+    """The same offset, which shows itself as its log writes it."""
+    return offset if offset < _TWO_TO_64 else RedisEntryId(offset)
 
 
 def parse_offset(written: str | None) -> int | None:

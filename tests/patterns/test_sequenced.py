@@ -151,6 +151,8 @@ async def test_what_a_handler_sees_of_a_message_that_came_back(stage: Stage) -> 
     assert [tuple(each.position) for each in (failed, again)] == [tuple(failed.position)] * 2
     assert tuple(again.position)[:2] == (first.topic, first.partition)
     assert tuple(parked.position)[:2] == (second.topic, second.partition)
+    shown = [str(each.offset) for each in (failed, again, parked)]  # on Redis the entry ID
+    assert shown == [stage.anchor.format_offset(each.offset) for each in (first, first, second)]
     assert abs(again.timestamp - failed.timestamp).total_seconds() < 0.001
     seen = dict(again.headers)
     assert (
@@ -164,7 +166,9 @@ async def test_what_a_handler_sees_of_a_message_that_came_back(stage: Stage) -> 
     assert dict(parked.headers) == {"ce_id": "m2", "h": "v"}
 
 
-async def test_it_fails_again_and_so_does_one_behind_it(stage: Stage) -> None:
+async def test_it_fails_again_and_so_does_one_behind_it(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
     world = World(stage, partitions=1)
     async with world.app:
         await world.failing(0, 3, key="k")
@@ -179,6 +183,10 @@ async def test_it_fails_again_and_so_does_one_behind_it(stage: Stage) -> None:
         await stage.until(lambda: stage.seen.attempts[3], "3 failed")
         (closed,) = await world.closed(1, 3)
         assert (closed.letter.original_message.value, closed.letter.redrives) == (3, 0)
+        position = world.messages[-1].position
+        assert f"attempt: {position}: ValueError('3 is no good')" in caplog.text
+        shown = str(closed.letter.original_message.offset)
+        assert shown == stage.anchor.format_offset(position.offset)
         assert stage.seen.values == [0]
         world.bad.clear()
         await world.keys.retry("k")
