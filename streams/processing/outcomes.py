@@ -15,6 +15,7 @@ processor they are put aside, for a transaction with the positions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from asyncio import CancelledError
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from random import random
@@ -744,8 +745,8 @@ class MessageCalls(Calls[Delivery]):
         try:
             if self._accepts(value):
                 return value
-        except Exception as error:
-            return NotCalled(partial(self.record_failure, unit, error))
+        except (Exception, CancelledError) as error:
+            return NotCalled(partial(self.record_failure, unit, failure_of(error, self.job.name)))
         return NotCalled(partial(self.settle, unit, filtered=True))
 
     @override
@@ -840,8 +841,8 @@ class BatchCalls(Calls[list[Delivery]]):
                 continue
             try:
                 accepted = accepts is None or accepts(value)
-            except Exception as error:
-                decoded.errors[index] = error
+            except (Exception, CancelledError) as error:
+                decoded.errors[index] = failure_of(error, self.job.name)
                 continue
             if accepted:
                 decoded.accepted.append(index)
@@ -1003,6 +1004,19 @@ class BatchCalls(Calls[list[Delivery]]):
     def abandon(self, unit: Sequence[Delivery]) -> None:
         for delivery in reversed(unit):
             self.dispatcher.abandon(delivery)
+
+
+def failure_of(error: BaseException, name: str) -> BaseException:
+    """What a function of the user's failed with, which nobody has cancelled: a ``CancelledError``
+    comes from something that it ran or awaited, as with ``asyncio.run``.
+
+    :param name: the processor's.
+    """
+    if not isinstance(error, CancelledError):
+        return error
+    failure = RuntimeError(f"{name} was cancelled from within")
+    failure.__cause__ = error
+    return failure
 
 
 def _was_handled(delivery: Delivery) -> bool:

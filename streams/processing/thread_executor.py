@@ -13,6 +13,7 @@ line, ``overdue`` in the health) and its outcome counts when it comes.
 from __future__ import annotations
 
 import threading
+from asyncio import CancelledError
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import CoroutineType, GeneratorType
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from streams.message import Message, make_message
 from streams.processing.executor import OWNERSHIP_RECHECK, Executor
 from streams.processing.handler_transaction import HandlerTransaction
 from streams.processing.job import Job, Outgoing, ResultEncoder, Skip
-from streams.processing.outcomes import NotCalled
+from streams.processing.outcomes import NotCalled, failure_of
 from streams.processing.pending_outputs import PendingOutputs
 from streams.processing.polling_hand_over import PollingHandOver
 from streams.text import get_logger
@@ -343,8 +344,8 @@ class ThreadExecutor(Executor):
                         result = [run_generator(each) for each in result]
                 if transaction is not None and transaction.is_open:
                     failure = calls.commit(transaction, unit, decoded)
-        except Exception as error:
-            failure = error
+        except (Exception, CancelledError) as error:
+            failure = failure_of(error, self.job.name)
         finally:
             if transaction is not None:
                 transaction.rollback()
@@ -416,8 +417,9 @@ class ThreadExecutor(Executor):
                     count = len(values)
                     settled[index : index + count] = b"\1" * count
                     index += count
-        except Exception as error:
-            return FastRunResult(index, min(len(fetched), index + (size or 1)), error)
+        except (Exception, CancelledError) as error:
+            failure = failure_of(error, self.job.name)
+            return FastRunResult(index, min(len(fetched), index + (size or 1)), failure)
         finally:
             if transaction is not None:
                 transaction.rollback()
@@ -445,8 +447,9 @@ class ThreadExecutor(Executor):
                     settled[index] = 1
                 index += 1
                 self._put_aside = index
-        except Exception as error:
-            return FastRunResult(index, min(len(fetched), index + 1), error)
+        except (Exception, CancelledError) as error:
+            failure = failure_of(error, self.job.name)
+            return FastRunResult(index, min(len(fetched), index + 1), failure)
         finally:
             run.end()
         return FastRunResult(index, index, None)

@@ -175,6 +175,76 @@ async def test_errors_with_a_meaning_elsewhere_are_failures(
     assert seen == [0, 2]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"concurrency": 2},
+        {"batch": 1},
+        {"exactly_once": True},
+        {"exactly_once": True, "concurrency": 2},
+    ],
+    ids=str,
+)
+async def test_a_plain_handler_whose_own_task_was_cancelled_has_failed(
+    options: dict[str, Any],
+) -> None:
+    """``asyncio.run`` raises the cancellation in the handler's thread, which nobody cancelled."""
+    app, seen = Streams("memory://"), list[int]()
+    topic = app.topic("t", int, partitions=1)
+    target = app.topic("target", int, partitions=1)
+
+    async def call(value: int) -> None:
+        if value == 1:
+            raise asyncio.CancelledError
+        seen.append(value)
+
+    def act(value: Any) -> None:
+        asyncio.run(call(value[0] if "batch" in options else value))
+
+    declare: Any = app.processor
+    to = {"to": target} if "exactly_once" in options else {}
+    declare(topic, group="g", retry=ONCE, flow=QUICK, **to, **options)(act)
+    async with harness(app) as h:
+        await topic.publish_many([0, 1, 2])
+        await h.settled()
+        (letter,) = await h.dead(topic, group="g")
+    assert seen == [0, 2]
+    assert letter.headers["__streams.errors.message"] == "act was cancelled from within"
+    assert "CancelledError" in letter.headers["__streams.errors.stacktrace"]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("options", [{}, {"concurrency": 2}, {"batch": 3}], ids=str)
+async def test_a_filter_that_raises_a_cancellation_has_failed(
+    options: dict[str, Any], asynchronous: bool
+) -> None:
+    app, seen = Streams("memory://"), list[int]()
+    topic = app.topic("t", int, partitions=1)
+
+    def accepts(value: int) -> bool:
+        if value == 1:
+            raise asyncio.CancelledError
+        return True
+
+    def act(value: Any) -> None:
+        seen.extend(value if "batch" in options else [value])
+
+    async def act_async(value: Any) -> None:
+        act(value)
+
+    declare: Any = app.processor
+    declare(topic, group="g", filter=accepts, retry=ONCE, flow=QUICK, **options)(
+        act_async if asynchronous else act
+    )
+    async with harness(app) as h:
+        await topic.publish_many([0, 1, 2])
+        await h.settled()
+        (letter,) = await h.dead(topic, group="g")
+    assert sorted(seen) == [0, 2]
+    assert "was cancelled from within" in letter.headers["__streams.errors.message"]
+
+
 @pytest.mark.parametrize("asynchronous", [True, False])
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
 async def test_what_is_no_failure_ends_the_processor_and_settles_nothing(
