@@ -12,7 +12,6 @@ bytes, key and headers unchanged.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from hashlib import blake2b
@@ -41,7 +40,7 @@ from streams.message import (
     text,
 )
 from streams.processing.job import Outgoing, ResultEncoder, reset_generation
-from streams.text import error_text
+from streams.text import error_text, traceback_text
 
 ERROR_EXCEPTION = "__streams.errors.exception"
 ERROR_MESSAGE = "__streams.errors.message"
@@ -220,7 +219,7 @@ def error_headers(
     ]
     encoded = [(name, value.encode("utf-8", "backslashreplace")) for name, value in pairs]
     used = sum(len(name) + len(value) for name, value in encoded) + len(ERROR_STACKTRACE)
-    trace = "".join(traceback.format_exception(error))
+    trace = traceback_text(error)
     stack = _truncate_start(trace.encode("utf-8", "backslashreplace"), ERROR_BYTES - used)
     return [*encoded[:2], (ERROR_STACKTRACE, stack), *encoded[2:]]
 

@@ -63,6 +63,15 @@ def _find(error: BaseException, kind: type[E]) -> E | None:
     return None
 
 
+def attribute_of(error: BaseException | None, name: str) -> Any:
+    """An attribute of an error that may be the user's; None if it has none, or if the class's
+    ``__getattr__`` raises something else than ``AttributeError``."""
+    try:
+        return getattr(error, name, None)
+    except Exception:
+        return None
+
+
 def error_chain(error: BaseException, *, with_suppressed: bool) -> Iterator[BaseException]:
     """An error, and those that it was raised from or in the handling of.
 

@@ -138,11 +138,18 @@ class EscapingFilter(logging.Filter):
 
 def format_traceback(error: BaseException) -> str:
     """An exception's traceback, escaped and indented."""
+    rows = escape(traceback_text(error), keep_lines=True).rstrip("\n").split("\n")
+    return "\n".join(f"  {row}" for row in rows)
+
+
+def traceback_text(error: BaseException) -> str:
+    """An exception's traceback as Python prints it. Python cannot print all exceptions: it asks
+    for attributes, and some classes' ``__getattr__`` raises more than ``AttributeError``."""
     try:
-        text = "".join(traceback.format_exception(error))
+        return "".join(traceback.format_exception(error))
     except Exception as failure:
-        text = f"{type(error).__name__} (its traceback cannot be shown: {type(failure).__name__})"
-    return "\n".join(f"  {row}" for row in escape(text, keep_lines=True).rstrip("\n").split("\n"))
+        kind = type(failure).__name__
+        return f"{type(error).__name__} (its traceback cannot be shown: {kind})"
 
 
 _ESCAPING_FILTER = EscapingFilter()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from streams.errors import ConfigError, InvalidValue, StreamsError
-from streams.text import error_text, escape, one_line
+from streams.errors import ConfigError, InvalidValue, StreamsError, attribute_of
+from streams.text import error_text, escape, one_line, traceback_text
 
 DONE = 0
 FAILED = 1
@@ -48,7 +47,9 @@ def error_line(error: BaseException) -> ErrorLine:
     """The line to show for an error, and the exit status."""
     if isinstance(error, CommandFailed):
         return ErrorLine(one_line(str(error)), error.status)
-    text = "; ".join([error_text(error), *map(str, getattr(error, "__notes__", ()))])
+    notes = attribute_of(error, "__notes__")
+    notes = notes if isinstance(notes, (list, tuple)) else ()
+    text = "; ".join([error_text(error), *map(str, notes)])
     if isinstance(error, StreamsError):
         usage = isinstance(error, (ConfigError, InvalidValue))
         return ErrorLine(one_line(text), USAGE if usage else FAILED)
@@ -66,8 +67,7 @@ def print_error(text: str) -> None:
 
 def print_traceback(error: BaseException) -> None:
     """Show where an error comes from, for users who ask for it (:func:`is_debugging`)."""
-    text = "".join(traceback.format_exception(error))
-    _write_stderr(_without_secrets(escape(text, keep_lines=True)))
+    _write_stderr(_without_secrets(escape(traceback_text(error), keep_lines=True)))
 
 
 def _format_plain(text: str) -> str:

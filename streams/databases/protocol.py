@@ -25,7 +25,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, get_a
 from typing_extensions import TypeVar
 
 from streams.databases.addresses import read_postgres, scheme_of, secrets_of
-from streams.errors import ConfigError, StreamsError, error_chain
+from streams.errors import ConfigError, StreamsError, attribute_of, error_chain
 
 C_co = TypeVar("C_co", covariant=True)
 R = TypeVar("R")
@@ -456,7 +456,8 @@ def sqlite_failure(error: BaseException) -> Failure:
 
 def state_of(error: BaseException | None) -> str | None:
     """The PostgreSQL error code of an error of psycopg, asyncpg or psycopg2; None: it has none."""
-    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    code: str | None = attribute_of(error, "sqlstate") or attribute_of(error, "pgcode")
+    return code
 
 
 def failure_of_answer(error: BaseException) -> Failure:
@@ -519,7 +520,7 @@ def check_source(name: str, given: Any, what: str, *, libpq: bool = True) -> Any
 
 def is_in_failed_transaction(error: BaseException) -> bool:
     """Whether PostgreSQL refused a statement because an earlier one of its transaction failed."""
-    causes = (error, getattr(error, "orig", None), error.__cause__)
+    causes = (error, attribute_of(error, "orig"), error.__cause__)
     return any(state_of(each) == "25P02" for each in causes)  # in_failed_sql_transaction
 
 

@@ -284,3 +284,26 @@ async def test_an_error_without_words_is_a_dead_letter_all_the_same() -> None:
         await h.settled()
         (letter,) = await h.dead(topic, group="g")
     assert letter.headers["__streams.errors.message"] == "(its str() raised RuntimeError)"
+
+
+async def test_an_error_that_python_cannot_print_is_a_dead_letter_all_the_same() -> None:
+    """Python asks an exception for ``__notes__``, and this one looks that up in a response."""
+
+    class Refused(Exception):
+        def __getattr__(self, name: str) -> int:
+            return {"status": 503}[name]
+
+    app = Streams("memory://")
+    topic = app.topic("t", int)
+
+    @app.processor(topic, group="g", retry=Retry(attempts=1), flow=QUICK)
+    async def handle(value: int) -> None:
+        raise Refused("busy")
+
+    async with harness(app) as h:
+        await topic.publish(1)
+        await h.settled()
+        (letter,) = await h.dead(topic, group="g")
+    assert letter.headers["__streams.errors.message"] == "busy"
+    stack = letter.headers["__streams.errors.stacktrace"]
+    assert stack == "Refused (its traceback cannot be shown: KeyError)"

@@ -60,6 +60,35 @@ async def test_what_returns_is_committed_and_what_raises_is_not(kind: Kind, plac
     assert place.execute("SELECT count(*) FROM streams_inbox") == [(10,)]
 
 
+async def test_an_error_that_cannot_be_asked_for_its_code_is_rolled_back_as_well(
+    kind: Kind, place: Place
+) -> None:
+    """Where the code of a driver's error is looked for, this one raises another error."""
+
+    class Refused(Exception):
+        def __getattr__(self, name: str) -> Any:
+            return {"status": 503}[name]
+
+    app = Streams(url())
+    topic = app.topic("numbers", int)
+    attempts: list[int] = []
+
+    def fail(message: Message[Any]) -> None:
+        attempts.append(message.attempt)
+        if message.attempt < 3:
+            raise Refused
+
+    app.processor(
+        topic, group="g", transaction=kind.make(place.place), retry=Retry(attempts=3, delay=0.001)
+    )(kind.handler(fail, by_id))  # fmt: skip
+    async with harness(app) as h:
+        await topic.publish(1, id="m1")
+        await h.settled()
+        assert await h.dead(topic, group="g") == []
+    assert attempts == [1, 2, 3]
+    assert place.effects() == {"m1": 1}
+
+
 async def test_a_message_that_comes_again_is_settled_without_running(
     kind: Kind, place: Place
 ) -> None:

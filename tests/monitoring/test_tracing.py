@@ -20,6 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from streams import ConfigError, Message, Outbox, Retry, Sqlite, Streams
 from streams.patterns import instrument
 from streams.patterns.monitoring.tracing import _server_address
+from streams.testing import harness
 from tests.conformance.stage import Stage
 from tests.monitoring.conftest import come
 
@@ -267,6 +268,28 @@ async def test_each_attempt_is_a_span_and_failures_say_why(traces: Traces) -> No
     assert statuses == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.UNSET]
     origin = context(traces.one("publish orders")).span_id
     assert [span.parent.span_id for span in spans if span.parent] == [origin] * 3
+
+
+async def test_an_error_that_cannot_be_printed_stays_the_error(traces: Traces) -> None:
+    app = Streams("memory://")
+    topic = app.topic("orders", int)
+    instrument(app, tracer_provider=traces.provider)
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    @app.processor(topic, group="g", retry=Retry(attempts=9, delay=0.001, never=(Mute,)))
+    async def fail(value: int) -> None:
+        raise Mute
+
+    async with harness(app) as h:
+        await topic.publish(1)
+        await h.settled()
+        (letter,) = await h.dead(topic, group="g")
+    assert letter.headers["__streams.errors.exception"].endswith("Mute")
+    (span,) = traces.spans("process orders")
+    assert span.status.description == "Mute: (its str() raised RuntimeError)"
 
 
 async def test_a_publish_that_fails_says_so(traces: Traces) -> None:

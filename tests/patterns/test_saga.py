@@ -94,6 +94,20 @@ async def test_what_a_step_returns_takes_the_contexts_place() -> None:
     assert await saga.execute(Order(4)) == Order(9)
 
 
+async def test_a_step_may_fail_with_an_error_that_has_no_words() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    async def fail(context: dict[str, Any]) -> None:
+        raise Mute
+
+    saga = SagaOrchestrator().add_step(SagaStep("fail", fail))
+    with pytest.raises(SagaFailedError, match=r"Mute: \(its str\(\) raised") as caught:
+        await saga.execute({}, id="s1")
+    assert isinstance(caught.value.cause, Mute)
+
+
 async def test_completed_steps_are_compensated_in_reverse(diary: Diary) -> None:
     saga = SagaOrchestrator()
     for name in "abcd":

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -44,6 +44,7 @@ from streams.message import (
 )
 from streams.patterns.arguments import check_app
 from streams.processing import Job, Outgoing, ResultEncoder
+from streams.text import error_text
 from streams.version import __version__
 
 try:
@@ -400,8 +401,9 @@ class _SpanContext:
             return
         if isinstance(error, Exception) and span.is_recording():
             span.set_attribute("error.type", _type_name(type(error)))
-            span.record_exception(error)
-            description = f"{type(error).__name__}: {error}"
+            with suppress(Exception):  # it cannot be printed; then its type has to do
+                span.record_exception(error)
+            description = f"{type(error).__name__}: {error_text(error)}"
             span.set_status(Status(StatusCode.ERROR, description))
         span.end()
 

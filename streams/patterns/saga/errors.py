@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streams.errors import StreamsError
+from streams.text import error_text
 
 
 class SagaError(StreamsError):
@@ -76,9 +77,8 @@ class SagaFailedError(SagaError):
         if failed_compensations:
             names = ", ".join(each.step for each in failed_compensations)
             what = f"not compensated: {names}"
-        cause_text = str(cause)
         kind = "" if isinstance(cause, StepError) else type(cause).__name__
-        why = ": ".join(part for part in (kind, cause_text) if part)
+        why = ": ".join(part for part in (kind, error_text(cause)) if part)
         super().__init__(f"saga {saga_id}: step {step!r} failed: {why} ({what})")
         self.saga_id = saga_id
         self.step = step
