@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from inspect import isclass
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
@@ -34,6 +34,7 @@ from streams.message import ID, TIME, Headers, Position, Record
 from streams.numbers import is_int
 from streams.topic_follower import TopicFollower
 from streams.topic_reader import OffsetSpec, TopicReader
+from streams.wire import in_utc
 
 T = TypeVar("T")
 
@@ -190,7 +191,7 @@ class Topic(Generic[T]):
             if timestamp.tzinfo is None:
                 advice = "say datetime.now(timezone.utc)"
                 raise refuse(f"{timestamp!r} has no time zone: {advice}", "timestamp")
-            pairs.append((TIME, timestamp.astimezone(timezone.utc).isoformat().encode()))
+            pairs.append((TIME, in_utc(timestamp).isoformat().encode()))
         return pairs
 
     async def publish(

@@ -94,12 +94,15 @@ def parse_iso_time(written: bytes | str | None) -> datetime | None:
         found = datetime.fromisoformat(text(written) if isinstance(written, bytes) else written)
     except ValueError:
         return None
-    if found.tzinfo is None:
-        return found.replace(tzinfo=timezone.utc)
+    return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else in_utc(found)
+
+
+def in_utc(moment: datetime) -> datetime:
+    """A time with a time zone, in UTC; at the edge of the calendar the nearest one there is."""
     try:
-        return found.astimezone(timezone.utc)
-    except OverflowError:  # its offset carries it over the edge of the calendar
-        return EARLIEST_TIME if found.year == 1 else LATEST_TIME
+        return moment.astimezone(timezone.utc)
+    except OverflowError:  # its offset carries it over the edge
+        return EARLIEST_TIME if moment.year == 1 else LATEST_TIME
 
 
 DURATION_UNITS = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}

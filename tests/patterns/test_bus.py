@@ -53,6 +53,21 @@ async def test_a_handler_gets_what_was_published(world: World) -> None:
     assert "7" not in repr(first).replace(id, "")  # no data in a log line
 
 
+async def test_a_time_at_the_edge_of_the_calendar_is_published(world: World) -> None:
+    """In UTC it would be in the year 10000."""
+    bus, got = world.bus(EventBus), list[Event]()
+
+    async def handle(event: Event) -> None:
+        got.append(event)
+
+    bus.subscribe("order.paid", handle)
+    last = datetime.max.replace(tzinfo=timezone(timedelta(hours=-14)))
+    async with world.running(bus):
+        await bus.publish("order.paid", 1, timestamp=last)
+        await world.until(lambda: got)
+    assert got[0].timestamp == datetime.max.replace(tzinfo=timezone.utc)
+
+
 async def test_plain_handlers_run_beside_the_loop(world: World) -> None:
     bus, threads = world.bus(), list[threading.Thread]()
     later = list[str]()

@@ -32,6 +32,7 @@ from streams.patterns.bus.inline_policy import QUICK_CALL, InlinePolicy
 from streams.patterns.bus.subscribers import SubscriberRegistry
 from streams.patterns.bus.subscription import Subscriber, Subscription, by_subscriber
 from streams.topic import Key, encode_key
+from streams.wire import in_utc
 
 runs_beside_others: ContextVar[bool] = ContextVar("streams_bus_beside_others", default=False)
 """Whether this context runs a handler of an event that other handlers were given too."""
@@ -116,7 +117,7 @@ class LocalRouter:
             data=data,
             id=id,
             key=None if key_bytes is None else text(key_bytes),
-            timestamp=timestamp.astimezone(timezone.utc),
+            timestamp=in_utc(timestamp),
             headers=headers | {ID: id, TYPE: topic},
         )
         if runs_beside_others.get():
