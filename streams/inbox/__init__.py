@@ -6,7 +6,9 @@ whatever process, finds the row and is settled without running the handler.
 
 ===============  ================================================================
 ``identity``     a message's identity in the database, and its partition
-``tables``       the tables, and every statement
+``tables``       the tables and functions, and the statements that create them
+``recording``    statements that record a message as handled or as given up
+``marks``        statements upon the marks of partitions
 ``handling``     handlers inside transactions: plain and async, single and batches
 ``inbox``        :class:`Inbox`: of one processor; opens the database, begins transactions
 ``results``      what handlers with ``to=`` return: rows of an outbox in their transaction

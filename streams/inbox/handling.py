@@ -34,7 +34,7 @@ from streams.derived_records import DerivedResult
 from streams.errors import BatchError, ConfigError, Reject, StreamsError
 from streams.inbox.identity import Entry
 from streams.inbox.inbox import Companion, FailedRun, Inbox, RunAgain
-from streams.inbox.tables import Verdict, take
+from streams.inbox.recording import Verdict, take
 from streams.message import Message, with_transaction
 from streams.processing.job import Job
 from streams.processing.outcomes import OwnershipLost, TransactionPostponed

@@ -63,7 +63,7 @@ class Scope(NamedTuple):
         return int.from_bytes(digest(*self)[:8], "big") >> 1
 
 
-class FirstStood(NamedTuple):
+class FirstPosition(NamedTuple):
     """The first position of a message that has come back."""
 
     scope: int
@@ -80,11 +80,11 @@ class Entry(NamedTuple):
     scope: int
     position: int
     redrive: int
-    first: FirstStood | None = None
+    first: FirstPosition | None = None
 
 
-class Owned(NamedTuple):
-    """An owned partition's facts on which identities depend."""
+class OwnedPartition(NamedTuple):
+    """An owned partition, with the facts on which its messages' identities depend."""
 
     assignment: Assignment
     scope: Scope
@@ -137,7 +137,7 @@ class Identities:
         self._group = group
         self._sources = sources
         self._incarnation = incarnation
-        self._owned: dict[tuple[str, int], Owned] = {}
+        self._owned: dict[tuple[str, int], OwnedPartition] = {}
 
     def known_entry(self, message: Message[Any], value_id: str | None = None) -> Entry | None:
         """As :meth:`entry`; None: the partition was not learned under this ownership yet."""
@@ -149,7 +149,7 @@ class Identities:
         yet."""
         found: list[Entry] = []
         last: Batch | None = None
-        owned: Owned | None = None
+        owned: OwnedPartition | None = None
         for message in messages:
             batch, _ = row_of(message)
             if owned is None or batch is not last:
@@ -159,16 +159,16 @@ class Identities:
             found.append(self.entry(message, owned))
         return found
 
-    def _owned_of(self, batch: Batch) -> Owned | None:
+    def _owned_of(self, batch: Batch) -> OwnedPartition | None:
         """The partition of a batch; None: it was not learned under this ownership yet."""
         owned = self._owned.get((batch.topic, batch.partition))
         return owned if owned is not None and owned.assignment is batch.assignment else None
 
-    def learn(self, owned: Owned) -> None:
+    def learn(self, owned: OwnedPartition) -> None:
         """Note a partition whose messages are handled from now on."""
         self._owned[owned.assignment.topic_partition] = owned
 
-    def look_up(self, assignment: Assignment) -> Owned:
+    def look_up(self, assignment: Assignment) -> OwnedPartition:
         """Look up a partition's facts; asks the log, and blocks.
 
         :raises LogError: it does not answer.
@@ -179,17 +179,22 @@ class Identities:
         scope = Scope(incarnation, self._group, reset_generation(assignment), topic, partition)
         source_incarnation = incarnation if source == topic else self._incarnation(source)
         assignment.incarnation = incarnation
-        return Owned(
-            assignment,
-            scope,
-            scope.number,
-            source,
-            source_incarnation,
-            digest(source_incarnation, self._group, scope.generation, f"{source}/{partition}")[:8],
-            source != topic,
+        source_digest = digest(
+            source_incarnation, self._group, scope.generation, f"{source}/{partition}"
+        )
+        return OwnedPartition(
+            assignment=assignment,
+            scope=scope,
+            number=scope.number,
+            source_topic=source,
+            source_incarnation=source_incarnation,
+            source=source_digest[:8],
+            is_retry_topic=source != topic,
         )
 
-    def entry(self, message: Message[Any], owned: Owned, value_id: str | None = None) -> Entry:
+    def entry(
+        self, message: Message[Any], owned: OwnedPartition, value_id: str | None = None
+    ) -> Entry:
         """The inbox's entry of a message.
 
         :param value_id: the ID in the message's value, if its topic has one there; as in
@@ -212,10 +217,10 @@ class Identities:
         # The topic may have been created again since the message failed.
         stated = header_text(headers, INCARNATION) if came_back else None
         incarnation = stated or owned.source_incarnation
-        first: FirstStood | None = None
+        first: FirstPosition | None = None
         if came_back and place.topic == owned.source_topic:
             scope = Scope(incarnation, self._group, generation, place.topic, place.partition)
-            first = FirstStood(scope.number, int(place.offset))
+            first = FirstPosition(scope.number, int(place.offset))
         return Entry(
             entry_id(digest(incarnation, self._group, generation, source)[:8], name),
             owned.number,
@@ -225,4 +230,12 @@ class Identities:
         )
 
 
-__all__ = ["Entry", "FirstStood", "Identities", "Owned", "Scope", "digest", "position_text"]
+__all__ = [
+    "Entry",
+    "FirstPosition",
+    "Identities",
+    "OwnedPartition",
+    "Scope",
+    "digest",
+    "position_text",
+]

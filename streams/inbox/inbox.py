@@ -53,19 +53,12 @@ from streams.errors import (
     find_config_error,
 )
 from streams.health import InboxStats
-from streams.inbox.identity import Entry, Identities, Owned
+from streams.inbox.identity import Entry, Identities, OwnedPartition
+from streams.inbox.marks import RecordedPositions, begin_partition
 from streams.inbox.purging import Purger
+from streams.inbox.recording import Timeouts, Verdict, mark_dead
 from streams.inbox.results import ResultOutbox, Results, choose_outbox
-from streams.inbox.tables import (
-    Known,
-    Timeouts,
-    Verdict,
-    begin_partition,
-    check_version,
-    create_missing,
-    find_version,
-    mark_dead,
-)
+from streams.inbox.tables import check_version, create_missing, find_version
 from streams.log.protocol import Assignment
 from streams.message import Message, make_message, numbered_message, row_of
 from streams.processing.job import DeadLetterAnswer, Decoding, Job, SeveralValues
@@ -244,7 +237,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         self.begun: set[Assignment] = set()
         """The partitions whose messages may be handled, as their marks and rows were checked
         against the log."""
-        self._to_begin: dict[Assignment, Owned] = {}
+        self._to_begin: dict[Assignment, OwnedPartition] = {}
         """The partitions that are learned and not yet begun."""
         self._stop_purging: Callable[[], None] = lambda: None
 
@@ -361,7 +354,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """How long a transaction of a handler waits."""
         return Timeouts(lock=self._lease, idle=max(self._lease, self._timeout))
 
-    def learn(self, message: Message[Any]) -> Owned:
+    def learn(self, message: Message[Any]) -> OwnedPartition:
         """Learn the partition of a message (asks the log, and blocks).
 
         :raises TransactionPostponed: the log does not answer now.
@@ -705,7 +698,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
 
     # -- a partition that is new
 
-    def _not_begun(self) -> list[Owned]:
+    def _not_begun(self) -> list[OwnedPartition]:
         """The partitions that are learned, not begun, and certainly still owned."""
         for assignment in list(self._to_begin):
             if assignment in self.begun or assignment.valid_until == -math.inf:
@@ -722,7 +715,9 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """Whether no other member can own this partition yet."""
         return self._connection.clock.monotonic() < assignment.valid_until
 
-    def _begin_partition(self, owned: Owned, dialect: DialectName) -> Steps[Known]:
+    def _begin_partition(
+        self, owned: OwnedPartition, dialect: DialectName
+    ) -> Steps[RecordedPositions]:
         """:raises OwnershipLost: the partition may be another member's by now, so the facts learned
         of it are outdated: nothing may be committed.
         """
@@ -742,7 +737,7 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
             raise OwnershipLost(f"{owned.scope.topic}/{owned.scope.partition}: not owned now")
         return found
 
-    def _set_begun(self, owned: Owned, known: Known) -> None:
+    def _set_begun(self, owned: OwnedPartition, known: RecordedPositions) -> None:
         """Note that a partition was begun; warn if its mark and rows do not match the log."""
         assignment = owned.assignment
         still_ours = {each for each in self.begun if each.valid_until > -math.inf}

@@ -36,16 +36,16 @@ from streams.databases.protocol import Database, Failure, Steps, run, run_async
 from streams.engine.progress import decode_generation
 from streams.errors import StreamsError
 from streams.health import InboxStats
-from streams.inbox.identity import Identities, Owned, position_text
-from streams.inbox.tables import (
-    OldRows,
+from streams.inbox.identity import Identities, OwnedPartition, position_text
+from streams.inbox.marks import (
+    PurgeableRows,
     delete_purged,
-    find_version,
     pending,
     raise_mark,
     rows_to_purge,
     schedule_deletion,
 )
+from streams.inbox.tables import find_version
 from streams.log.protocol import Assignment, Committed
 from streams.text import get_logger
 
@@ -102,7 +102,7 @@ class Work(NamedTuple):
 class _Settled(NamedTuple):
     """A partition, and the position that its group has committed there."""
 
-    owned: Owned
+    owned: OwnedPartition
     position: str
 
 
@@ -113,7 +113,7 @@ class Purger:
         self._inbox = inbox
         self._connection = connection
         self.stop = threading.Event()
-        self._known: dict[Assignment, Owned] = {}
+        self._known: dict[Assignment, OwnedPartition] = {}
         self._has_tables = False
 
     def run(self) -> None:
@@ -183,7 +183,7 @@ class Purger:
         """The transactions of one partition; each gets the result of the one before."""
         database, scope, number = self._inbox.database, settled.owned.scope, settled.owned.number
 
-        def look(start: str) -> Steps[OldRows]:
+        def look(start: str) -> Steps[PurgeableRows]:
             found = yield from rows_to_purge(
                 database.dialect, number, start, settled.position, database.keep, ROWS_AT_ONCE
             )
@@ -200,7 +200,7 @@ class Purger:
             return
         start, count = position_text(0), 0
         for _ in range(ROUNDS_AT_ONCE):
-            found: OldRows = yield Work(partial(look, start))
+            found: PurgeableRows = yield Work(partial(look, start))
             start, count = found.mark, count + found.rows
             if found.rows and dialect == "sqlite":  # they are gone
                 self._inbox.stats.purged += 1

@@ -40,7 +40,7 @@ from streams import (
     Streams,
 )
 from streams.derived_records import message_generation, redrives_of
-from streams.inbox import handling, purging, tables
+from streams.inbox import handling, purging, recording
 from streams.inbox.identity import Entry
 from streams.inbox.inbox import Inbox
 from streams.message import GENERATION
@@ -258,7 +258,7 @@ class Freezer:
 
             inbox.check_owned = check  # type: ignore[method-assign]
         else:
-            take = tables.take
+            take = recording.take
 
             def take_or_stop(dialect: Any, entries: Sequence[Entry], timeouts: Any) -> Any:
                 self._at(entries)

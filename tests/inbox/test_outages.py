@@ -30,7 +30,7 @@ from streams import (
     Streams,
 )
 from streams.inbox.inbox import RUNS_IN_PLACE, Inbox
-from streams.inbox.tables import Timeouts
+from streams.inbox.recording import Timeouts
 from streams.processing.outcomes import TransactionPostponed
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Kind, Place

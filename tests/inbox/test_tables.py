@@ -19,26 +19,20 @@ from streams.databases.psycopg_database import Psycopg
 from streams.databases.sqlite_database import Sqlite
 from streams.errors import ConfigError
 from streams.inbox import ddl
-from streams.inbox.identity import Entry, FirstStood, Scope, entry_id, position_text
-from streams.inbox.tables import (
-    VERSION,
-    Known,
-    OldRows,
-    Pending,
-    Timeouts,
-    Verdict,
+from streams.inbox.identity import Entry, FirstPosition, Scope, entry_id, position_text
+from streams.inbox.marks import (
+    PendingDeletion,
+    PurgeableRows,
+    RecordedPositions,
     begin_partition,
-    check_version,
-    create_missing,
     delete_purged,
-    find_version,
-    mark_dead,
     pending,
     raise_mark,
     rows_to_purge,
     schedule_deletion,
-    take,
 )
+from streams.inbox.recording import Timeouts, Verdict, mark_dead, take
+from streams.inbox.tables import VERSION, check_version, create_missing, find_version
 from tests.servers.lifetime import until
 
 SCOPE = Scope("log", "g", 0, "orders", 0)
@@ -83,29 +77,29 @@ class Tables:
     def raise_mark(self, mark: int) -> None:
         self.do(lambda: raise_mark(self.database.dialect, SCOPE, SCOPE.number, position_text(mark)))
 
-    def begin(self, *, start: int, settled: int, end: int) -> Known:
+    def begin(self, *, start: int, settled: int, end: int) -> RecordedPositions:
         """A new owner begins."""
 
-        def steps() -> Steps[Known]:
+        def steps() -> Steps[RecordedPositions]:
             return begin_partition(
                 self.database.dialect, SCOPE, SCOPE.number, start=start, settled=settled, end=end
             )
 
-        found: Known = self.do(steps)
+        found: RecordedPositions = self.do(steps)
         return found
 
     def look(
         self, settled: int, keep: float, *, scope: Scope = SCOPE, start: int = 0, limit: int = 100
-    ) -> OldRows:
+    ) -> PurgeableRows:
         """What may go."""
 
-        def steps() -> Steps[OldRows]:
+        def steps() -> Steps[PurgeableRows]:
             return rows_to_purge(
                 self.database.dialect, scope.number, position_text(start), position_text(settled),
                 keep, limit,
             )  # fmt: skip
 
-        found: OldRows = self.do(steps)
+        found: PurgeableRows = self.do(steps)
         return found
 
     def purge(self, scope: Scope, settled: int) -> None:
@@ -243,7 +237,7 @@ RETRY = Scope("log", "g", 0, "orders.g.retry", 0)
 
 def came_back(number: int, position: int, redrive: int) -> Entry:
     """A message that stands in the retry topic now."""
-    first = FirstStood(SCOPE.number, number)
+    first = FirstPosition(SCOPE.number, number)
     return Entry(entry(number).id, RETRY.number, position, redrive, first)
 
 
@@ -286,7 +280,7 @@ def test_what_is_given_up_again_is_known_where_it_stood_last(tables: Tables) -> 
 
 def test_a_partition_that_nobody_took_up_keeps_no_row(tables: Tables) -> None:
     """Whoever writes to a retry topic says what they like about where a message stood first."""
-    elsewhere = FirstStood(77, 10**30)
+    elsewhere = FirstPosition(77, 10**30)
     assert tables.take(came_back(1, 0, 0)._replace(first=elsewhere)) == [Verdict.NEW]
     tables.purge(RETRY, 1)
     assert tables.rows() == 0
@@ -310,13 +304,15 @@ def test_what_the_log_has_lost_is_forgotten_by_its_place(tables: Tables, end: in
     without_id = Entry(entry_id(b"sourceid", "orders/0/9"), SCOPE.number, 9, 0)
     assert tables.take(entry(8), without_id) == [Verdict.NEW, Verdict.NEW]
     tables.raise_mark(5)
-    assert tables.begin(start=3, settled=3, end=end) == Known(mark=5, end=10)
+    assert tables.begin(start=3, settled=3, end=end) == RecordedPositions(mark=5, end=10)
     is_lost = end == 4
     assert tables.take(entry(8)) == [Verdict.HANDLED]
     assert tables.take(without_id) == [Verdict.NEW if is_lost else Verdict.HANDLED]
     assert tables.take(entry(2)) == [Verdict.PURGED]
     assert tables.take(entry(3)) == [Verdict.NEW if is_lost else Verdict.PURGED]
-    assert tables.begin(start=3, settled=3, end=10) == Known(mark=3 if is_lost else 5, end=10)
+    assert tables.begin(start=3, settled=3, end=10) == RecordedPositions(
+        mark=3 if is_lost else 5, end=10
+    )
 
 
 def test_rows_stay_until_who_read_the_old_mark_has_ended(server: Tables) -> None:
@@ -326,7 +322,7 @@ def test_rows_stay_until_who_read_the_old_mark_has_ended(server: Tables) -> None
     assert server.take_in(zombie, entry(2)) == [Verdict.NEW]  # it has read the mark: 0
     server.raise_mark(10)
     server.do(lambda: schedule_deletion(SCOPE.number))
-    assert server.do(lambda: pending("postgresql", SCOPE.number)) == Pending(is_due=False)
+    assert server.do(lambda: pending("postgresql", SCOPE.number)) == PendingDeletion(is_due=False)
     # The zombie goes on with what was handled and is to be purged: its row is still there.
     assert server.take_in(zombie, entry(1)) == [Verdict.HANDLED]
     # Who comes now is refused by the mark, whatever becomes of the rows.
@@ -337,8 +333,8 @@ def test_rows_stay_until_who_read_the_old_mark_has_ended(server: Tables) -> None
     # Others have transactions on this server, too.
 
     def is_due() -> bool:
-        found: Pending | None = server.do(lambda: pending("postgresql", SCOPE.number))
-        return found == Pending(is_due=True)
+        found: PendingDeletion | None = server.do(lambda: pending("postgresql", SCOPE.number))
+        return found == PendingDeletion(is_due=True)
 
     until(is_due, 300, "every transaction that could have read the old mark has ended")
     assert server.do(lambda: delete_purged(SCOPE.number, 100))

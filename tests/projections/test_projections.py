@@ -36,7 +36,7 @@ from streams import (
 from streams.databases.protocol import Database, Statement, run
 from streams.inbox import ddl as inbox_ddl
 from streams.inbox.inbox import RUNS_IN_PLACE, RunAgain
-from streams.inbox.tables import Timeouts
+from streams.inbox.recording import Timeouts
 from streams.inbox.tables import create_missing as create_inbox
 from streams.projections import operations, projection, tables
 from streams.projections.sessions import Transactions
@@ -267,7 +267,8 @@ async def test_versions_of_topics_in_which_nothing_was_handled_yet(ground: Groun
 async def test_rows_that_were_purged_were_handled_all_the_same(ground: Ground) -> None:
     """With a short ``keep=`` the inbox may know no more what the serving version has handled."""
     from streams.inbox.identity import Scope, position_text
-    from streams.inbox.tables import create_missing, raise_mark
+    from streams.inbox.marks import raise_mark
+    from streams.inbox.tables import create_missing
 
     database = ground.kind.make(ground.place)
     dialect = database.dialect
