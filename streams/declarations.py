@@ -37,7 +37,6 @@ from streams.health import (
     ReportingOutbox,
     ReportingView,
 )
-from streams.inbox.handling import in_transactions
 from streams.inbox.inbox import Inbox
 from streams.inbox.results import ResultOutbox
 from streams.log.names import check_member
@@ -556,7 +555,7 @@ class Declarations(ABC):
         if options.dead_letters.sequenced:
             processor.key_parking = DurableKeyParking(self, processor)
         if options.transaction is not None:
-            inbox = Inbox(self, processor, options.transaction, self.outboxes, in_transactions)
+            inbox = Inbox(self, processor, options.transaction, self.outboxes)
             processor.inbox = inbox
             self.add_resource(inbox)
             if options.version is not None:

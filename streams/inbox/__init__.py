@@ -4,16 +4,28 @@ A processor with ``transaction=`` runs each handler in a transaction of that dat
 records the message's identity and commits when the handler returns. A redelivered message, in
 whatever process, finds the row and is settled without running the handler.
 
-===============  ================================================================
-``identity``     a message's identity in the database, and its partition
-``tables``       the tables and functions, and the statements that create them
-``recording``    statements that record a message as handled or as given up
-``marks``        statements upon the marks of partitions
-``handling``     handlers inside transactions: plain and async, single and batches
-``inbox``        :class:`Inbox`: of one processor; opens the database, begins transactions
-``results``      what handlers with ``to=`` return: rows of an outbox in their transaction
-``purging``      deleting rows in bounds
-===============  ================================================================
+From the bottom up; a module knows those above it in this table.
+
+================  ===============================================================
+``identity``      a message's identity in the database, and its partition
+``tables``        the tables and functions, and the statements that create them
+``recording``     statements that record a message as handled or as given up
+``marks``         statements upon the marks of partitions
+``calls``         code written once for plain and for async databases and handlers
+``failures``      what an error means
+``outage``        whether the database can be used, and who may try it
+``results``       what handlers with ``to=`` return: rows of an outbox
+``partitions``    the owned partitions: learned from the log, begun in the database
+``entries``       finds the entries of a job's messages
+``opening``       opens the database, prepares its tables, begins partitions
+``transactions``  begins a transaction once there can be one
+``companion``     the interface of what adds statements to each transaction
+``reruns``        what follows a failed run of a transaction
+``handling``      handlers inside transactions: of one message, and of a batch
+``giving_up``     gives messages up before their dead letters are written
+``purging``       deletes rows in bounds
+``inbox``         :class:`Inbox`: of one processor; puts these together
+================  ===============================================================
 """
 
 from typing import TYPE_CHECKING

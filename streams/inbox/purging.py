@@ -26,18 +26,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, TypeVar
 
 from streams.connection import Connection
 from streams.databases.locking import bound_waits
-from streams.databases.protocol import Database, Failure, Steps, run, run_async
+from streams.databases.protocol import DialectName, Failure, Steps
 from streams.engine.progress import decode_generation
 from streams.errors import StreamsError
 from streams.health import InboxStats
+from streams.inbox.calls import Access, Calls, run_calls, run_calls_async
 from streams.inbox.identity import Identities, OwnedPartition, position_text
 from streams.inbox.marks import (
+    PendingDeletion,
     PurgeableRows,
     delete_purged,
     pending,
@@ -45,6 +47,7 @@ from streams.inbox.marks import (
     rows_to_purge,
     schedule_deletion,
 )
+from streams.inbox.partitions import Partitions
 from streams.inbox.tables import find_version
 from streams.log.protocol import Assignment, Committed
 from streams.text import get_logger
@@ -65,38 +68,10 @@ LOCK, IDLE = 0.2, 10.0
 statements."""
 
 
-class Purgeable(Protocol):
-    """The part of an inbox that purging uses."""
+THREAD_TIMEOUT = 5.0
+"""The most seconds that leaving the app waits for a round."""
 
-    @property
-    def name(self) -> str:
-        """The processor's name."""
-        ...
-
-    @property
-    def group(self) -> str:
-        """The processor's group."""
-        ...
-
-    database: Database[Any]
-    identities: Identities
-    stats: InboxStats
-
-    @property
-    def begun(self) -> Collection[Assignment]:
-        """The partitions whose messages may be handled, as their marks and rows were checked
-        against the log."""
-        ...
-
-    def owned(self) -> list[Assignment]:
-        """The partitions that the processor owns."""
-        ...
-
-
-class Work(NamedTuple):
-    """A transaction to be run."""
-
-    steps: Callable[[], Steps[Any]]
+R = TypeVar("R")
 
 
 class _Settled(NamedTuple):
@@ -107,64 +82,90 @@ class _Settled(NamedTuple):
 
 
 class Purger:
-    """Purges for one inbox, in its own thread or task."""
+    """Purges for one processor while its database is open, in a thread or task of its own."""
 
-    def __init__(self, inbox: Purgeable, connection: Connection) -> None:
-        self._inbox = inbox
+    def __init__(
+        self,
+        connection: Connection,
+        access: Access,
+        identities: Identities,
+        partitions: Partitions,
+        stats: InboxStats,
+        *,
+        processor_name: str,
+        group: str,
+    ) -> None:
         self._connection = connection
-        self.stop = threading.Event()
+        self._access = access
+        self._database = access.database
+        self._identities = identities
+        self._partitions = partitions
+        self._stats = stats
+        self._processor_name = processor_name
+        self._group = group
         self._known: dict[Assignment, OwnedPartition] = {}
         self._has_tables = False
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._task: asyncio.Task[None] | None = None
 
-    def run(self) -> None:
-        """Purge a plain database, until it is to stop."""
-        while not self.stop.wait(PURGE_INTERVAL):
-            self.round()
+    # -- its thread or task
 
-    async def run_async(self) -> None:
-        """Purge an async database, until cancelled."""
+    def start(self) -> None:
+        """Start to purge; an async database, in the running loop."""
+        if self._access.asynchronous:
+            self._task = asyncio.get_running_loop().create_task(self._run_async())
+        else:
+            name = f"streams-inbox-{self._processor_name}"
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
+
+    async def stop(self) -> None:
+        """Stop it."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._thread is not None:
+            self._stop.set()
+            await asyncio.to_thread(self._thread.join, THREAD_TIMEOUT)
+
+    def _run(self) -> None:
+        while not self._stop.wait(PURGE_INTERVAL):
+            run_calls(self.purge())
+
+    async def _run_async(self) -> None:
         while True:
             await asyncio.sleep(PURGE_INTERVAL)
-            await self.round_async()
+            await run_calls_async(self.purge())
 
-    def round(self) -> None:
+    # -- a round
+
+    def purge(self) -> Calls[None]:
         """Purge each partition once."""
-        for topic in self._topics():
-            for settled in self._settled(topic):
-                try:
-                    self._run(self._work(settled))
-                except Exception as error:
-                    self._report(settled.owned.assignment, error)
-
-    async def round_async(self) -> None:
-        """As :meth:`round`."""
-        for topic in self._topics():
-            for settled in await asyncio.to_thread(self._settled, topic):
-                try:
-                    await self._run_async(self._work(settled))
-                except Exception as error:
-                    self._report(settled.owned.assignment, error)
-
-    def _topics(self) -> list[str]:
-        owned = self._inbox.owned()
+        owned = self._partitions.owned()
         self._known = {each: self._known[each] for each in owned if each in self._known}
-        return sorted({each.topic for each in owned})
+        for topic in sorted({each.topic for each in owned}):
+            found: list[_Settled] = yield self._access.run_blocking(self._settled, topic)
+            for settled in found:
+                try:
+                    yield from self._purge_partition(settled)
+                except Exception as error:
+                    self._report(settled.owned.assignment, error)
 
     def _settled(self, topic: str) -> list[_Settled]:
         """The committed positions up to which a topic's partitions may be purged. Asks the log, and
         blocks."""
-        found = []
+        found: list[_Settled] = []
         committed: Mapping[int, Committed] | None = None
-        for assignment in self._inbox.owned():
-            now = self._connection.clock.monotonic()
-            if assignment.topic != topic or now >= assignment.valid_until:
+        for assignment in self._partitions.owned():
+            if assignment.topic != topic or not self._partitions.is_owned(assignment):
                 continue
             try:
                 owned = self._known.get(assignment)
                 if owned is None:
-                    owned = self._known[assignment] = self._inbox.identities.look_up(assignment)
+                    owned = self._known[assignment] = self._identities.look_up(assignment)
                 if committed is None:
-                    committed = self._connection.log.committed(self._inbox.group, topic)
+                    committed = self._connection.log.committed(self._group, topic)
             except Exception as error:
                 self._report(assignment, error)
                 break
@@ -172,101 +173,78 @@ class Purger:
             # The committed position may be that of a reset that this owner has not noticed yet.
             if there is not None and decode_generation(there.progress) == owned.scope.generation:
                 position = there.position
-                if assignment.log_end is not None and assignment not in self._inbox.begun:
+                if assignment.log_end is not None and assignment not in self._partitions.begun:
                     # A mark beyond that would mean that the log was set back: purging must not
                     # write one.
                     position = min(position, assignment.log_end)
                 found.append(_Settled(owned, position_text(position)))
         return found
 
-    def _work(self, settled: _Settled) -> Generator[Work, Any, None]:
-        """The transactions of one partition; each gets the result of the one before."""
-        database, scope, number = self._inbox.database, settled.owned.scope, settled.owned.number
-
-        def look(start: str) -> Steps[PurgeableRows]:
-            found = yield from rows_to_purge(
-                database.dialect, number, start, settled.position, database.keep, ROWS_AT_ONCE
-            )
-            yield from raise_mark(database.dialect, scope, number, found.mark)
-            return found
-
+    def _purge_partition(self, settled: _Settled) -> Calls[None]:
+        number = settled.owned.number
         if not self._has_tables:  # they are created with the first handled message
-            version = yield Work(lambda: find_version(database.dialect))
-            self._has_tables = version is not None
+            self._has_tables = (yield from self._in_transaction(find_version)) is not None
             if not self._has_tables:
                 return
-        dialect = database.dialect  # known from the first session on
-        if dialect == "postgresql" and not (yield from self._delete(number)):
+        dialect = self._database.dialect  # known from the first session on
+        if dialect == "postgresql" and not (yield from self._delete_due(number)):
             return
         start, count = position_text(0), 0
         for _ in range(ROUNDS_AT_ONCE):
-            found: PurgeableRows = yield Work(partial(look, start))
+            found = yield from self._in_transaction(partial(self._raise_mark, settled, start))
             start, count = found.mark, count + found.rows
             if found.rows and dialect == "sqlite":  # they are gone
-                self._inbox.stats.purged += 1
+                self._stats.purged += 1
             if found.is_last:
                 break
         if count and dialect == "postgresql":
-            yield Work(lambda: schedule_deletion(number))
-            yield from self._delete(number)
+            yield from self._in_transaction(lambda _: schedule_deletion(number))
+            yield from self._delete_due(number)
 
-    def _delete(self, number: int) -> Generator[Work, Any, bool]:
+    def _raise_mark(
+        self, settled: _Settled, start: str, dialect: DialectName
+    ) -> Steps[PurgeableRows]:
+        """Raise a partition's mark above its old rows from this position on."""
+        owned = settled.owned
+        found = yield from rows_to_purge(
+            dialect, owned.number, start, settled.position, self._database.keep, ROWS_AT_ONCE
+        )
+        yield from raise_mark(dialect, owned.scope, owned.number, found.mark)
+        return found
+
+    def _delete_due(self, number: int) -> Calls[bool]:
         """On PostgreSQL: delete the rows below a partition's mark, if that is due. False: it is not
         due, or there are more rows."""
-        found = yield Work(lambda: pending(self._inbox.database.dialect, number))
+        found: PendingDeletion | None = yield from self._in_transaction(
+            lambda dialect: pending(dialect, number)
+        )
         if found is None:
             return True
         if not found.is_due:
             return False
         for _ in range(ROUNDS_AT_ONCE):
-            deleted = yield Work(lambda: delete_purged(number, ROWS_AT_ONCE))
-            self._inbox.stats.purged += deleted > 0
+            deleted = yield from self._in_transaction(lambda _: delete_purged(number, ROWS_AT_ONCE))
+            self._stats.purged += deleted > 0
             if deleted < ROWS_AT_ONCE:
                 return True
         return False
 
-    def _steps(self, transaction: Work) -> Steps[Any]:
-        """A transaction's steps, with bounds on how long it blocks others if this process
+    def _in_transaction(self, steps_of: Callable[[DialectName], Steps[R]]) -> Calls[R]:
+        """Run statements in a transaction, with bounds on how long it blocks others if this process
         freezes."""
-        yield from bound_waits(self._inbox.database.dialect, lock=LOCK, idle=IDLE)
-        return (yield from transaction.steps())
 
-    def _run(self, work: Generator[Work, Any, None]) -> None:
-        result: Any = None
-        try:
-            while True:
-                transaction = work.send(result)
-                session = self._inbox.database.begin()
-                try:
-                    result = run(session, self._steps(transaction))
-                    session.commit()
-                except BaseException:
-                    session.rollback()
-                    raise
-        except StopIteration:
-            return
+        def bounded(dialect: DialectName) -> Steps[R]:
+            yield from bound_waits(dialect, lock=LOCK, idle=IDLE)
+            return (yield from steps_of(dialect))
 
-    async def _run_async(self, work: Generator[Work, Any, None]) -> None:
-        result: Any = None
-        try:
-            while True:
-                transaction = work.send(result)
-                session = await self._inbox.database.begin_async()
-                try:
-                    result = await run_async(session, self._steps(transaction))
-                    await session.commit()
-                except BaseException:
-                    await session.rollback()
-                    raise
-        except StopIteration:
-            return
+        return self._access.run_in_transaction(bounded)
 
     def _report(self, assignment: Assignment, error: Exception) -> None:
         expected = isinstance(error, StreamsError) or (
-            self._inbox.database.classify(error) is not Failure.FAULT
+            self._database.classify(error) is not Failure.FAULT
         )
         log = logger.info if expected else logger.error
         log(
             "%s: rows of %s/%d were not purged, retrying later: %r",
-            self._inbox.name, *assignment.topic_partition, error,
+            self._processor_name, *assignment.topic_partition, error,
         )  # fmt: skip

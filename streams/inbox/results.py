@@ -7,7 +7,7 @@ and the record that its message was handled. The outbox's relay publishes them o
 committed. Their message IDs are those that ``to=`` always derives from the source message.
 
 An outbox is declared in the layer above (:class:`streams.Outbox`); this module has the protocol
-that it must satisfy, and chooses the outbox.
+that it must satisfy, chooses the outbox, and creates its tables if they are missing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from streams.databases.protocol import (
 )
 from streams.derived_records import DerivedResult, result_rule
 from streams.errors import ConfigError
+from streams.inbox.calls import Access, Calls
+from streams.inbox.failures import Failures
 from streams.message import Message, identity_suffix, row_of
 from streams.processing.job import Decoding
+from streams.text import describe_error
 from streams.topic import Topic
 
 
@@ -107,28 +110,99 @@ def choose_outbox(
     )
 
 
-class Results:
-    """Writes the results of one processor.
+class ChosenOutbox:
+    """The outbox for the results of one processor: it is chosen when the database is opened.
 
-    :param name: the processor's name.
-    :param target: the topic of the results.
-    :param decodings: the decodings of the topics that the processor reads.
-    :param database: the database's name in errors.
+    :param outboxes: the app's outboxes, by name.
+    :param target: the topic of the results; None: the processor has none.
     """
 
     def __init__(
         self,
+        access: Access,
+        failures: Failures,
+        outboxes: Mapping[str, ResultOutbox],
+        processor_name: str,
+        target: Topic[Any] | None,
+    ) -> None:
+        self._access = access
+        self._failures = failures
+        self._outboxes = outboxes
+        self._processor_name = processor_name
+        self._target = target
+        self._chosen: ResultOutbox | None = None
+
+    def choose(self) -> None:
+        """Choose the outbox, if the processor has results.
+
+        :raises ConfigError: there is none, or more than one.
+        """
+        if self._target is not None:
+            database = self._access.database
+            self._chosen = choose_outbox(
+                self._outboxes.values(),
+                database,
+                f"processor {self._processor_name}: to={self._target.name!r} with "
+                f"transaction={database.name}(...)",
+            )
+
+    def get(self) -> ResultOutbox:
+        """The outbox, which is known once there can be a transaction."""
+        if self._chosen is None:
+            raise RuntimeError("there is no outbox before the inbox is open")
+        return self._chosen
+
+    def create_tables(self) -> Calls[None]:
+        """Create the outbox's tables if they are missing.
+
+        :raises ConfigError: they cannot be created, or must not be.
+        """
+        outbox, access = self._chosen, self._access
+        if outbox is None or (yield from access.run_in_transaction(outbox.find_table)):
+            return
+        name = access.database.name
+        if not access.database.create:
+            raise ConfigError(
+                f"transaction={name}(create=False): the table of the outbox {outbox.name!r} is "
+                "missing there; await outbox.create_tables() makes it, or what outbox.schema() "
+                "gives, in a migration"
+            )
+        try:
+            yield from access.run_in_transaction(outbox.create_tables_there)
+        except Exception as error:
+            if self._failures.may_pass(error):
+                raise
+            raise ConfigError(
+                f"transaction={name}: the tables of the outbox {outbox.name!r} are missing there "
+                f"and cannot be made ({describe_error(error)}); ask an administrator to run the "
+                "statements of outbox.schema()"
+            ) from error
+
+
+class Results:
+    """Writes the results of one job.
+
+    :param outbox: the outbox into which they are written.
+    :param name: the processor's name.
+    :param target: the topic of the results.
+    :param decodings: the decodings of the topics that the job reads.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        outbox: ChosenOutbox,
         name: str,
         group: str,
         target: Topic[Any],
         decodings: Mapping[str, Decoding],
-        database: str,
     ) -> None:
+        self._access = access
+        self._outbox = outbox
         self._name = name
         self._target = target
         self._rule = result_rule(group, target.type)
         self._decodings = decodings
-        self._database = database
 
     # -- what they are
 
@@ -164,32 +238,22 @@ class Results:
 
     # -- into the outbox
 
-    def write(
-        self, outbox: ResultOutbox, connection: Any, results: Sequence[DerivedResult]
-    ) -> None:
+    def write(self, connection: Any, results: Sequence[DerivedResult]) -> Calls[None]:
         """Write the results in a handler's transaction.
 
         :raises EndedByHandler: the handler has ended it.
         :raises SwallowedError: a statement of the handler has failed, and nothing can be written
             any more.
         """
-        if results:
-            try:
-                outbox.write_results(connection, self._target, results)
-            except Exception as error:
-                raise self._error(error) from error
-
-    async def write_async(
-        self, outbox: ResultOutbox, connection: Any, results: Sequence[DerivedResult]
-    ) -> None:
-        """As :meth:`write`."""
-        if results:
-            try:
-                await outbox.write_results_async(connection, self._target, results)
-            except Exception as error:
-                raise self._error(error) from error
-
-    def _error(self, error: Exception) -> Exception:
-        if isinstance(error, NoTransaction):
-            return EndedByHandler(f"{self._database}(...)")
-        return SwallowedError() if is_in_failed_transaction(error) else error
+        if not results:
+            return
+        outbox = self._outbox.get()
+        write = outbox.write_results_async if self._access.asynchronous else outbox.write_results
+        try:
+            yield write(connection, self._target, results)
+        except NoTransaction as error:
+            raise EndedByHandler(f"{self._access.database.name}(...)") from error
+        except Exception as error:
+            if is_in_failed_transaction(error):
+                raise SwallowedError from error
+            raise

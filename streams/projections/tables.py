@@ -26,8 +26,8 @@ from typing import NamedTuple
 from streams.databases.locking import begin_locking, bound_waits, milliseconds
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
+from streams.inbox.companion import RunAgain
 from streams.inbox.identity import digest, position_text
-from streams.inbox.inbox import RunAgain
 from streams.inbox.tables import PREPARING
 
 _CREATE: Mapping[DialectName, str] = {

@@ -247,22 +247,22 @@ class Freezer:
         self.armed = threading.Event()
         self._turn = threading.Lock()
         if isinstance(inbox.database, Sqlite):
-            check_owned = inbox.check_owned
+            check_owned = inbox.partitions.check_owned
 
             def check(message: Message[Any]) -> None:
                 check_owned(message)
                 entry = inbox.identities.known_entry(message)
                 # What is not begun yet, who thaws does not begin: he is not refused by a mark.
-                if entry is not None and message.assignment in inbox.begun:
+                if entry is not None and message.assignment in inbox.partitions.begun:
                     self._at([entry])
 
-            inbox.check_owned = check  # type: ignore[method-assign]
+            inbox.partitions.check_owned = check  # type: ignore[method-assign]
         else:
             take = recording.take
 
             def take_or_stop(dialect: Any, entries: Sequence[Entry], timeouts: Any) -> Any:
                 self._at(entries)
-                return take(dialect, entries, timeouts)
+                return (yield from take(dialect, entries, timeouts))
 
             vars(handling)["take"] = take_or_stop
 

@@ -12,7 +12,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from streams import Processor, Retry, Streams, Topic
-from streams.inbox.inbox import RUNS_IN_PLACE
+from streams.inbox.reruns import RUNS_IN_PLACE
 from streams.testing import harness
 from tests.inbox.kinds import Kind, Place
 

@@ -15,6 +15,8 @@ import redis
 
 from streams import DeadLetterManager, Dedup, Message, Retry, Sqlite, Streams, Topic
 from streams.derived_records import redrives_of
+from streams.inbox.calls import run_calls
+from streams.inbox.entries import Entries
 from streams.inbox.identity import position_text
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Place
@@ -56,10 +58,14 @@ async def test_a_batch_gives_its_messages_the_names_that_each_has_alone(tmp_path
     @app.processor(topic, group="g", batch=20, transaction=Sqlite(place.place))
     def handle(values: list[int], messages: list[Message[int, sqlite3.Connection]]) -> None:
         inbox: Any = handle.inbox
-        singly = [inbox.entry(*each) for each in zip(values, messages, strict=True)]
-        assert inbox.known_entries(messages) == singly
-        inbox.identities._owned.clear()
-        assert inbox.known_entries(messages) is None
+        identities = inbox.identities
+        entries: Any = Entries(inbox._access, identities, inbox.partitions, {}, None)
+        rows = zip(values, messages, strict=True)
+        singly = [run_calls(entries.find(*each)) for each in rows]
+        assert identities.known_entries(messages) == singly
+        identities._owned.clear()
+        assert identities.known_entries(messages) is None
+        assert run_calls(entries.find_all(values, messages)) == singly
         handled.extend(values)
 
     async with harness(app) as h:
@@ -92,17 +98,18 @@ async def test_who_may_have_lost_a_partition_begins_nothing_of_it(tmp_path: Path
         place.execute(f"UPDATE streams_inbox_marks SET mark = '{mark}'")
         stale = copy(owned.assignment)
         stale.log_end = 1
-        inbox._to_begin[stale] = owned._replace(assignment=stale)
+        partitions, opening = inbox.partitions, inbox._opening
+        partitions._to_begin[stale] = owned._replace(assignment=stale)
         # Before the transaction; within it.
-        for is_ours in ([False], [True, False]):
-            inbox._is_ours = Mock(side_effect=is_ours)
-            await asyncio.to_thread(inbox._make_ready)
-            assert stale in inbox._to_begin
-            assert stale not in inbox.begun
+        for is_owned in ([False], [True, False]):
+            partitions.is_owned = Mock(side_effect=is_owned)
+            await asyncio.to_thread(run_calls, opening.make_ready())
+            assert stale in partitions._to_begin
+            assert stale not in partitions.begun
             assert place.execute("SELECT mark FROM streams_inbox_marks") == [(mark,)]
-        inbox._is_ours = lambda _: True
-        await asyncio.to_thread(inbox._make_ready)
-        assert stale in inbox.begun
+        partitions.is_owned = lambda _: True
+        await asyncio.to_thread(run_calls, opening.make_ready())
+        assert stale in partitions.begun
         assert place.execute("SELECT mark FROM streams_inbox_marks") != [(mark,)]
 
 

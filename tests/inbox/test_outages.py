@@ -29,8 +29,10 @@ from streams import (
     Sqlite,
     Streams,
 )
-from streams.inbox.inbox import RUNS_IN_PLACE, Inbox
+from streams.inbox.inbox import Inbox
+from streams.inbox.partitions import Partitions
 from streams.inbox.recording import Timeouts
+from streams.inbox.reruns import RUNS_IN_PLACE
 from streams.processing.outcomes import TransactionPostponed
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Kind, Place
@@ -289,16 +291,16 @@ async def test_a_handlers_timeout_is_not_used_up_by_waiting_for_a_row(
 def _count_postponed(inbox: Any) -> list[TransactionPostponed]:
     """What an inbox raises from now on instead of beginning a transaction."""
     found: list[TransactionPostponed] = []
-    begin = inbox.begin_async
+    begin = inbox.transactions.begin
 
-    async def counted(*args: Any, **options: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         try:
-            return await begin(*args, **options)
+            return (yield from begin(*args, **options))
         except TransactionPostponed as error:
             found.append(error)
             raise
 
-    inbox.begin_async = counted
+    inbox.transactions.begin = counted
     return found
 
 
@@ -352,7 +354,7 @@ async def test_a_lock_that_is_not_had_uses_up_no_attempt(
 ) -> None:
     """The handler was not called, however often that happens."""
     lock = 60.0 if statement_timeout else 0.05
-    monkeypatch.setattr(Inbox, "timeouts", Timeouts(lock=lock, idle=60.0))
+    monkeypatch.setattr(Partitions, "timeouts", Timeouts(lock=lock, idle=60.0))
     database: Database[Any]
     if name == "sqlalchemy-file":
         file = str(tmp_path / "a.db")
@@ -401,7 +403,7 @@ async def test_what_is_known_already_does_not_wait_for_an_outage_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing has to be written for it."""
-    monkeypatch.setattr("streams.inbox.inbox.LONGEST_TRIAL_PAUSE", 1e6)
+    monkeypatch.setattr("streams.inbox.outage.LONGEST_TRIAL_PAUSE", 1e6)
     app = Streams(f"memory://{uuid4().hex}")
     topic = app.topic("numbers", int, partitions=1)
     handled: list[int] = []
@@ -416,11 +418,11 @@ async def test_what_is_known_already_does_not_wait_for_an_outage_to_end(
         await h.settled()
         inbox = handle.inbox
         assert isinstance(inbox, Inbox)
-        inbox._note_unable(sqlite3.OperationalError("database or disk is full"))
-        outage = inbox._outage
-        assert outage is not None
-        outage._pause = 1e6  # as after many trials
-        outage._next = 0.0
+        inbox.reachability.note_unable(sqlite3.OperationalError("database or disk is full"))
+        trials = inbox.reachability._trials
+        assert trials is not None
+        trials._pause = 1e6  # as after many of them
+        trials._next = 0.0
         await app.publisher.publish_many(topic.name, records)
         await eventually(lambda: inbox.stats.duplicates == 12, "they are found to be known")
         assert not inbox.stats.reachable

@@ -15,7 +15,8 @@ import pytest
 
 from streams import DeadLetterManager, Position, Processor, Reject, Retry, Streams, Topic
 from streams.databases import psycopg_database
-from streams.inbox.purging import ROWS_AT_ONCE, Purger
+from streams.inbox.calls import run_calls, run_calls_async
+from streams.inbox.purging import ROWS_AT_ONCE
 from streams.log.protocol import Committed
 from streams.testing import Harness, harness
 from tests.inbox.kinds import KINDS, Kind, Place
@@ -333,13 +334,13 @@ async def test_a_round_takes_many_rows_although_others_write_all_the_time(
             "SELECT convert_to('sourceidn' || n, 'UTF8'), s.scope, n, 0, false "
             f"FROM streams_inbox AS s, generate_series(1, {rows}) AS n"
         )
-        purger = Purger(inbox, inbox._connection)
+        purger = inbox.new_purger()
 
         async def one_round() -> None:
             if inbox.database.asynchronous:
-                await purger.round_async()
+                await run_calls_async(purger.purge())
             else:
-                await asyncio.to_thread(purger.round)
+                await asyncio.to_thread(run_calls, purger.purge())
 
         with psycopg.connect(postgres) as writer:
             writer.execute("SELECT txid_current()")

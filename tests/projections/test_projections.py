@@ -35,8 +35,9 @@ from streams import (
 )
 from streams.databases.protocol import Database, Statement, run
 from streams.inbox import ddl as inbox_ddl
-from streams.inbox.inbox import RUNS_IN_PLACE, RunAgain
+from streams.inbox.companion import RunAgain
 from streams.inbox.recording import Timeouts
+from streams.inbox.reruns import RUNS_IN_PLACE
 from streams.inbox.tables import create_missing as create_inbox
 from streams.projections import operations, projection, tables
 from streams.projections.sessions import Transactions
@@ -584,7 +585,9 @@ async def test_one_that_stands_still_for_long_uses_up_no_attempt(
         return handle(*args)
 
     monkeypatch.setattr(tables, "handle", counted)
-    monkeypatch.setattr("streams.inbox.inbox.Inbox.timeouts", Timeouts(lock=0.05, idle=60.0))
+    monkeypatch.setattr(
+        "streams.inbox.partitions.Partitions.timeouts", Timeouts(lock=0.05, idle=60.0)
+    )
     monkeypatch.setattr("streams.inbox.handling.PATIENCE_WITH_TIMEOUT", 0.3)
     async with Streams(ground.url).connected():
         world = ground.world(1, retry=Retry(attempts=1), timeout=limit)
@@ -670,7 +673,9 @@ async def test_one_that_promotes_sees_what_was_handled_until_all_stood_still(
 ) -> None:
     """At a level at which a transaction sees what was there when it began, too."""
     monkeypatch.setattr("streams.projections.projection.HOLD", PATIENCE)
-    monkeypatch.setattr("streams.inbox.inbox.Inbox.timeouts", Timeouts(lock=60.0, idle=60.0))
+    monkeypatch.setattr(
+        "streams.inbox.partitions.Partitions.timeouts", Timeouts(lock=60.0, idle=60.0)
+    )
     reader, found = ground.reader, list[list[int]]()
     reader.run(STRICT)
 
