@@ -58,7 +58,8 @@ class Partitions:
         self._to_begin: dict[Assignment, OwnedPartition] = {}
         """The partitions that are learned and not yet begun."""
         self.begun: set[Assignment] = set()
-        """The partitions whose messages may be handled. Replaced, never changed."""
+        """The partitions whose messages may be handled. The set is replaced and never changed, so
+        any thread may read it."""
 
     def forget(self) -> None:
         """Forget the partitions of the run that has ended."""
@@ -67,8 +68,7 @@ class Partitions:
 
     @property
     def timeouts(self) -> Timeouts:
-        """How long a transaction of a handler waits: a lock that is held for longer than a lease is
-        that of a former owner."""
+        """How long a transaction of a handler waits for locks and between its statements."""
         return self._timeouts
 
     def _timeouts_of(self, lease: float) -> Timeouts:
@@ -114,7 +114,8 @@ class Partitions:
             ) from error
         self._timeouts = self._timeouts_of(assignment.lease or DEFAULT_LEASE)
         if assignment not in self.begun:
-            self._to_begin[assignment] = found  # before anybody knows its messages
+            # Before its messages have entries: a handler that finds one must find this, too.
+            self._to_begin[assignment] = found
         self._identities.learn(found)
         return found
 
