@@ -66,7 +66,7 @@ def _put_back(log: Log, topic: str, group: str) -> Iterator[Position]:
     """Those in the retry topic that the group has not settled."""
     retry = DeadLetters.RETRY.format(topic=topic, group=group)
     try:
-        partitions, committed = log.topic(retry).partitions, log.committed(group, retry)
+        partitions, committed = log.describe_topic(retry).partitions, log.committed(group, retry)
     except NotFound:
         return
     for partition in range(partitions):
