@@ -89,12 +89,15 @@ def check_arguments(
     :raises ConfigError: it is annotated with another type than it will get.
     """
     for (name, annotation), each in zip(_positional_parameters(function), arguments, strict=False):
-        fits = [_accepts(annotation, part, each.wrappers) for part in _union_members(each.type)]
+        fits = [
+            _parameter_accepts(annotation, part, each.wrappers)
+            for part in _union_members(each.type)
+        ]
         if all(fits) or (any_part and any(fits)):
             continue
         inner = "" if each.wrappers and each.type is Any else _format_type(each.type)
         wanted = _wrap(inner, each.wrappers)
-        raise _misfit(where, name, annotation, f"it gets {wanted}", wanted)
+        raise _mismatch_error(where, name, annotation, f"it gets {wanted}", wanted)
 
 
 def check_result(where: str, function: Callable[..., Any], to: TopicType, *, batch: bool) -> None:
@@ -151,20 +154,20 @@ def _check_parameter(
     parts = [part for each in topics for part in _union_members(each.type)]
     if not tombstones:
         parts = [part for part in parts if part is not type(None)]
-    fits = [_accepts(annotation, part, wrappers) for part in parts]
+    fits = [_parameter_accepts(annotation, part, wrappers) for part in parts]
     if all(fits) or (any_part and any(fits)):
         return
     wanted = " | ".join(dict.fromkeys(_format_type(each.type) for each in topics))
     gets = " and ".join(f"topic {each.topic!r} has {_format_type(each.type)}" for each in topics)
-    if wrappers and not _accepts(annotation, Any, wrappers):
+    if wrappers and not _parameter_accepts(annotation, Any, wrappers):
         what = "the messages" if wrappers == (list, Message) else "the message"
         gets = f"it gets {'a list (batch=)' if wrappers == (list,) else what}, and {gets}"
     alternative = ""
-    if not wrappers and all(_accepts(annotation, part, (list,)) for part in parts):
+    if not wrappers and all(_parameter_accepts(annotation, part, (list,)) for part in parts):
         alternative = ", or give batch="
     elif len(topics) == 1 and topics[0].type is bytes:  # which it is where none was given
         alternative = f", or give the type: app.topic({topics[0].topic!r}, ...)"
-    raise _misfit(where, parameter, annotation, gets, _wrap(wanted, wrappers) + alternative)
+    raise _mismatch_error(where, parameter, annotation, gets, _wrap(wanted, wrappers) + alternative)
 
 
 def _wrap(inner: str, wrappers: tuple[type, ...]) -> str:
@@ -174,7 +177,9 @@ def _wrap(inner: str, wrappers: tuple[type, ...]) -> str:
     return inner
 
 
-def _misfit(where: str, parameter: str, annotation: Any, gets: str, wanted: str) -> ConfigError:
+def _mismatch_error(
+    where: str, parameter: str, annotation: Any, gets: str, wanted: str
+) -> ConfigError:
     annotated = f"parameter {parameter!r} is annotated {_format_type(annotation)}"
     return ConfigError(f"{where}: {annotated}, but {gets}; annotate it {wanted}")
 
@@ -282,7 +287,7 @@ def _class_of(form: Any) -> type | None:
     return cls
 
 
-def _accepts(annotation: Any, part: Any, wrappers: tuple[type, ...] = ()) -> bool:
+def _parameter_accepts(annotation: Any, part: Any, wrappers: tuple[type, ...] = ()) -> bool:
     """Whether a parameter takes a value of a type, or what is around it: a list, a message."""
     for form in _union_members(annotation):
         cls = _class_of(form)
@@ -296,7 +301,11 @@ def _accepts(annotation: Any, part: Any, wrappers: tuple[type, ...] = ()) -> boo
             continue
         arguments = typing.get_args(form)
         element_type_first = cls is wrappers[0] or cls.__module__ in ("builtins", "collections.abc")
-        if not arguments or not element_type_first or _accepts(arguments[0], part, wrappers[1:]):
+        if (
+            not arguments
+            or not element_type_first
+            or _parameter_accepts(arguments[0], part, wrappers[1:])
+        ):
             return True
     return False
 

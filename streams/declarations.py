@@ -601,7 +601,7 @@ class Declarations(ABC):
         )
         inbox.companion = processor.projection = projection
         self.projections.append(projection)
-        self.add_service(projection.follow)
+        self.add_service(projection.keep_promoting)
 
 
 def _check_lifespan(lifespan: AnyLifespan) -> AnyLifespan:

@@ -76,8 +76,8 @@ _MESSAGE_BYTES = 1 << 10
 _ATTEMPT_DIGITS = 9
 
 _NO_SOURCE = "\0\0" + "0"
-"""The part of an identity (see :func:`~streams.message.identity`) for source and redrive count, if
-it has neither and they are written all the same."""
+"""The part of an identity (see :func:`~streams.message.make_identity`) for source and redrive
+count, if it has neither and they are written all the same."""
 
 _FIRST_POSITION_LIMIT = 64
 """Characters of a valid first position, at most."""

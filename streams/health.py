@@ -507,7 +507,9 @@ class Health:
             **more,
             "connected": self.connected,
             "stopping": self.stopping,
-            "processors": {name: _without_text(each) for name, each in self.processors.items()},
+            "processors": {
+                name: _without_error_text(each) for name, each in self.processors.items()
+            },
         }
         if self.aggregates:
             found["aggregates"] = {
@@ -539,7 +541,7 @@ class Health:
         )
 
 
-def _without_text(health: ProcessorHealth) -> dict[str, Any]:
+def _without_error_text(health: ProcessorHealth) -> dict[str, Any]:
     """A processor's health as a dict, with only the type of its error."""
     return asdict(health) | {"error": health.error and health.error.partition(":")[0]}
 

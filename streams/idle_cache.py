@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
-class _Entry(Generic[T]):
+class _CacheEntry(Generic[T]):
     value: T
     users: int = 0
     used_at: float = 0.0
@@ -41,21 +41,21 @@ class IdleCache(Generic[T]):
         self._seconds = seconds
         self._let_go = let_go
         self._lock = threading.Lock()
-        self._entries: dict[str, _Entry[T]] = {}
+        self._entries: dict[str, _CacheEntry[T]] = {}
         """That asked for last at the end."""
         self._timer: threading.Timer | None = None
         self._closed = False
 
-    def of(self, name: str) -> T:
+    def get(self, name: str) -> T:
         """The value of this name; once the cache is closed, one that was let go at once."""
-        with self.use(name) as value:
+        with self.hold(name) as value:
             return value
 
     @contextmanager
-    def use(self, name: str) -> Iterator[T]:
+    def hold(self, name: str) -> Iterator[T]:
         """The value of this name, which is not let go meanwhile."""
         with self._lock:
-            entry = self._entries.pop(name, None) or _Entry(self._make(name))
+            entry = self._entries.pop(name, None) or _CacheEntry(self._make(name))
             self._entries[name] = entry
             entry.users += 1
         try:
@@ -66,7 +66,7 @@ class IdleCache(Generic[T]):
                 entry.used_at = time.monotonic()
             self._drop_idle()
 
-    def all(self) -> dict[str, T]:
+    def values_by_name(self) -> dict[str, T]:
         """Those that are kept, by name; the one that was asked for last at the end."""
         with self._lock:
             return {name: entry.value for name, entry in self._entries.items()}

@@ -64,7 +64,7 @@ IDENTITY_HEADERS = (SOURCE, REDRIVE, FIRST_POSITION)
 """The headers that an identity may contain beside the message ID, in this order."""
 
 
-def identity(
+def make_identity(
     id: str,
     source: str | None = None,
     redrive: str | None = None,
@@ -99,7 +99,7 @@ def identity_of(headers: Headers) -> str | None:
             first_position = value
     if not id:
         return None
-    return identity(
+    return make_identity(
         text(id), text(source or b""), text(redrive or b""), text(first_position or b"")
     )
 
@@ -187,7 +187,7 @@ class Batch:
     """Consecutive messages of one partition, as columns of equal length.
 
     ``offsets`` ascend, with gaps where the log has them. ``ids`` are identities
-    (:func:`identity`), None for a message without one. ``times`` are the log's own, in seconds
+    (:func:`make_identity`), None for a message without one. ``times`` are the log's own, in seconds
     since the epoch. ``assignment`` is that of the subscription that polled this batch, None for a
     plain read. ``unreadable`` says, by index, why the log's driver cannot read a message's headers;
     such a message has the single header :data:`UNREADABLE`. It is complete once ``ids`` or
@@ -532,7 +532,7 @@ def make_message(
 
 
 def identity_and_offset(message: Message[Any]) -> tuple[str | None, int]:
-    """A message's identity in the log (:func:`identity`), and its offset."""
+    """A message's identity in the log (:func:`make_identity`), and its offset."""
     batch, index = message._batch, message._index  # noqa: SLF001 - the class is this module's
     return batch.ids[index], batch.offsets[index]
 

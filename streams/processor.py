@@ -238,7 +238,7 @@ def check_database(
     """
     if database is None:
         return
-    if database.suits(asynchronous=asynchronous):
+    if database.supports_handler(asynchronous=asynchronous):
         if on_promote is not None and is_async(on_promote) and not asynchronous:
             raise ConfigError(
                 f"processor {name}: on_promote= is an async function, and "

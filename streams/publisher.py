@@ -90,7 +90,7 @@ class _DurableWrite(msgspec.Struct, gc=False):
     answers: list[Position | BaseException | None] | None = None
     """The outcomes so far, by index of the record."""
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Report the outcome of each record."""
         self.on_done(self.answers or ())
 
@@ -111,7 +111,7 @@ class _DurableRequest(msgspec.Struct, gc=False):
 _Request = _PublishRequest | _DurableRequest
 
 
-class _Delayed(NamedTuple):
+class _ScheduledAction(NamedTuple):
     """An action that is due at a time of the clock."""
 
     due: float
@@ -127,7 +127,7 @@ class Publisher:
         self._clock = clock
         self._changed = threading.Condition()
         self._requests: list[_Request] = []
-        self._delayed: list[_Delayed] = []
+        self._delayed: list[_ScheduledAction] = []
         self._delayed_count = 0
         self._idle = False
         self._closing = False
@@ -194,14 +194,14 @@ class Publisher:
         ``app.transaction()``, once it is written, to be committed with the block)."""
         records = (record,)
         if self.observer is None:
-            position: Position = await self._request(topic, records, single=True)
+            position: Position = await self._request_append(topic, records, single=True)
             return position
         with self.observer(topic, records) as report_positions:
-            position = await self._request(topic, records, single=True)
+            position = await self._request_append(topic, records, single=True)
             report_positions((position,))
         return position
 
-    def _request(
+    def _request_append(
         self, topic: str, records: Sequence[Record], *, single: bool = False
     ) -> Awaitable[Any]:
         transaction = transaction_for(self._log)
@@ -231,10 +231,10 @@ class Publisher:
             return []
         positions: list[Position]
         if self.observer is None:
-            positions = await self._request(topic, records)
+            positions = await self._request_append(topic, records)
             return positions
         with self.observer(topic, records) as report_positions:
-            positions = await self._request(topic, records)
+            positions = await self._request_append(topic, records)
             report_positions(positions)
         return positions
 
@@ -318,7 +318,7 @@ class Publisher:
                 return  # as in _request_durably
             self._delayed_count += 1
             due = self._clock.monotonic() + seconds
-            heappush(self._delayed, _Delayed(due, self._delayed_count, action))
+            heappush(self._delayed, _ScheduledAction(due, self._delayed_count, action))
             self._changed.notify()
 
     # -- the thread
@@ -344,7 +344,7 @@ class Publisher:
                 action()
             if not requests and not due:
                 return  # closing
-            for topic, batch in _batches(requests):
+            for topic, batch in _group_requests(requests):
                 self._append_batch(topic, batch)
             requests.clear()  # see _DurableWrite
 
@@ -393,7 +393,7 @@ class Publisher:
             except Exception:
                 logger.exception("publisher: a result could not be delivered")
         for call_soon, together in written.items():
-            tell = partial(_tell, together)
+            tell = partial(_report_writes, together)
             try:
                 if call_soon is None:
                     tell()
@@ -414,7 +414,7 @@ def _refuse_in_transaction() -> None:
         )
 
 
-def _batches(requests: Sequence[_Request]) -> Iterator[tuple[str, list[_Request]]]:
+def _group_requests(requests: Sequence[_Request]) -> Iterator[tuple[str, list[_Request]]]:
     """Group requests by topic, and those of owners also by member, in batches of about
     :data:`MAX_RECORDS_PER_APPEND` records."""
     groups: defaultdict[object, list[_Request]] = defaultdict(list)
@@ -439,12 +439,12 @@ def _owners(requests: Sequence[_Request]) -> list[Assignment]:
     return [each.owner for each in requests if each.owner is not None for _ in each.records]
 
 
-def _tell(writes: Sequence[_DurableWrite]) -> None:
+def _report_writes(writes: Sequence[_DurableWrite]) -> None:
     """Report the outcome of each write, even if the callback of another one fails."""
     failures: list[Exception] = []
     for write in writes:
         try:
-            write.tell()
+            write.report()
         except Exception as error:
             failures.append(error)
     for failure in failures[1:]:

@@ -243,7 +243,7 @@ class Runtime:
         """Whether it was declared while the app runs, and has not begun."""
         return processor in self.starting
 
-    def withdraw(self, processor: Processor[..., Any]) -> None:
+    def withdraw_processor(self, processor: Processor[..., Any]) -> None:
         """Take a processor's declaration back, and do not start it any more (any thread)."""
         self.starting.discard(processor)
         with suppress(ValueError):
@@ -285,7 +285,7 @@ class Runtime:
         What it handles is finished (for its ``Flow(drain=)`` seconds at most) and committed, and
         it leaves its group. Nothing of it runs once this has returned.
         """
-        self.withdraw(processor)
+        self.withdraw_processor(processor)
         executor, poller = processor.executor, processor.poller
         ended = self._end_futures.get(processor)
         if executor is None or poller is None or ended is None:

@@ -63,13 +63,13 @@ class TopicFollower(Generic[T]):
             connection.log, topic.name, start, "latest", partition=partition, now=now
         )
         self.positions: dict[int, int] = {
-            number: self._existing(number, each.start) for number, each in ranges.items()
+            number: self._existing_position(number, each.start) for number, each in ranges.items()
         }
         """The next position, by partition: pass it as ``start`` to go on there later."""
         self._goal = {number: each.end for number, each in ranges.items()}
         self._caught_up = asyncio.Event()
 
-    def _existing(self, partition: int, position: int) -> int:
+    def _existing_position(self, partition: int, position: int) -> int:
         """The position to begin at: for a position that this log does not have, the first message
         that it has."""
         log = self._connection.log

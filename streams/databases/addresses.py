@@ -226,7 +226,7 @@ def _read_words(text: str) -> PostgresAddress:
     )
 
 
-class _Place(NamedTuple):
+class _DatabaseTarget(NamedTuple):
     """A database's place, and the settings that choose the schema of an unqualified table name:
     options, and the user, as PostgreSQL's ``search_path`` begins with the schema of the user's
     name."""
@@ -243,16 +243,16 @@ def is_same_database(one: str, other: str, *, any_user: bool = False) -> bool:
 
     :param any_user: ignore the users: the table's name has a schema.
     """
-    place = _place_of(one, any_user=any_user)
-    return one == other or place == _place_of(other, any_user=any_user) is not None
+    place = _target_of(one, any_user=any_user)
+    return one == other or place == _target_of(other, any_user=any_user) is not None
 
 
-def _place_of(address: str, *, any_user: bool) -> _Place | None:
+def _target_of(address: str, *, any_user: bool) -> _DatabaseTarget | None:
     """The place of an address; None: it cannot be known."""
     kind, _, _ = scheme_of(address)
     if kind == "sqlite":
         file = sqlite_file(address)
-        return _Place("", "", str(Path(file).resolve()), "", "") if file else None
+        return _DatabaseTarget("", "", str(Path(file).resolve()), "", "") if file else None
     try:
         found = read_postgres(address)
     except ConfigError:
@@ -263,7 +263,7 @@ def _place_of(address: str, *, any_user: bool) -> _Place | None:
     if not name or "service" in words or len(found.hosts) > 1:
         return None
     host, port = found.hosts[0] if found.hosts else ("", "")
-    return _Place(
+    return _DatabaseTarget(
         words.get("host") or host,
         words.get("port") or port or "5432",
         name,

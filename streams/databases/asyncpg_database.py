@@ -16,7 +16,7 @@ from streams.databases.protocol import (
     Database,
     DialectName,
     EndedByHandler,
-    Failure,
+    FailureKind,
     Rows,
     Statement,
     SwallowedError,
@@ -134,7 +134,7 @@ class Asyncpg(Database["Connection"]):
         return "postgresql"
 
     @override
-    def classify(self, error: BaseException) -> Failure:
+    def classify(self, error: BaseException) -> FailureKind:
         return asyncpg_failure(error)
 
     @override

@@ -20,7 +20,7 @@ from streams.databases.protocol import (
     Database,
     DialectName,
     EndedByHandler,
-    Failure,
+    FailureKind,
     Rows,
     Session,
     Statement,
@@ -69,7 +69,7 @@ def address_of(using: str, caller: str) -> str:
         words["options"] = f"{words.get('options', '')} -c role={escaped}".strip()
     # Text behind a secret is treated as a part of it when errors are shown.
     ordered = sorted(words, key=is_secret_name)
-    return " ".join(f"{name}={_quoted(words[name])}" for name in ordered)
+    return " ".join(f"{name}={_quote_value(words[name])}" for name in ordered)
 
 
 _DRIVER_ARGUMENTS = frozenset(
@@ -81,7 +81,7 @@ _DRIVER_ARGUMENTS = frozenset(
 """The arguments of psycopg and psycopg2 themselves; all others are libpq's."""
 
 
-def _quoted(text: str) -> str:
+def _quote_value(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -165,12 +165,12 @@ class Django(Database[Any]):
         return self._dialect
 
     @override
-    def classify(self, error: BaseException) -> Failure:
+    def classify(self, error: BaseException) -> FailureKind:
         from django.db import Error
         from django.db.utils import InterfaceError, OperationalError  # type: ignore[import-untyped]
 
         if not isinstance(error, Error):
-            return Failure.FAULT
+            return FailureKind.FAULT
         from_client = isinstance(error, (OperationalError, InterfaceError))
         return failure_of_driver(error.__cause__, from_client=from_client)
 

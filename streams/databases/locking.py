@@ -9,7 +9,7 @@ IDLE_WITH_LOCK = 10.0
 """Seconds after which the server ends an idle transaction of the toolkit that holds a lock."""
 
 
-def milliseconds(seconds: float) -> str:
+def format_timeout(seconds: float) -> str:
     """A time for PostgreSQL's settings: at least 1, and at most their maximum."""
     return str(max(1, min(round(seconds * 1000), 2**31 - 1)))
 
@@ -24,7 +24,7 @@ def bound_waits(dialect: DialectName, *, lock: float, idle: float) -> Steps[None
         yield Statement(
             "SELECT set_config('lock_timeout', CAST($1 AS text), true), "
             "set_config('idle_in_transaction_session_timeout', CAST($2 AS text), true)",
-            (milliseconds(lock), milliseconds(idle)),
+            (format_timeout(lock), format_timeout(idle)),
         )
 
 
@@ -37,5 +37,5 @@ def begin_locking(dialect: DialectName) -> Steps[None]:
     """
     if dialect == "postgresql":
         yield Statement("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        idle = milliseconds(IDLE_WITH_LOCK)
+        idle = format_timeout(IDLE_WITH_LOCK)
         yield Statement(f"SET LOCAL idle_in_transaction_session_timeout = {idle}")

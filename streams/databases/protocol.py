@@ -6,9 +6,9 @@
 task.
 
 **The toolkit's statements are written once**, as a generator (:data:`Steps`) that yields statements
-and gets their rows; :func:`run` and :func:`run_async` drive it. A :class:`Statement` has ``$1``,
-``$2`` and so on, each once and in that order, which become the driver's own kind of parameters
-(:func:`marked`).
+and gets their rows; :func:`run_steps` and :func:`run_steps_async` drive it. A :class:`Statement`
+has ``$1``, ``$2`` and so on, each once and in that order, which become the driver's own kind of
+parameters (:func:`convert_parameters`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Steps: TypeAlias = "Generator[Statement, Rows, R]"
 result."""
 
 
-class Failure(Enum):
+class FailureKind(Enum):
     """The kind of failure of a database's error."""
 
     UNREACHABLE = "unreachable"
@@ -216,7 +216,7 @@ class Database(ABC, Generic[C_co]):
     def asynchronous(self) -> bool:
         """Whether sessions are awaited and handlers are ``async def``."""
 
-    def suits(self, *, asynchronous: bool) -> bool:
+    def supports_handler(self, *, asynchronous: bool) -> bool:
         """Whether handlers of this kind can be called inside the transactions. A database that may
         be of either kind is of this kind from then on."""
         return self.asynchronous == asynchronous
@@ -230,7 +230,7 @@ class Database(ABC, Generic[C_co]):
         """
 
     @abstractmethod
-    def classify(self, error: BaseException) -> Failure:
+    def classify(self, error: BaseException) -> FailureKind:
         """The kind of failure of an error."""
 
     def hide_secrets(self, error: BaseException) -> None:
@@ -245,7 +245,7 @@ class Database(ABC, Generic[C_co]):
 
     # Several processors may share a database: the first one opens it, the last one closes it.
 
-    def reserve(self, connections: int) -> None:
+    def reserve_connections(self, connections: int) -> None:
         """Reserve this many concurrent transactions for a user of the database."""
         self._reserved += connections
 
@@ -326,7 +326,7 @@ class Database(ABC, Generic[C_co]):
         return session
 
 
-class Executing(Protocol):
+class StatementRunner(Protocol):
     """Runs statements: a session, or a connection on which a transaction is open."""
 
     @property
@@ -335,8 +335,8 @@ class Executing(Protocol):
         ...
 
 
-class AsyncExecuting(Protocol):
-    """As :class:`Executing`, awaited."""
+class AsyncStatementRunner(Protocol):
+    """As :class:`StatementRunner`, awaited."""
 
     @property
     def execute(self) -> Callable[[Statement], Awaitable[Rows]]:
@@ -344,7 +344,7 @@ class AsyncExecuting(Protocol):
         ...
 
 
-def run(session: Executing, steps: Steps[R]) -> R:
+def run_steps(session: StatementRunner, steps: Steps[R]) -> R:
     """Run these statements; returns their result."""
     try:
         statement = next(steps)
@@ -355,8 +355,10 @@ def run(session: Executing, steps: Steps[R]) -> R:
         return result
 
 
-async def run_async(session: AsyncExecuting, steps: Steps[R], first: Rows | None = None) -> R:
-    """As :func:`run`.
+async def run_steps_async(
+    session: AsyncStatementRunner, steps: Steps[R], first: Rows | None = None
+) -> R:
+    """As :func:`run_steps`.
 
     :param first: the rows of the first statement, with which the session began; the steps have
         yielded it.
@@ -375,7 +377,7 @@ _MARK = re.compile(r"\$(\d+)")
 
 
 @lru_cache(maxsize=256)
-def marked(sql: str, mark: Mark) -> str:
+def convert_parameters(sql: str, mark: Mark) -> str:
     """A statement's SQL with another kind of parameters: ``%s``, ``?`` or ``:p1``."""
     return _MARK.sub(r":p\1" if mark == ":p" else mark, sql)
 
@@ -426,51 +428,51 @@ crashed."""
 def is_conflict_of_ours(error: BaseException) -> bool:
     """Whether the toolkit's statement that raised this error may succeed when it is run again."""
     chain = error_chain(error, with_suppressed=False)
-    return any(state_of(each) in _CONFLICTS_OF_OURS for each in chain)
+    return any(sqlstate_of(each) in _CONFLICTS_OF_OURS for each in chain)
 
 
-def failure_of_state(state: str | None) -> Failure:
+def failure_of_state(state: str | None) -> FailureKind:
     """The kind of failure of a PostgreSQL error code."""
     if state is None:
-        return Failure.FAULT
+        return FailureKind.FAULT
     if state in _CONFLICTS:
-        return Failure.CONFLICT
+        return FailureKind.CONFLICT
     if state in _UNABLE:
-        return Failure.UNABLE
+        return FailureKind.UNABLE
     if state.startswith(_UNREACHABLE_CLASSES) or state == _READ_ONLY:
-        return Failure.UNREACHABLE
-    return Failure.FAULT
+        return FailureKind.UNREACHABLE
+    return FailureKind.FAULT
 
 
-def sqlite_failure(error: BaseException) -> Failure:
+def sqlite_failure(error: BaseException) -> FailureKind:
     """The kind of failure of an error of the standard library's sqlite3."""
     name = getattr(error, "sqlite_errorname", None) or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return Failure.CONFLICT
+        return FailureKind.CONFLICT
     if name.startswith(("SQLITE_IOERR", "SQLITE_FULL")):
-        return Failure.UNABLE
+        return FailureKind.UNABLE
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PROTOCOL")):
-        return Failure.UNREACHABLE
-    return Failure.FAULT
+        return FailureKind.UNREACHABLE
+    return FailureKind.FAULT
 
 
-def state_of(error: BaseException | None) -> str | None:
+def sqlstate_of(error: BaseException | None) -> str | None:
     """The PostgreSQL error code of an error of psycopg, asyncpg or psycopg2; None: it has none."""
     code: str | None = attribute_of(error, "sqlstate") or attribute_of(error, "pgcode")
     return code
 
 
-def failure_of_answer(error: BaseException) -> Failure:
+def failure_of_answer(error: BaseException) -> FailureKind:
     """The kind of failure that the database answered, from a driver's error; a fault if there is no
     answer."""
     import sqlite3
 
     if isinstance(error, sqlite3.Error):
         return sqlite_failure(error)
-    return failure_of_state(state_of(error))
+    return failure_of_state(sqlstate_of(error))
 
 
-def failure_of_driver(error: BaseException | None, *, from_client: bool) -> Failure:
+def failure_of_driver(error: BaseException | None, *, from_client: bool) -> FailureKind:
     """The kind of failure of a driver's error that a library has wrapped.
 
     :param from_client: an error without a code means that there was no connection, or that it is
@@ -479,9 +481,9 @@ def failure_of_driver(error: BaseException | None, *, from_client: bool) -> Fail
     import sqlite3  # not at the start of every app
 
     if error is None:
-        return Failure.UNREACHABLE if from_client else Failure.FAULT
-    if from_client and not isinstance(error, sqlite3.Error) and state_of(error) is None:
-        return Failure.UNREACHABLE
+        return FailureKind.UNREACHABLE if from_client else FailureKind.FAULT
+    if from_client and not isinstance(error, sqlite3.Error) and sqlstate_of(error) is None:
+        return FailureKind.UNREACHABLE
     return failure_of_answer(error)
 
 
@@ -521,7 +523,7 @@ def check_source(name: str, given: Any, what: str, *, libpq: bool = True) -> Any
 def is_in_failed_transaction(error: BaseException) -> bool:
     """Whether PostgreSQL refused a statement because an earlier one of its transaction failed."""
     causes = (error, attribute_of(error, "orig"), error.__cause__)
-    return any(state_of(each) == "25P02" for each in causes)  # in_failed_sql_transaction
+    return any(sqlstate_of(each) == "25P02" for each in causes)  # in_failed_sql_transaction
 
 
 def has_aborted(driver_connection: Any) -> bool | None:

@@ -32,15 +32,15 @@ from streams.databases.protocol import (
     Database,
     DialectName,
     EndedByHandler,
-    Failure,
+    FailureKind,
     Rows,
     Session,
     Statement,
     SwallowedError,
     check_source,
+    convert_parameters,
     has_aborted,
     import_error,
-    marked,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class _PsycopgDatabase(Database[C_co]):
         return "postgresql"
 
     @override
-    def classify(self, error: BaseException) -> Failure:
+    def classify(self, error: BaseException) -> FailureKind:
         return psycopg_failure(error)
 
 
@@ -328,7 +328,7 @@ class _OwnPoolSession(_AsyncPsycopgSession):
             if first is None:
                 await cursor.execute("BEGIN", prepare=False)
                 return
-            sql: Any = f"BEGIN; {marked(first.sql, '%s')}"
+            sql: Any = f"BEGIN; {convert_parameters(first.sql, '%s')}"
             await cursor.execute(sql, first.parameters or None, prepare=False)
             cursor.nextset()
             if cursor.rownumber is not None:

@@ -24,7 +24,7 @@ from streams.databases.protocol import (
     Database,
     DialectName,
     EndedByHandler,
-    Failure,
+    FailureKind,
     Rows,
     Session,
     Statement,
@@ -275,12 +275,12 @@ class SQLAlchemy(Database[C], Generic[C]):
         return self._asynchronous is True
 
     @override
-    def suits(self, *, asynchronous: bool) -> bool:
+    def supports_handler(self, *, asynchronous: bool) -> bool:
         if self._asynchronous is None:
             self._asynchronous = asynchronous
         return self._asynchronous == asynchronous
 
-    def _session(self) -> Any:
+    def _new_session(self) -> Any:
         """A new session of the user's maker.
 
         :raises ConfigError: the user's function returned something else than a maker for it.
@@ -302,7 +302,7 @@ class SQLAlchemy(Database[C], Generic[C]):
             raise RuntimeError("not known before the first session")
         return self._dialect
 
-    def _check(self, core: Any) -> None:
+    def _check_engine(self, core: Any) -> None:
         """Check the engine, which is known by a connection.
 
         :raises ConfigError: the inbox does not work there.
@@ -312,9 +312,9 @@ class SQLAlchemy(Database[C], Generic[C]):
                 "transaction=SQLAlchemy(...): its engine has isolation_level='AUTOCOMMIT', with "
                 "which no transaction is ever open: give the maker an engine without it"
             )
-        self._learn(core.dialect.name)
+        self._set_dialect(core.dialect.name)
 
-    def _learn(self, name: str) -> None:
+    def _set_dialect(self, name: str) -> None:
         """Learn the engine's dialect.
 
         :raises ConfigError: the inbox does not work there.
@@ -328,30 +328,30 @@ class SQLAlchemy(Database[C], Generic[C]):
         self._dialect = found
 
     @override
-    def classify(self, error: BaseException) -> Failure:
+    def classify(self, error: BaseException) -> FailureKind:
         from sqlalchemy import exc
 
         if isinstance(error, exc.TimeoutError):  # no connection of the pool is free
-            return Failure.UNREACHABLE
+            return FailureKind.UNREACHABLE
         if isinstance(error, exc.DBAPIError):
             if error.connection_invalidated:
-                return Failure.UNREACHABLE
+                return FailureKind.UNREACHABLE
             from_client = isinstance(error, exc.OperationalError)
             return failure_of_driver(error.orig, from_client=from_client)
         if self.asynchronous and isinstance(error, OSError):  # asyncpg's, of a new connection
-            return Failure.UNREACHABLE
-        return Failure.FAULT
+            return FailureKind.UNREACHABLE
+        return FailureKind.FAULT
 
     @override
     def begin(self) -> Session[C]:
         try:
-            session = _SqlSession(self._session())
+            session = _SqlSession(self._new_session())
         except Exception as error:
             self.hide_secrets(error)
             raise
         if self._dialect is None:
             try:
-                self._check(session.core)
+                self._check_engine(session.core)
             except BaseException:
                 session.rollback()
                 raise
@@ -360,14 +360,14 @@ class SQLAlchemy(Database[C], Generic[C]):
     @override
     async def begin_async(self) -> AsyncSession[C]:
         try:
-            session = _SqlAsyncSession(self._session())
+            session = _SqlAsyncSession(self._new_session())
             await session.enter()
         except Exception as error:
             self.hide_secrets(error)
             raise
         if self._dialect is None:
             try:
-                self._check(session.core)
+                self._check_engine(session.core)
             except BaseException:
                 await session.rollback()
                 raise

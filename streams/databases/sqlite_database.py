@@ -24,7 +24,7 @@ from streams.databases.protocol import (
     Database,
     DialectName,
     EndedByHandler,
-    Failure,
+    FailureKind,
     Rows,
     Session,
     Statement,
@@ -58,10 +58,10 @@ class _SqliteSession(Session[sqlite3.Connection]):
         try:
             connection.execute(begin)
         except BaseException:
-            self._give_back()
+            self._return_connection()
             raise
 
-    def _give_back(self) -> None:
+    def _return_connection(self) -> None:
         if self._open:
             self._open = False
             self._take_back(self.connection)
@@ -73,7 +73,7 @@ class _SqliteSession(Session[sqlite3.Connection]):
     @override
     def commit(self) -> None:
         if not _is_in_transaction(self.connection):
-            self._give_back()
+            self._return_connection()
             raise EndedByHandler(
                 "Sqlite(...)",
                 or_else=" (or SQLite rolled back, as where there is no room, and it went on)",
@@ -85,14 +85,14 @@ class _SqliteSession(Session[sqlite3.Connection]):
                 self.connection.execute("ROLLBACK")
             raise
         finally:
-            self._give_back()
+            self._return_connection()
 
     @override
     def rollback(self, *, close: bool = False) -> None:
         if self._open:
             with suppress(sqlite3.Error):
                 self.connection.close() if close else self.connection.execute("ROLLBACK")
-            self._give_back()
+            self._return_connection()
 
     @override
     def is_broken(self) -> bool:
@@ -105,7 +105,7 @@ class _SqliteSession(Session[sqlite3.Connection]):
         return self._open and _is_in_transaction(self.connection) is False
 
 
-class _Busy(Busy, sqlite3.OperationalError):
+class _BusyInProcess(Busy, sqlite3.OperationalError):
     """This process's own transactions have the file; handled as if another process had it."""
 
     sqlite_errorname = "SQLITE_BUSY"
@@ -166,8 +166,8 @@ class Sqlite(Database[sqlite3.Connection]):
         return "sqlite"
 
     @override
-    def classify(self, error: BaseException) -> Failure:
-        return sqlite_failure(error) if isinstance(error, sqlite3.Error) else Failure.FAULT
+    def classify(self, error: BaseException) -> FailureKind:
+        return sqlite_failure(error) if isinstance(error, sqlite3.Error) else FailureKind.FAULT
 
     @override
     def open(self, connections: int) -> None:
@@ -185,7 +185,9 @@ class Sqlite(Database[sqlite3.Connection]):
     @override
     def begin(self) -> Session[sqlite3.Connection]:
         if not self._turn.acquire(timeout=BUSY_TIMEOUT):
-            raise _Busy(f"Sqlite(...): another transaction has lasted for {BUSY_TIMEOUT:g} s")
+            raise _BusyInProcess(
+                f"Sqlite(...): another transaction has lasted for {BUSY_TIMEOUT:g} s"
+            )
         try:
             with self._free_lock:
                 free = self._free.pop() if self._free else None
@@ -194,7 +196,7 @@ class Sqlite(Database[sqlite3.Connection]):
             self._turn.release()
             raise
         try:
-            return _SqliteSession(connection, self._give_back)
+            return _SqliteSession(connection, self._return_connection)
         except sqlite3.ProgrammingError as error:
             self._refuse_own_thread(error)
             raise
@@ -209,7 +211,7 @@ class Sqlite(Database[sqlite3.Connection]):
         )  # fmt: skip
         return _SqliteSession(connection, sqlite3.Connection.close, "BEGIN")
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _return_connection(self, connection: sqlite3.Connection) -> None:
         """Take back a session's connection; the next session may begin."""
         try:
             with self._free_lock:

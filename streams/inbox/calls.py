@@ -59,8 +59,8 @@ async def run_calls_async(calls: Calls[R]) -> R:
         return result
 
 
-def run_steps(session: AnySession, steps: Steps[R]) -> Calls[R]:
-    """Run statements in a session; as :func:`streams.databases.protocol.run`."""
+def execute_steps(session: AnySession, steps: Steps[R]) -> Calls[R]:
+    """Run statements in a session; as :func:`streams.databases.protocol.run_steps`."""
     try:
         statement = next(steps)
         while True:
@@ -145,7 +145,7 @@ class Access(ABC):
         """
         session: AnySession = yield self.begin()
         try:
-            found = yield from run_steps(session, steps_of(self.database.dialect))
+            found = yield from execute_steps(session, steps_of(self.database.dialect))
             yield session.commit()
         except BaseException:
             yield session.rollback()
@@ -188,7 +188,7 @@ class _PlainAccess(Access):
 
     @override
     def run_begun(self, session: AnySession, steps: Steps[R]) -> Calls[R]:
-        return run_steps(session, steps)
+        return execute_steps(session, steps)
 
     @override
     def sleep(self, seconds: float) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 from streams.databases.protocol import (
     Busy,
     Database,
-    Failure,
+    FailureKind,
     failure_of_answer,
     is_conflict_of_ours,
-    state_of,
+    sqlstate_of,
 )
 from streams.errors import error_chain
 
@@ -24,22 +24,22 @@ class Failures:
 
     def is_conflict(self, error: BaseException, *, ours: bool) -> bool:
         """Whether another transaction was in the way."""
-        if self._database.classify(error) is Failure.CONFLICT:
+        if self._database.classify(error) is FailureKind.CONFLICT:
             return True
         return ours and is_conflict_of_ours(error)
 
     def may_be_unable(self, error: Exception, *, ours: bool) -> bool:
         """Whether the database answers but cannot work now."""
-        if self._database.classify(error) is Failure.CONFLICT:
+        if self._database.classify(error) is FailureKind.CONFLICT:
             return False
-        kinds = (Failure.UNABLE, Failure.UNREACHABLE) if ours else (Failure.UNABLE,)
+        kinds = (FailureKind.UNABLE, FailureKind.UNREACHABLE) if ours else (FailureKind.UNABLE,)
         return any(
             failure_of_answer(each) in kinds for each in error_chain(error, with_suppressed=False)
         )
 
     def may_pass(self, error: Exception) -> bool:
         """Whether a statement of the inbox that failed may succeed later."""
-        is_fault = self._database.classify(error) is Failure.FAULT
+        is_fault = self._database.classify(error) is FailureKind.FAULT
         return not is_fault or self.is_conflict(error, ours=True)
 
     def is_outage(self, error: Exception, tries: int) -> bool:
@@ -55,4 +55,4 @@ class Failures:
         # For a server, a lock timeout is an answer. A file that another process locks for long
         # counts as unreachable.
         chain = error_chain(error, with_suppressed=False)
-        return tries > 1 and not any(state_of(each) for each in chain)
+        return tries > 1 and not any(sqlstate_of(each) for each in chain)

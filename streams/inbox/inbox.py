@@ -58,7 +58,8 @@ class Inbox(AbstractAsyncContextManager["Inbox"]):
         """Adds statements to each transaction of a handler."""
         self._connection = connection
         self._processor = processor
-        database.reserve(processor.options.concurrency + 2)  # for dead letters, and to purge
+        # Two more: for dead letters, and to purge.
+        database.reserve_connections(processor.options.concurrency + 2)
         self._access = access_of(database)
         self._failures = Failures(database)
         names = DeadLetters()

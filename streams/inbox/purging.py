@@ -32,7 +32,7 @@ from typing import NamedTuple, TypeVar
 
 from streams.connection import Connection
 from streams.databases.locking import bound_waits
-from streams.databases.protocol import DialectName, Failure, Steps
+from streams.databases.protocol import DialectName, FailureKind, Steps
 from streams.engine.progress import decode_generation
 from streams.errors import StreamsError
 from streams.health import InboxStats
@@ -241,7 +241,7 @@ class Purger:
 
     def _report(self, assignment: Assignment, error: Exception) -> None:
         expected = isinstance(error, StreamsError) or (
-            self._database.classify(error) is not Failure.FAULT
+            self._database.classify(error) is not FailureKind.FAULT
         )
         log = logger.info if expected else logger.error
         log(

@@ -7,7 +7,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from streams.databases.locking import milliseconds
+from streams.databases.locking import format_timeout
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.inbox.identity import Entry, FirstPosition, position_text
 
@@ -40,7 +40,7 @@ class Timeouts(NamedTuple):
 @lru_cache(64)
 def _milliseconds(timeouts: Timeouts) -> tuple[str, str]:
     """Seconds as milliseconds for PostgreSQL's settings, which have a maximum."""
-    return milliseconds(timeouts.lock), milliseconds(timeouts.idle)
+    return format_timeout(timeouts.lock), format_timeout(timeouts.idle)
 
 
 _TAKE = (

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from streams.databases.protocol import CRASHED, Database, Failure, state_of
+from streams.databases.protocol import CRASHED, Database, FailureKind, sqlstate_of
 from streams.errors import ConfigError, error_chain
 from streams.health import InboxStats
 from streams.inbox.companion import RunAgain
@@ -88,29 +88,29 @@ class Reruns:
             return None
         if failed.number >= RUNS_IN_PLACE:
             if not failed.called or (
-                failure is Failure.UNREACHABLE and not self._is_handlers_fault(failed)
+                failure is FailureKind.UNREACHABLE and not self._is_handlers_fault(failed)
             ):
                 raise TransactionPostponed(
                     f"{self._database.name}: {describe_error(error)}"
                 ) from error
             return None
         self._stats.reruns += 1
-        if failure is Failure.UNREACHABLE:
+        if failure is FailureKind.UNREACHABLE:
             return 0.0  # the next transaction waits until there can be one
         return random.random() * 0.01 * 2.0**failed.number
 
-    def _failure_of(self, failed: FailedRun) -> Failure | None:
+    def _failure_of(self, failed: FailedRun) -> FailureKind | None:
         """Conflict or unreachable; None: the error is the handler's own, or of another database
         that it uses."""
         if self._failures.is_conflict(failed.error, ours=failed.ours):
-            return Failure.CONFLICT
+            return FailureKind.CONFLICT
         if failed.rolled_back.broken:
             # A server that ends a transaction which idled too long breaks its connection, too.
             idled = failed.rolled_back.seconds >= self._partitions.timeouts.idle
-            return Failure.CONFLICT if idled else Failure.UNREACHABLE
+            return FailureKind.CONFLICT if idled else FailureKind.UNREACHABLE
         if failed.rolled_back.unable:
             self._reachability.note_unable(failed.error)
-            return Failure.UNREACHABLE
+            return FailureKind.UNREACHABLE
         return None
 
     def _is_handlers_fault(self, failed: FailedRun) -> bool:
@@ -121,7 +121,7 @@ class Reruns:
         if failed.rolled_back.broken:
             # Not if the server has crashed: another handler may have caused that.
             chain = error_chain(failed.error, with_suppressed=False)
-            return all(state_of(each) != CRASHED for each in chain)
+            return all(sqlstate_of(each) != CRASHED for each in chain)
         # A server without room may still accept small statements. So other transactions must have
         # committed.
         return self._stats.committed > failed.committed_before

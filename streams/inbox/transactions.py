@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from streams.databases.protocol import DialectName, Steps
 from streams.errors import find_config_error
-from streams.inbox.calls import Access, AnySession, Calls, run_steps
+from streams.inbox.calls import Access, AnySession, Calls, execute_steps
 from streams.inbox.failures import Failures
 from streams.inbox.opening import Opening
 from streams.inbox.outage import RETRY_PAUSE, Reachability
@@ -72,7 +72,7 @@ class Transaction(Generic[R]):
 
     def run(self, steps: Steps[R]) -> Calls[R]:
         """Run other statements."""
-        return run_steps(self._session, steps)
+        return execute_steps(self._session, steps)
 
     def commit(self) -> Calls[None]:
         """Commit."""

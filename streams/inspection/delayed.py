@@ -167,7 +167,7 @@ class DelayIndex(CountingReader[PendingCounts]):
             nearest = [
                 [
                     PendingPlace(due_time(entry) / 1000, partition, log_position(entry))
-                    for entry in each.nearest(start + count)
+                    for entry in each.first_due(start + count)
                 ]
                 for partition, each in self._pending.items()
             ]

@@ -122,7 +122,7 @@ class KeptReaders(IdleCache[R]):
 
     def expire(self, names: Collection[str] = ()) -> None:
         """Note a change in any of the topics: see :meth:`BackgroundReader.expire`."""
-        for reader in self.all().values():
+        for reader in self.values_by_name().values():
             reader.expire()
 
 

@@ -11,7 +11,7 @@ heartbeat every few seconds: it raises its *beat* in the database. It is dead
 
 Its buckets are then free. Live relays share the buckets evenly; a relay with too many gives some up
 once none of their rows are in flight. The statement that reads rows also checks the ownership
-(:meth:`streams.outbox.tables.Dialect.fetch`), and the rows are published only while this relay
+(:meth:`streams.outbox.tables.Dialect.fetch_rows`), and the rows are published only while this relay
 knows by its own clock that no other can have taken it for dead, and no statement has failed: a
 relay that loses its connection loses the lock, and until it notices, may publish rows that others
 publish, too. A relay that was taken for dead registers again, which begins another *term*: rows
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 
 from streams.clock import Clock
 from streams.databases.protocol import Steps
-from streams.outbox.databases import Database
+from streams.outbox.databases import RelayDatabase
 from streams.outbox.tables import statement
 from streams.text import get_logger
 
@@ -38,7 +38,7 @@ MARGIN = 0.8
 
 
 @dataclass(slots=True)
-class _Seen:
+class _SeenHeartbeat:
     """Another relay's heartbeat count, and since when it has not changed, by this relay's clock."""
 
     beat: int
@@ -46,7 +46,7 @@ class _Seen:
 
 
 @dataclass(slots=True)
-class _Found:
+class _RelayScan:
     """The result of one pass over the relays' tables.
 
     :param registered: whether this pass registered this relay.
@@ -61,7 +61,7 @@ class _Found:
     was_dead: bool = False
     dead: dict[str, str] = field(default_factory=dict)
     added: int = 0
-    seen: dict[str, _Seen] = field(default_factory=dict)
+    seen: dict[str, _SeenHeartbeat] = field(default_factory=dict)
     owned: frozenset[int] = frozenset()
 
 
@@ -71,7 +71,7 @@ class Buckets:
     :param lease: seconds after which a relay without a heartbeat is dead.
     """
 
-    def __init__(self, database: Database, clock: Clock, lease: float) -> None:
+    def __init__(self, database: RelayDatabase, clock: Clock, lease: float) -> None:
         self._database = database
         self._clock = clock
         self.lease = lease
@@ -82,19 +82,19 @@ class Buckets:
         """The buckets that may be read, without those that are being given up."""
         self.term = 0
         """How often this relay has registered."""
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _SeenHeartbeat] = {}
         self._registered = False
         self._valid_until = 0.0
 
-    async def join(self) -> None:
-        """Take a new lock, on a new connection; the next :meth:`tick` registers this relay."""
+    async def take_lock(self) -> None:
+        """Take a new lock, on a new connection; the next heartbeat registers this relay."""
         self._registered = False
         self._seen.clear()
-        self.forget()
+        self.give_up()
         self._lock_number = secrets.randbits(62)  # a new one: the former connection may linger
         await self._database.take_lock(self._lock_number)
 
-    def forget(self) -> None:
+    def give_up(self) -> None:
         """Give up the buckets, which other relays may own from now on."""
         self.owned = frozenset()
         self._valid_until = 0.0
@@ -104,17 +104,17 @@ class Buckets:
         """Whether no other relay can have taken this one for dead since its last heartbeat."""
         return self._clock.monotonic() < self._valid_until
 
-    def holds(self, term: int) -> bool:
+    def is_certain_since(self, term: int) -> bool:
         """Whether no other relay can have taken this one for dead since that term began."""
         return term == self.term and self.is_certain
 
-    async def tick(self, in_flight: Collection[int]) -> None:
+    async def send_heartbeat(self, in_flight: Collection[int]) -> None:
         """Send a heartbeat, find the other live relays, and take or give up buckets.
 
         :param in_flight: buckets with rows in flight to the log.
         """
         began = self._clock.monotonic()
-        found = await self._database.transaction(self._look(frozenset(in_flight)))
+        found = await self._database.transaction(self._scan_relays(frozenset(in_flight)))
         if found.was_dead:
             logger.warning("outbox: this relay was taken for dead; starting over")
         for name, why in found.dead.items():
@@ -130,28 +130,30 @@ class Buckets:
         self.term += found.registered
         self._valid_until = began + self.lease * MARGIN
 
-    def _look(self, in_flight: Collection[int]) -> Steps[_Found]:
-        dialect, found = self._database.dialect, _Found()
+    def _scan_relays(self, in_flight: Collection[int]) -> Steps[_RelayScan]:
+        dialect, found = self._database.dialect, _RelayScan()
         yield from self._database.lock_relays()
         me = {"relay": self.relay}
-        is_there = self._registered and bool((yield statement(dialect.beat(), me)))
+        is_there = self._registered and bool((yield statement(dialect.send_heartbeat(), me)))
         if not is_there:
             found.registered, found.was_dead = True, self._registered
-            yield statement(dialect.leave(), me)
-            yield statement(dialect.register(), {**me, "lock": self._lock_number})
+            yield statement(dialect.leave_relays(), me)
+            yield statement(dialect.register_relay(), {**me, "lock": self._lock_number})
         yield from self._remove_dead(found)
-        yield from self._share(found, in_flight)
+        yield from self._balance_buckets(found, in_flight)
         return found
 
-    def _remove_dead(self, found: _Found) -> Steps[None]:
+    def _remove_dead(self, found: _RelayScan) -> Steps[None]:
         """Remove the relays that are dead."""
         now, dialect = self._clock.monotonic(), self._database.dialect
-        for relay, beat, lock_number in (yield statement(dialect.others(), {"relay": self.relay})):
+        for relay, beat, lock_number in (
+            yield statement(dialect.other_relays(), {"relay": self.relay})
+        ):
             if not _is_relay(relay, beat, lock_number):
                 continue
             known = self._seen.get(relay)
             if known is None or known.beat != beat:
-                known = _Seen(beat, now)
+                known = _SeenHeartbeat(beat, now)
             has_ended = yield from self._database.is_gone(lock_number)
             if has_ended or now - known.since >= self.lease:
                 dead = {"relay": relay, "beat": beat}
@@ -160,10 +162,10 @@ class Buckets:
                     continue
             found.seen[relay] = known
 
-    def _share(self, found: _Found, in_flight: Collection[int]) -> Steps[None]:
+    def _balance_buckets(self, found: _RelayScan, in_flight: Collection[int]) -> Steps[None]:
         """Take or give up buckets, so that all live relays have equally many."""
         dialect = self._database.dialect
-        owners: dict[int, str] = dict((yield statement(dialect.owners())))
+        owners: dict[int, str] = dict((yield statement(dialect.bucket_owners())))
         # A copy of the schema alone has no buckets.
         for bucket in set(range(dialect.bucket_count)) - owners.keys():
             yield statement(dialect.add_bucket(), {"bucket": bucket})
@@ -179,21 +181,23 @@ class Buckets:
         taken = free[: max(0, share - len(mine))]
         if taken:
             yield statement(
-                dialect.own(), {"owner": self.relay, "buckets": dialect.list_parameter(taken)}
+                dialect.set_owner(), {"owner": self.relay, "buckets": dialect.list_parameter(taken)}
             )
         leaving = sorted(set(mine[share:]) - set(in_flight))
         if leaving:
             yield statement(
-                dialect.own(), {"owner": None, "buckets": dialect.list_parameter(leaving)}
+                dialect.set_owner(), {"owner": None, "buckets": dialect.list_parameter(leaving)}
             )
         found.owned = frozenset(mine[:share]) | frozenset(taken)
 
     async def leave(self) -> None:
         """Give up the buckets and the registration in an orderly way."""
-        self.forget()
+        self.give_up()
         if self._registered:
             self._registered = False
-            await self._database.execute(self._database.dialect.leave(), {"relay": self.relay})
+            await self._database.execute(
+                self._database.dialect.leave_relays(), {"relay": self.relay}
+            )
 
 
 def _is_relay(relay: object, beat: object, lock_number: object) -> bool:

@@ -36,14 +36,14 @@ from streams.databases.addresses import (
     sqlite_file,
 )
 from streams.databases.protocol import (
-    Failure,
+    FailureKind,
     Statement,
     Steps,
-    marked,
-    run,
-    run_async,
+    convert_parameters,
+    run_steps,
+    run_steps_async,
     sqlite_failure,
-    state_of,
+    sqlstate_of,
 )
 from streams.databases.sqlite_files import connect_existing
 from streams.errors import ConfigError, LogError, Unavailable
@@ -55,9 +55,9 @@ from streams.outbox.tables import (
     Dialect,
     Parameters,
     PostgresDialect,
-    Row,
+    RelayRow,
     SqliteDialect,
-    Tables,
+    TableNames,
     rows_of_document,
     statement,
 )
@@ -77,14 +77,14 @@ FORMS = "postgresql://user@host/database, or sqlite:///file.db"
 T = TypeVar("T")
 
 
-class Database(ABC):
+class RelayDatabase(ABC):
     """One connection, opened by :meth:`connect`. Statements run one at a time, in the order of the
     calls."""
 
     def __init__(self, place: str) -> None:
         self.place = place
         """The database's address without secrets."""
-        self._deleting: Database = self
+        self._deleting: RelayDatabase = self
         """The database on whose connection rows are deleted."""
 
     @property
@@ -107,11 +107,11 @@ class Database(ABC):
     async def execute(self, sql: str, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
         """Run one statement and commit it; returns its rows."""
 
-    async def fetch(self, parameters: Parameters) -> list[Row]:
-        """The rows of :meth:`~streams.outbox.tables.Dialect.fetch`, of one topic if one is
+    async def fetch_rows(self, parameters: Parameters) -> list[RelayRow]:
+        """The rows of :meth:`~streams.outbox.tables.Dialect.fetch_rows`, of one topic if one is
         given."""
-        sql = self.dialect.fetch(of_topic="topic" in parameters)
-        return list(map(Row._make, await self.execute(sql, parameters)))
+        sql = self.dialect.fetch_rows(of_topic="topic" in parameters)
+        return list(map(RelayRow._make, await self.execute(sql, parameters)))
 
     async def connect_to_delete(self, lease: float) -> None:  # noqa: B027 - where it is of use
         """Open a connection on which rows are deleted while others are read.
@@ -119,10 +119,10 @@ class Database(ABC):
         :param lease: see :meth:`connect`.
         """
 
-    async def delete(self, sequences: Sequence[int]) -> None:
+    async def delete_rows(self, sequences: Sequence[int]) -> None:
         """Delete rows that the log has confirmed."""
         given = {"sequences": self.dialect.list_parameter(sequences)}
-        await self._deleting.execute(self.dialect.delete(), given)
+        await self._deleting.execute(self.dialect.delete_rows(), given)
 
     @abstractmethod
     async def transaction(self, steps: Steps[T]) -> T:
@@ -190,10 +190,10 @@ _FEWER_PROMISES = "SET synchronous_commit = off"
 """If a crash of the server undoes a deletion, the row is published again, under the same ID."""
 
 
-class PostgresDatabase(Database):
+class PostgresDatabase(RelayDatabase):
     """The common part of both drivers."""
 
-    def __init__(self, dsn: str, tables: Tables) -> None:
+    def __init__(self, dsn: str, tables: TableNames) -> None:
         super().__init__(place_of(dsn))
         self.dsn = dsn
         self._secrets = secrets_of(dsn)
@@ -206,10 +206,10 @@ class PostgresDatabase(Database):
         return self._dialect
 
     @abstractmethod
-    def _classify(self, error: Exception) -> Failure:
+    def _classify(self, error: Exception) -> FailureKind:
         """The kind of failure of a driver's error."""
 
-    async def _errors(self, awaitable: Any) -> Any:
+    async def _translate_errors(self, awaitable: Any) -> Any:
         """Await a call of the driver, and translate its errors.
 
         :raises Unavailable: it may succeed later.
@@ -220,9 +220,9 @@ class PostgresDatabase(Database):
         except Exception as error:
             self._secrets.hide_in_error(error)
             failure = self._classify(error)
-            if failure is Failure.FAULT and state_of(error) is None:
+            if failure is FailureKind.FAULT and sqlstate_of(error) is None:
                 raise  # not an answer of the server
-            kind = LogError if failure is Failure.FAULT else Unavailable
+            kind = LogError if failure is FailureKind.FAULT else Unavailable
             raise kind(f"{self.place}: {one_line(str(error))}") from error
 
     @abstractmethod
@@ -290,7 +290,7 @@ class PostgresDatabase(Database):
         async with self._turn:
             try:
                 await self._execute(Statement("BEGIN"))
-                result = await run_async(AsyncConnection("postgresql", self._execute), steps)
+                result = await run_steps_async(AsyncConnection("postgresql", self._execute), steps)
                 await self._execute(Statement("COMMIT"))
             except BaseException:
                 with suppress(LogError):
@@ -324,18 +324,18 @@ class PsycopgDatabase(PostgresDatabase):
     async def _open(self) -> None:
         import psycopg
 
-        self._connection = await self._errors(
+        self._connection = await self._translate_errors(
             psycopg.AsyncConnection.connect(self.dsn, autocommit=True, connect_timeout=10)
         )
 
     @override
-    def _classify(self, error: Exception) -> Failure:
+    def _classify(self, error: Exception) -> FailureKind:
         return execution.psycopg_failure(error)
 
     @override
     async def _execute(self, statement: Statement) -> list[Any]:
         rows = execution.async_psycopg_rows(self._connection, statement, binary=True)
-        found: list[Any] = await self._errors(rows)
+        found: list[Any] = await self._translate_errors(rows)
         return found
 
     @override
@@ -353,7 +353,7 @@ class PsycopgDatabase(PostgresDatabase):
                 async for _ in connection.notifies():
                     wake()
 
-        await self._errors(follow())
+        await self._translate_errors(follow())
 
     @override
     async def _close(self) -> None:
@@ -372,26 +372,28 @@ class AsyncpgDatabase(PostgresDatabase):
     async def _open(self) -> None:
         import asyncpg  # type: ignore[import-untyped]
 
-        self._connection = await self._errors(asyncpg.connect(self.dsn, timeout=10))
+        self._connection = await self._translate_errors(asyncpg.connect(self.dsn, timeout=10))
 
     @override
-    def _classify(self, error: Exception) -> Failure:
+    def _classify(self, error: Exception) -> FailureKind:
         return execution.asyncpg_failure(error)
 
     @override
     async def _execute(self, statement: Statement) -> list[Any]:
-        found: list[Any] = await self._errors(execution.asyncpg_rows(self._connection, statement))
+        found: list[Any] = await self._translate_errors(
+            execution.asyncpg_rows(self._connection, statement)
+        )
         return found
 
     @override
     async def listen(self, wake: Callable[[], None]) -> None:
         import asyncpg
 
-        connection: Any = await self._errors(asyncpg.connect(self.dsn, timeout=10))
+        connection: Any = await self._translate_errors(asyncpg.connect(self.dsn, timeout=10))
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: ended.set())
         try:
-            await self._errors(
+            await self._translate_errors(
                 connection.add_listener(self.dialect.tables.channel, lambda *_: wake())
             )
             wake()  # for what was written before
@@ -412,14 +414,14 @@ class AsyncpgDatabase(PostgresDatabase):
 # -- SQLite
 
 
-class SqliteDatabase(Database):
+class SqliteDatabase(RelayDatabase):
     """A SQLite file by the standard library's sqlite3, in its own thread.
 
     The file's write lock is never held while the thread waits for the loop: code that blocks the
     loop may be waiting for that lock.
     """
 
-    def __init__(self, path: str, tables: Tables, mode: OpenMode = "rwc") -> None:
+    def __init__(self, path: str, tables: TableNames, mode: OpenMode = "rwc") -> None:
         super().__init__(path)
         self.path = path
         self._mode: OpenMode = mode
@@ -464,7 +466,7 @@ class SqliteDatabase(Database):
         try:
             return await asyncio.get_running_loop().run_in_executor(thread, function)
         except sqlite3.Error as error:
-            kind = LogError if sqlite_failure(error) is Failure.FAULT else Unavailable
+            kind = LogError if sqlite_failure(error) is FailureKind.FAULT else Unavailable
             raise kind(f"{self.place}: {one_line(str(error))}") from error
 
     @override
@@ -472,7 +474,7 @@ class SqliteDatabase(Database):
         given = statement(sql, parameters)
 
         def execute() -> list[Any]:
-            return execution.sqlite_rows(self._opened(), given)
+            return execution.sqlite_rows(self._require_connection(), given)
 
         found: list[Any] = await self._in_thread(execute)
         return found
@@ -480,11 +482,11 @@ class SqliteDatabase(Database):
     @override
     async def transaction(self, steps: Steps[T]) -> T:
         def transact() -> T:
-            connection = self._opened()
+            connection = self._require_connection()
             statements = PlainConnection("sqlite", partial(execution.sqlite_rows, connection))
             connection.execute("BEGIN IMMEDIATE")
             try:
-                result = run(statements, steps)
+                result = run_steps(statements, steps)
                 connection.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
@@ -495,37 +497,39 @@ class SqliteDatabase(Database):
         found: T = await self._in_thread(transact)
         return found
 
-    def _opened(self) -> sqlite3.Connection:
+    def _require_connection(self) -> sqlite3.Connection:
         if self._connection is None:
             raise Unavailable(f"{self.place}: it is closed")
         return self._connection
 
     @override
-    async def fetch(self, parameters: Parameters) -> list[Row]:
+    async def fetch_rows(self, parameters: Parameters) -> list[RelayRow]:
         """Fetch the rows as one document if possible: for each row from SQLite, the thread would
         wait for the interpreter lock, which other threads may hold."""
         of_topic = "topic" in parameters
         document = statement(self.dialect.fetch_as_document(of_topic=of_topic), parameters)
         ready = statement(self.dialect.ready_rows(of_topic=of_topic), parameters)
 
-        def fetch() -> list[Row]:
-            connection = self._opened()
+        def fetch_rows() -> list[RelayRow]:
+            connection = self._require_connection()
             with suppress(sqlite3.Error, ValueError):
                 return rows_of_document(*execution.sqlite_rows(connection, document)[0])
             return self._fetch_one_by_one(connection, ready, parameters["bytes"])
 
-        rows: list[Row] = await self._in_thread(fetch)
+        rows: list[RelayRow] = await self._in_thread(fetch_rows)
         return rows
 
     def _fetch_one_by_one(
         self, connection: sqlite3.Connection, ready: Statement, limit: int
-    ) -> list[Row]:
+    ) -> list[RelayRow]:
         """Fetch row by row, adding up sizes only as far as rows are wanted."""
-        found: list[Row] = []
+        found: list[RelayRow] = []
         total = 0
-        with closing(connection.execute(marked(ready.sql, "?"), ready.parameters)) as cursor:
+        with closing(
+            connection.execute(convert_parameters(ready.sql, "?"), ready.parameters)
+        ) as cursor:
             for each in cursor:
-                row = Row._make(each)
+                row = RelayRow._make(each)
                 found.append(row)
                 total += row.size + ROW_BYTES
                 if total >= limit:
@@ -623,7 +627,7 @@ class SqliteDatabase(Database):
 # -- which one
 
 
-def open_database(dsn: str, tables: Tables, mode: OpenMode = "rwc") -> Database:
+def open_database(dsn: str, tables: TableNames, mode: OpenMode = "rwc") -> RelayDatabase:
     """The database at an address.
 
     :param dsn: a URL; on PostgreSQL also libpq's form (``host=... dbname=...``).
@@ -641,13 +645,13 @@ def open_database(dsn: str, tables: Tables, mode: OpenMode = "rwc") -> Database:
             raise ConfigError("Outbox: a SQLite file is written as sqlite:///file.db")
         return SqliteDatabase(file, tables, mode)
     if kind == "postgresql":
-        return _postgres(f"postgresql:{rest}", driver, tables)
+        return _postgres_database(f"postgresql:{rest}", driver, tables)
     if has_words(dsn):
-        return _postgres(dsn, "psycopg", tables)
+        return _postgres_database(dsn, "psycopg", tables)
     raise ConfigError(f"Outbox: no address of a database (its scheme is not known): {FORMS}")
 
 
-def _postgres(dsn: str, driver: str, tables: Tables) -> PostgresDatabase:
+def _postgres_database(dsn: str, driver: str, tables: TableNames) -> PostgresDatabase:
     from importlib.util import find_spec
 
     by_psycopg = driver != "asyncpg" and find_spec("psycopg") is not None

@@ -21,24 +21,24 @@ from streams.errors import (
 )
 from streams.message import Position, Record
 from streams.outbox.rows import InvalidRow, record_of
-from streams.outbox.tables import ROW_BYTES, Row
+from streams.outbox.tables import ROW_BYTES, RelayRow
 from streams.text import one_line
 
 LARGE = 16 << 10
 """Bytes from which on a row is the last of its key in a group: it may be too large for its topic,
 and the rows behind it must not reach the log before it."""
 
-Failure = tuple[Row, str]
+Failure = tuple[RelayRow, str]
 """A row that cannot be published, and the reason."""
 
 
-class Group:
+class RowGroup:
     """Rows of one topic, in their order.
 
     :param term: the term of the ownership under which they were read.
     """
 
-    def __init__(self, topic: str, rows: Sequence[Row], term: int) -> None:
+    def __init__(self, topic: str, rows: Sequence[RelayRow], term: int) -> None:
         self.topic = topic
         self.term = term
         self.rows = rows
@@ -48,7 +48,7 @@ class Group:
 
 
 @dataclass(slots=True)
-class Outcome:
+class GroupOutcome:
     """The outcome of a group. Rows that are not named in it are unchanged.
 
     :param confirmed: the sequences of the rows that the log has confirmed.
@@ -74,21 +74,21 @@ class GroupPublisher:
     :param is_ours: returns whether no other relay can own a group's keys.
     """
 
-    def __init__(self, app: Streams, is_ours: Callable[[Group], bool]) -> None:
+    def __init__(self, app: Streams, is_ours: Callable[[RowGroup], bool]) -> None:
         self._app = app
         self._is_ours = is_ours
 
-    async def publish(self, group: Group) -> Outcome:
+    async def publish(self, group: RowGroup) -> GroupOutcome:
         """Publish rows; errors of the log are in the outcome and never raised."""
         problem = self._topic_problem(group.topic)
         if problem:
-            return Outcome(failures=_first_of_each_key((row, problem) for row in group.rows))
-        sendable, failures = prepare(group.rows)
-        outcome = Outcome(failures=failures)
+            return GroupOutcome(failures=_first_of_each_key((row, problem) for row in group.rows))
+        sendable, failures = prepare_records(group.rows)
+        outcome = GroupOutcome(failures=failures)
         if not sendable:
             return outcome
-        results = await self._append(group.topic, [record for _, record in sendable])
-        refused: list[tuple[Row, Record]] = []
+        results = await self._append_records(group.topic, [record for _, record in sendable])
+        refused: list[tuple[RelayRow, Record]] = []
         stopped: set[str] = set()
         for (row, record), result in zip(sendable, results, strict=True):
             if isinstance(result, Position):
@@ -103,7 +103,7 @@ class GroupPublisher:
         return outcome
 
     async def _publish_singly(
-        self, group: Group, refused: Sequence[tuple[Row, Record]], outcome: Outcome
+        self, group: RowGroup, refused: Sequence[tuple[RelayRow, Record]], outcome: GroupOutcome
     ) -> None:
         """Publish rows one by one, as a row may have been refused because of another one in its
         append."""
@@ -113,7 +113,7 @@ class GroupPublisher:
                 continue
             if not self._is_ours(group):
                 return
-            (result,) = await self._append(group.topic, [record])
+            (result,) = await self._append_records(group.topic, [record])
             if isinstance(result, Position):
                 outcome.confirmed.append(row.sequence)
                 continue
@@ -121,7 +121,7 @@ class GroupPublisher:
             if _is_outage(result):
                 outcome.outage = result
             else:
-                outcome.failures.append((row, _reason(result)))
+                outcome.failures.append((row, _failure_reason(result)))
 
     def _topic_problem(self, name: str) -> str:
         """Why a topic cannot be published to; empty: it can."""
@@ -130,7 +130,7 @@ class GroupPublisher:
             return "the topic is the toolkit's own, which nothing else writes to"
         return ""
 
-    async def _append(self, topic: str, records: Sequence[Record]) -> Sequence[Any]:
+    async def _append_records(self, topic: str, records: Sequence[Record]) -> Sequence[Any]:
         """Append records; returns the position or the error of each."""
         try:
             publisher = self._app.publisher
@@ -142,12 +142,14 @@ class GroupPublisher:
         return found
 
 
-def prepare(rows: Sequence[Row]) -> tuple[list[tuple[Row, Record]], list[Failure]]:
+def prepare_records(
+    rows: Sequence[RelayRow],
+) -> tuple[list[tuple[RelayRow, Record]], list[Failure]]:
     """The rows that may be appended at once, with their records, and the rows that are no messages.
 
     Rows behind an invalid or a large row of the same key are left out.
     """
-    sendable: list[tuple[Row, Record]] = []
+    sendable: list[tuple[RelayRow, Record]] = []
     failures: list[Failure] = []
     closed: set[str] = set()
     for row in rows:
@@ -178,6 +180,6 @@ def _is_outage(result: LogError) -> bool:
     return isinstance(result, (Unavailable, OutcomeUnknown, Fatal))
 
 
-def _reason(result: LogError) -> str:
+def _failure_reason(result: LogError) -> str:
     kind = "" if isinstance(result, TooLarge) else f"{type(result).__name__}: "
     return one_line(f"{kind}{result}")

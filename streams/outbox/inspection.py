@@ -14,11 +14,19 @@ from streams.databases.protocol import Steps
 from streams.errors import NotFound
 from streams.log.protocol import OpenMode
 from streams.message import Headers
-from streams.outbox.databases import Database
+from streams.outbox.databases import RelayDatabase
 from streams.outbox.outbox import Outbox
 from streams.outbox.rows import InvalidRow as InvalidRow
 from streams.outbox.rows import decode_headers, record_of
-from streams.outbox.tables import FAILED, READY, UNDECLARED, Backlog, Dialect, Row, statement
+from streams.outbox.tables import (
+    FAILED,
+    READY,
+    UNDECLARED,
+    Dialect,
+    OutboxBacklog,
+    RelayRow,
+    statement,
+)
 from streams.outbox.tables import HeldRow as HeldRow
 from streams.outbox.tables import UndeclaredTopic as UndeclaredTopic
 from streams.wire import parse_int
@@ -44,7 +52,7 @@ class RelaysSeen(NamedTuple):
     seconds: float | None
 
 
-class Inspected(NamedTuple):
+class InspectedOutbox(NamedTuple):
     """An outbox.
 
     :param rows: the failed rows, or all, up to the requested number.
@@ -52,7 +60,7 @@ class Inspected(NamedTuple):
         most rows, :data:`MAX_TOPICS` at most.
     """
 
-    backlog: Backlog
+    backlog: OutboxBacklog
     relays: RelaysSeen
     rows: list[HeldRow]
     undeclared: list[UndeclaredTopic]
@@ -77,7 +85,7 @@ def state_name(state: int) -> str:
 
 
 @asynccontextmanager
-async def opened(outbox: Outbox, mode: OpenMode = "ro") -> AsyncIterator[Database]:
+async def open_existing(outbox: Outbox, mode: OpenMode = "ro") -> AsyncIterator[RelayDatabase]:
     """A connection to an outbox whose tables exist.
 
     :param mode: ``rw`` to change rows.
@@ -97,19 +105,21 @@ async def opened(outbox: Outbox, mode: OpenMode = "ro") -> AsyncIterator[Databas
         await database.close()
 
 
-async def inspect(outbox: Outbox, limit: int, *, all_states: bool = False) -> Inspected:
+async def inspect_outbox(
+    outbox: Outbox, limit: int, *, all_states: bool = False
+) -> InspectedOutbox:
     """The current state of an outbox.
 
     :param limit: the most rows.
     """
-    async with opened(outbox) as database:
+    async with open_existing(outbox) as database:
         dialect = database.dialect
         (backlog,) = await database.execute(dialect.backlog())
         (relays,) = await database.execute(dialect.relays_seen())
         rows = await database.execute(dialect.list_rows(all_states=all_states), {"limit": limit})
         topics = await database.execute(dialect.undeclared_topics(), {"limit": MAX_TOPICS})
-    return Inspected(
-        Backlog(*backlog),
+    return InspectedOutbox(
+        OutboxBacklog(*backlog),
         RelaysSeen(*relays),
         [HeldRow(*row) for row in rows],
         [UndeclaredTopic(*topic) for topic in topics],
@@ -121,14 +131,14 @@ async def find_rows(outbox: Outbox, name: str, limit: int = 100) -> list[Inspect
 
     :raises NotFound: there is no such row.
     """
-    async with opened(outbox) as database:
-        found = await _find(database, name, limit)
+    async with open_existing(outbox) as database:
+        found = await _select_rows(database, name, limit)
     if not found:
         raise NotFound(f"outbox {outbox.name!r} has no row {name!r}; it may have been published")
-    return [_inspected(row) for row in found]
+    return [_inspect_row(row) for row in found]
 
 
-async def _find(database: Database, name: str, limit: int) -> list[Any]:
+async def _select_rows(database: RelayDatabase, name: str, limit: int) -> list[Any]:
     sequence = parse_int(name)
     return await database.execute(
         database.dialect.find_rows(),
@@ -136,10 +146,10 @@ async def _find(database: Database, name: str, limit: int) -> list[Any]:
     )
 
 
-def _inspected(found: Any) -> InspectedRow:
+def _inspect_row(found: Any) -> InspectedRow:
     *columns, headers, payload = found
     row = HeldRow(*columns)
-    as_read = Row(
+    as_read = RelayRow(
         row.sequence, 0, row.id, row.topic, row.key, payload, row.keytype, headers, row.size, False
     )
     try:
@@ -158,28 +168,28 @@ def headers_of(found: InspectedRow) -> Headers:
     return decode_headers(found.headers) if found.headers else ()
 
 
-async def retry(outbox: Outbox, names: Collection[str] | None) -> int:
+async def retry_rows(outbox: Outbox, names: Collection[str] | None) -> int:
     """Have failed rows, and the rows that wait behind them, tried again; returns the number of the
     failed rows.
 
     :param names: message IDs or sequences; None: all.
     :raises NotFound: one of them does not exist or has not failed; nothing was changed.
     """
-    async with opened(outbox, "rw") as database:
+    async with open_existing(outbox, "rw") as database:
         wanted: set[int] | None = None
         if names is not None:
             wanted = set()
             for name in names:
-                rows = [HeldRow(*row[:-2]) for row in await _find(database, name, 1_000)]
+                rows = [HeldRow(*row[:-2]) for row in await _select_rows(database, name, 1_000)]
                 failed = {row.sequence for row in rows if row.state == FAILED}
                 if not failed:
                     what = "has not failed" if rows else "is not there"
                     raise NotFound(f"outbox {outbox.name!r}: row {name!r} {what}")
                 wanted |= failed
-        return await database.transaction(_retry(database.dialect, wanted))
+        return await database.transaction(_retry_steps(database.dialect, wanted))
 
 
-def _retry(dialect: Dialect, wanted: Collection[int] | None) -> Steps[int]:
+def _retry_steps(dialect: Dialect, wanted: Collection[int] | None) -> Steps[int]:
     """Have these failed rows tried again (None: all); returns their number."""
     tried, keys = 0, dict[tuple[str, str], bool]()
     for sequence, topic, key in (yield statement(dialect.keys_of_failed())):

@@ -14,7 +14,14 @@ from streams.databases.addresses import is_same_database
 from streams.databases.django_database import Django
 from streams.databases.locking import begin_locking
 from streams.databases.protocol import Database as ProviderDatabase
-from streams.databases.protocol import DialectName, Statement, Steps, is_file_of, run, run_async
+from streams.databases.protocol import (
+    DialectName,
+    Statement,
+    Steps,
+    is_file_of,
+    run_steps,
+    run_steps_async,
+)
 from streams.derived_records import TRACE_HEADERS, DerivedResult
 from streams.errors import ConfigError
 from streams.health import OutboxHealth, OutboxStats
@@ -22,15 +29,15 @@ from streams.log.protocol import OpenMode
 from streams.message import TYPE, Record, headers_without
 from streams.numbers import is_int, is_seconds
 from streams.outbox.connections import AsyncConnection, PlainConnection, connection_of
-from streams.outbox.databases import Database, SqliteDatabase, open_database
+from streams.outbox.databases import RelayDatabase, SqliteDatabase, open_database
 from streams.outbox.relay import Relay, RelayOptions
 from streams.outbox.rows import row_of
 from streams.outbox.tables import (
     Dialect,
-    Tables,
+    TableNames,
     dialect_of,
     parameters_of_rows,
-    portions,
+    split_by_powers,
     statement,
 )
 from streams.topic import Key, Topic
@@ -41,7 +48,7 @@ RelayedBy = Literal["app", "command", "debezium"]
 """The publisher of the rows: the app's processes, ``streams outbox relay``, or Debezium."""
 
 
-class _Check:
+class _DatabaseCheck:
     """Checks, when the app is entered, that the outbox's database can be used."""
 
     def __init__(self, outbox: Outbox) -> None:
@@ -112,7 +119,7 @@ class Outbox:
             raise ConfigError(
                 f"Outbox(app, database): app is a Streams app, not a {type(app).__name__}"
             )
-        self.tables = Tables(table)
+        self.tables = TableNames(table)
         self.name = table
         """The outbox's name: the table's."""
         if relayed_by not in get_args(RelayedBy):
@@ -148,7 +155,7 @@ class Outbox:
             app, self.tables, self.address, RelayOptions(lease, poll, batch, batch_bytes)
         )
         app.outboxes[table] = self
-        app.add_resource(_Check(self))
+        app.add_resource(_DatabaseCheck(self))
         if relayed_by == "app":
             app.add_service(self.relay)
 
@@ -183,10 +190,10 @@ class Outbox:
         :raises ConfigError: the connection or the topic cannot be used.
         """
         found = connection_of(connection)
-        steps = self._publishing(found.dialect, topic, value, key, id, headers, timestamp)
+        steps = self._publish_steps(found.dialect, topic, value, key, id, headers, timestamp)
         if isinstance(found, PlainConnection):
-            return run(found, steps)
-        return await run_async(found, steps)
+            return run_steps(found, steps)
+        return await run_steps_async(found, steps)
 
     def publish_sync(
         self,
@@ -207,9 +214,9 @@ class Outbox:
                 f"outbox: connection={type(connection).__name__}: its statements are awaited; use "
                 "`await outbox.publish(...)`"
             )
-        return self.write(found, topic, value, key, id, headers, timestamp)
+        return self.write_row(found, topic, value, key, id, headers, timestamp)
 
-    def write(
+    def write_row(
         self,
         connection: PlainConnection,
         topic: Topic[T],
@@ -220,12 +227,12 @@ class Outbox:
         timestamp: datetime | None,
     ) -> str:
         """Write a row by a connection that was checked already."""
-        return run(
+        return run_steps(
             connection,
-            self._publishing(connection.dialect, topic, value, key, id, headers, timestamp),
+            self._publish_steps(connection.dialect, topic, value, key, id, headers, timestamp),
         )
 
-    def _publishing(
+    def _publish_steps(
         self,
         dialect: DialectName,
         topic: Topic[T],
@@ -236,26 +243,26 @@ class Outbox:
         timestamp: datetime | None,
     ) -> Steps[str]:
         """Write a message's row; returns its ID."""
-        row = self._row(topic, value, key, id, headers, timestamp)
-        yield from self._writing(dialect, [row])
+        row = self._make_row(topic, value, key, id, headers, timestamp)
+        yield from self._write_steps(dialect, [row])
         message_id: str = row["messageid"]
         return message_id
 
-    def _writing(self, name: DialectName, rows: Sequence[Mapping[str, Any]]) -> Steps[None]:
+    def _write_steps(self, name: DialectName, rows: Sequence[Mapping[str, Any]]) -> Steps[None]:
         """Write rows, in their order."""
-        dialect = self._dialect(name)
+        dialect = self._dialect_for(name)
         if self.relayed_by == "debezium":  # Debezium reads the insertion
             self._check_relayed(name)
             for row in rows:
                 written = yield statement(dialect.insert_for_debezium(), row)
                 yield statement(dialect.delete_one(), {"sequence": written[0][0]})
             return
-        for portion in portions(len(rows)):
+        for portion in split_by_powers(len(rows)):
             some = rows[portion]
-            sql = dialect.insert(notify=self._notify, rows=len(some))
+            sql = dialect.insert_row(notify=self._notify, rows=len(some))
             yield statement(sql, parameters_of_rows(some))
 
-    def check_database(self, database: Database) -> None:
+    def check_database(self, database: RelayDatabase) -> None:
         """:raises ConfigError: the relay of the rows cannot use it."""
         self._check_relayed("sqlite" if isinstance(database, SqliteDatabase) else "postgresql")
 
@@ -275,7 +282,7 @@ class Outbox:
         if topic.is_read_only or topic.internal:
             raise ConfigError(f"{self!r}: topic {topic.name!r} is the toolkit's own")
 
-    def _row(
+    def _make_row(
         self,
         topic: Topic[T],
         value: T,
@@ -292,7 +299,7 @@ class Outbox:
             pass  # it adds headers, such as traceparent; the partition is not known yet
         return row_of(topic.name, self._type_name(value, record), record, self.max_bytes)
 
-    def _dialect(self, name: DialectName) -> Dialect:
+    def _dialect_for(self, name: DialectName) -> Dialect:
         found = self._dialects.get(name)
         if found is None:
             found = self._dialects[name] = dialect_of(name, self.tables)
@@ -326,17 +333,17 @@ class Outbox:
 
     def find_table(self, dialect: DialectName) -> Steps[bool]:
         """Whether the table exists where the statements run."""
-        rows = yield Statement(self._dialect(dialect).has_outbox())
+        rows = yield Statement(self._dialect_for(dialect).has_outbox())
         return bool(rows[0][0])
 
     def create_tables_there(self, dialect: DialectName) -> Steps[None]:
         """Create the tables where the statements run, which must be the first ones of their
         transaction."""
         yield from begin_locking(dialect)
-        found = self._dialect(dialect)
+        found = self._dialect_for(dialect)
         if lock := found.lock_creation():
             yield Statement(lock)
-        for sql in _creation(found):
+        for sql in _creation_statements(found):
             yield Statement(sql)
 
     def write_results(
@@ -346,7 +353,7 @@ class Outbox:
         found = connection_of(connection)
         if isinstance(found, AsyncConnection):
             raise TypeError("a connection whose statements are awaited")
-        run(found, self._writing(found.dialect, self._rows_of_results(topic, results)))
+        run_steps(found, self._write_steps(found.dialect, self._rows_of_results(topic, results)))
 
     async def write_results_async(
         self, connection: Any, topic: Topic[Any], results: Sequence[DerivedResult]
@@ -356,7 +363,7 @@ class Outbox:
         if isinstance(found, PlainConnection):
             raise TypeError("a connection whose statements block")
         rows = self._rows_of_results(topic, results)
-        await run_async(found, self._writing(found.dialect, rows))
+        await run_steps_async(found, self._write_steps(found.dialect, rows))
 
     def _rows_of_results(
         self, topic: Topic[Any], results: Sequence[DerivedResult]
@@ -387,7 +394,7 @@ class Outbox:
         given = self._given_address
         return given if callable(given) else lambda: given
 
-    def open(self, mode: OpenMode = "rwc") -> Database:
+    def open(self, mode: OpenMode = "rwc") -> RelayDatabase:
         """A connection to the database, which is not opened yet.
 
         :param mode: for a SQLite file: ``ro`` only reads, ``rw`` does not create it.
@@ -401,7 +408,7 @@ class Outbox:
 
         :raises ConfigError: the database's address cannot work.
         """
-        return list(_creation(self.open().dialect))
+        return list(_creation_statements(self.open().dialect))
 
     async def create_tables(self) -> None:
         """Create the missing tables.
@@ -434,7 +441,7 @@ class Outbox:
         return self._relay.health()
 
 
-def _creation(dialect: Dialect) -> Iterator[str]:
+def _creation_statements(dialect: Dialect) -> Iterator[str]:
     """The statements that create missing tables."""
     yield from dialect.schema()
     for bucket in range(dialect.bucket_count):

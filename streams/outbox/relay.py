@@ -33,9 +33,9 @@ from streams.clock import SYSTEM
 from streams.errors import ConfigError, LogError
 from streams.health import OutboxHealth, OutboxStats
 from streams.outbox.buckets import Buckets
-from streams.outbox.databases import Database, open_database
-from streams.outbox.groups import Group, GroupPublisher, Outcome
-from streams.outbox.tables import Backlog, Row, Tables
+from streams.outbox.databases import RelayDatabase, open_database
+from streams.outbox.groups import GroupOutcome, GroupPublisher, RowGroup
+from streams.outbox.tables import OutboxBacklog, RelayRow, TableNames
 from streams.text import describe_error, get_logger, one_line
 
 logger = get_logger("streams")
@@ -79,7 +79,7 @@ class RelayOptions:
 
 
 @dataclass(slots=True)
-class _Counts:
+class _RelayCounts:
     """Counters of a relay."""
 
     relayed: int = 0
@@ -94,14 +94,14 @@ class Relay:
     """
 
     def __init__(
-        self, app: Streams, tables: Tables, address: Callable[[], str], options: RelayOptions
+        self, app: Streams, tables: TableNames, address: Callable[[], str], options: RelayOptions
     ) -> None:
         self._app = app
         self._tables = tables
         self._address = address
         self._options = options
-        self._counts = _Counts()
-        self._backlog: Backlog | None = None
+        self._counts = _RelayCounts()
+        self._backlog: OutboxBacklog | None = None
         self._is_running = False
         self._error: str | None = None
         self._reads_in_vain: str | None = None
@@ -145,7 +145,9 @@ class Relay:
         try:
             while True:
                 try:
-                    async with _Session(self._app, self._open(), self._options, self) as session:
+                    async with _RelaySession(
+                        self._app, self._open(), self._options, self
+                    ) as session:
                         await session.serve()
                 except ConfigError as error:
                     self._error = describe_error(error)
@@ -166,12 +168,12 @@ class Relay:
             self._is_running = False
             self._bucket_count = 0
 
-    def _open(self) -> Database:
+    def _open(self) -> RelayDatabase:
         return open_database(self._address(), self._tables)
 
     # Reports of a session.
 
-    def works(self) -> None:
+    def record_success(self) -> None:
         """Note that the database accepts the session's work: an outage is over.
 
         Reading alone does not show that: if nothing could be deleted, the same rows would be
@@ -180,11 +182,11 @@ class Relay:
         self._error = None
         self._pause = FIRST_PAUSE
 
-    def reads_in_time(self) -> None:
+    def record_timely_read(self) -> None:
         """Note that rows were read in time to be relayed."""
         self._reads_in_vain, self._has_warned = None, False
 
-    def reads_in_vain(self, seconds: float, lease: float) -> None:
+    def record_late_read(self, seconds: float, lease: float) -> None:
         """Note another read that took too long, so that its rows may not be relayed any more.
 
         :param seconds: how long the reading took.
@@ -197,11 +199,11 @@ class Relay:
             logger.warning("outbox %s: %s", self._tables.table, problem)
         self._reads_in_vain, self._has_warned = problem, True
 
-    def relayed(self, rows: int) -> None:
+    def count_relayed(self, rows: int) -> None:
         """Count rows that the log has confirmed."""
         self._counts.relayed += rows
 
-    def failed(self, topic: str, sequences: Sequence[int], reason: str) -> None:
+    def record_failed_rows(self, topic: str, sequences: Sequence[int], reason: str) -> None:
         """Note rows that cannot be published."""
         self._counts.failed += len(sequences)
         more = f" and {len(sequences) - 1:,} more" if len(sequences) > 1 else ""
@@ -210,7 +212,7 @@ class Relay:
             self._tables.table, sequences[0], more, topic, reason,
         )  # fmt: skip
 
-    def undeclared(self, topics: Iterable[str]) -> None:
+    def record_undeclared(self, topics: Iterable[str]) -> None:
         """Note rows of topics that the app does not declare."""
         for topic in set(topics) - self._undeclared:
             if len(self._undeclared) < MAX_TOPICS_NAMED:
@@ -220,11 +222,11 @@ class Relay:
                     "relay whose app does", self._tables.table, one_line(str(topic)),
                 )  # fmt: skip
 
-    def sampled(self, backlog: Backlog) -> None:
+    def record_backlog(self, backlog: OutboxBacklog) -> None:
         """Note the numbers of rows."""
         self._backlog = backlog
 
-    def owns(self, buckets: int) -> None:
+    def record_owned_buckets(self, buckets: int) -> None:
         """Note the number of owned buckets."""
         if buckets != self._bucket_count:
             logger.info("outbox %s: relaying %d buckets of keys", self._tables.table, buckets)
@@ -237,14 +239,14 @@ class Relay:
 class _TopicWrites:
     """The group of a topic that is in flight, and the next group."""
 
-    following: Group | None = None
+    following: RowGroup | None = None
 
 
-class _Session:
+class _RelaySession:
     """A relay on one connection to the database."""
 
     def __init__(
-        self, app: Streams, database: Database, options: RelayOptions, relay: Relay
+        self, app: Streams, database: RelayDatabase, options: RelayOptions, relay: Relay
     ) -> None:
         self._app = app
         self._database = database
@@ -253,14 +255,14 @@ class _Session:
         self._clock = SYSTEM  # a lease is about real processes, whatever the app's clock says
         self._buckets = Buckets(database, SYSTEM, options.lease)
         self._awake = asyncio.Event()
-        self._publisher = GroupPublisher(app, self._is_ours)
+        self._publisher = GroupPublisher(app, self._owns_group)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writes: dict[str, _TopicWrites] = {}
         """The topics with a group in flight."""
         self._in_flight: Counter[int] = Counter()
         """By bucket, the rows of the groups in flight and of the next ones."""
         self._bytes_in_flight = 0
-        self._skipped: dict[Group, list[int]] = {}
+        self._skipped: dict[RowGroup, list[int]] = {}
         """The sequences of rows that were read and are still unchanged in the table."""
         self._overtaking: set[str] = set()
         """Topics with dropped groups, whose rows are read again: rows of a read in progress may be
@@ -277,13 +279,13 @@ class _Session:
         self._failure: BaseException | None = None
         self._next_tick = self._next_sample = self._next_release = 0.0
 
-    async def __aenter__(self) -> _Session:
+    async def __aenter__(self) -> _RelaySession:
         try:
             await self._database.connect(self._options.lease)
             await self._database.connect_to_delete(self._options.lease)
             await self._database.create_tables()
             self._has_topic_index = await self._database.has_topic_index()
-            await self._buckets.join()
+            await self._buckets.take_lock()
         except BaseException:
             await self._database.close()
             raise
@@ -292,7 +294,7 @@ class _Session:
 
     async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
         if isinstance(error, Exception):  # others may own its keys, if its connection is lost
-            self._buckets.forget()
+            self._buckets.give_up()
         await run_to_completion(self._close())
 
     async def _close(self) -> None:
@@ -301,7 +303,7 @@ class _Session:
             await asyncio.gather(self._listener, return_exceptions=True)
         for writes in self._writes.values():
             if writes.following is not None:  # groups that have not begun are dropped
-                self._drop(writes)
+                self._drop_writes(writes)
         if self._tasks:
             _, late = await asyncio.wait(set(self._tasks), timeout=LEAVE_TIMEOUT)
             for task in late:
@@ -334,36 +336,36 @@ class _Session:
             if now >= self._next_tick:
                 await self._tick(now)
                 if now - began > self._options.lease:
-                    self._relay.works()
+                    self._relay.record_success()
             self._awake.clear()  # before reading: rows written from here on set it again
             if not await self._start_groups():
                 if not self._skipped and not self._paused_until:  # there is no more work
-                    self._relay.works()
-                await self._wait(max(0.0, self._next_tick - monotonic()))
+                    self._relay.record_success()
+                await self._wait_for_work(max(0.0, self._next_tick - monotonic()))
 
     async def _tick(self, now: float) -> None:
         await self._keep_buckets(now)
         if now >= self._next_release and self._buckets.owned:
             self._next_release = now + RELEASE_EVERY
-            await self._release()
+            await self._release_waiting()
         if now >= self._next_sample:
             self._next_sample = now + SAMPLE_EVERY
             rows = await self._database.execute(self._database.dialect.backlog())
-            self._relay.sampled(Backlog(*rows[0]))
+            self._relay.record_backlog(OutboxBacklog(*rows[0]))
 
     async def _keep_buckets(self, now: float) -> None:
         before = self._buckets.owned
-        await self._buckets.tick(+self._in_flight)
-        self._relay.owns(len(self._buckets.owned))
+        await self._buckets.send_heartbeat(+self._in_flight)
+        self._relay.record_owned_buckets(len(self._buckets.owned))
         if self._buckets.owned - before:
             self._next_release = now
         self._next_tick = now + self._options.lease / TICKS
 
-    async def _release(self) -> None:
+    async def _release_waiting(self) -> None:
         """Release the rows whose wait is over."""
         database, dialect = self._database, self._database.dialect
         topics = dialect.list_parameter(list(self._app.topics))
-        given = {**self._ownership(), "topics": topics}
+        given = {**self._ownership_parameters(), "topics": topics}
         await database.execute(dialect.release_undeclared(), given)
         keys = await database.execute(
             dialect.keys_to_release(), {**given, "limit": KEYS_RELEASED_AT_ONCE}
@@ -375,12 +377,12 @@ class _Session:
         if room < ROWS_RELEASED_AT_ONCE:  # there may be more: soon again
             self._next_release = self._next_tick = 0.0
 
-    def _ownership(self) -> dict[str, object]:
+    def _ownership_parameters(self) -> dict[str, object]:
         """The parameters of a statement about rows of this relay's buckets."""
         buckets = self._database.dialect.list_parameter(sorted(self._buckets.owned))
         return {"relay": self._buckets.relay, "buckets": buckets}
 
-    async def _wait(self, limit: float) -> None:
+    async def _wait_for_work(self, limit: float) -> None:
         """Wait until rows were written, a group has ended, or the next poll is due."""
         limit = min(limit, self._options.poll)
         for until in self._paused_until.values():
@@ -405,15 +407,15 @@ class _Session:
         dialect = self._database.dialect
         self._overtaking.clear()
         term = self._buckets.term
-        rows = found = await self._read(room, room_bytes)
-        if not self._buckets.holds(term):  # it took long
+        rows = found = await self._read_rows(room, room_bytes)
+        if not self._buckets.is_certain_since(term):  # it took long
             await self._keep_buckets(self._clock.monotonic())
             rows = [row for row in rows if row.bucket in self._buckets.owned]
-        if not self._has_read(term, self._clock.monotonic() - now):
+        if not self._may_relay(term, self._clock.monotonic() - now):
             return bool(found)
-        by_topic: dict[str, list[Row]] = {}
+        by_topic: dict[str, list[RelayRow]] = {}
         held: list[int] = []
-        undeclared: list[Row] = []
+        undeclared: list[RelayRow] = []
         for row in rows:
             if row.topic not in self._app.topics:
                 undeclared.append(row)
@@ -421,18 +423,20 @@ class _Session:
                 held.append(row.sequence)
             else:
                 by_topic.setdefault(row.topic, []).append(row)
-        started = [self._start_group(Group(topic, rows, term)) for topic, rows in by_topic.items()]
+        started = [
+            self._start_group(RowGroup(topic, rows, term)) for topic, rows in by_topic.items()
+        ]
         if held:
             await self._database.execute(
-                dialect.hold(), {"sequences": dialect.list_parameter(held)}
+                dialect.hold_rows(), {"sequences": dialect.list_parameter(held)}
             )
         if undeclared:
-            self._relay.undeclared(row.topic for row in undeclared)
+            self._relay.record_undeclared(row.topic for row in undeclared)
             sequences = dialect.list_parameter([row.sequence for row in undeclared])
-            await self._database.execute(dialect.set_aside(), {"sequences": sequences})
+            await self._database.execute(dialect.set_aside_undeclared(), {"sequences": sequences})
         return bool(held or undeclared) or any(started)
 
-    async def _read(self, room: int, room_bytes: int) -> list[Row]:
+    async def _read_rows(self, room: int, room_bytes: int) -> list[RelayRow]:
         """Read rows to be relayed, of the topics whose rows can be published now.
 
         :param room: the most rows.
@@ -442,18 +446,18 @@ class _Session:
         busy = {topic for topic, writes in self._writes.items() if writes.following is not None}
         busy.update(self._paused_until)
         skipped = [row for rows in self._skipped.values() for row in rows]
-        given = {**self._ownership(), "skipped": dialect.list_parameter(skipped)}
+        given = {**self._ownership_parameters(), "skipped": dialect.list_parameter(skipped)}
         if not busy or not self._has_topic_index:
             given["busy"] = dialect.list_parameter(list(busy))
-            return await database.fetch({**given, "limit": room, "bytes": room_bytes})
-        rows: list[Row] = []
+            return await database.fetch_rows({**given, "limit": room, "bytes": room_bytes})
+        rows: list[RelayRow] = []
         others = dialect.list_parameter([each for each in self._app.topics if each not in busy])
         topics = await database.execute(dialect.topics_with_rows(), {"topics": others})
         for number, (topic,) in enumerate(topics):
             share = len(topics) - number  # a share of the room that the topics before it left
             bounds = {"limit": -(-room // share), "bytes": -(-room_bytes // share)}
-            found = await database.fetch({**given, "topic": topic, **bounds})
-            group = Group(topic, found, self._buckets.term)
+            found = await database.fetch_rows({**given, "topic": topic, **bounds})
+            group = RowGroup(topic, found, self._buckets.term)
             rows += group.rows
             room -= len(group.rows)
             room_bytes -= group.size
@@ -461,29 +465,29 @@ class _Session:
                 break
         return rows
 
-    def _has_read(self, term: int, seconds: float) -> bool:
+    def _may_relay(self, term: int, seconds: float) -> bool:
         """Whether the rows that were read may be relayed. If not, fewer are read the next time.
 
         :param term: the term of the ownership when the read began.
         """
         lease = self._options.lease
-        if self._buckets.holds(term):
+        if self._buckets.is_certain_since(term):
             self._times_in_vain = 0
-            self._relay.reads_in_time()
+            self._relay.record_timely_read()
             if seconds < lease / 4:
                 self._divisor = max(1, self._divisor // 2)
             return True
         self._divisor = min(2 * self._divisor, self._options.batch)
         self._times_in_vain += 1
         if self._times_in_vain > 1:  # once means little: the process may have been frozen
-            self._relay.reads_in_vain(seconds, lease)
+            self._relay.record_late_read(seconds, lease)
         return False
 
-    def _is_ours(self, group: Group) -> bool:
+    def _owns_group(self, group: RowGroup) -> bool:
         """Whether no other relay can have owned the group's keys since it was read."""
-        return self._buckets.holds(group.term)
+        return self._buckets.is_certain_since(group.term)
 
-    def _start_group(self, group: Group) -> bool:
+    def _start_group(self, group: RowGroup) -> bool:
         """Publish a group, or queue it behind its topic's group in flight; returns whether it was
         taken.
 
@@ -498,12 +502,12 @@ class _Session:
         self._skipped[group] = group.sequences
         if writes is None:
             self._writes[group.topic] = _TopicWrites()
-            self._spawn(group)
+            self._spawn_group(group)
         else:
             writes.following = group
         return True
 
-    def _spawn(self, group: Group) -> None:
+    def _spawn_group(self, group: RowGroup) -> None:
         task = asyncio.create_task(self._relay_group(group))
         self._tasks.add(task)
 
@@ -511,43 +515,43 @@ class _Session:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._failure = error
-                self._buckets.forget()
+                self._buckets.give_up()
             self._awake.set()
 
         task.add_done_callback(ended)
 
-    async def _relay_group(self, group: Group) -> None:
+    async def _relay_group(self, group: RowGroup) -> None:
         """Publish rows of one topic, and delete or mark them."""
-        if not self._is_ours(group):  # others may own its keys: read again what is owned
+        if not self._owns_group(group):  # others may own its keys: read again what is owned
             self._next_tick = 0.0
-            self._arrived(group, Outcome())
-            self._done(group)
+            self._handle_outcome(group, GroupOutcome())
+            self._stop_skipping(group)
             return
         try:
             outcome = await self._publisher.publish(group)
         except BaseException:
-            self._arrived(group, Outcome())
+            self._handle_outcome(group, GroupOutcome())
             raise
         database, dialect = self._database, self._database.dialect
         # Before the topic's next group is published: its rows may have to wait behind a marked row.
         for reason, sequences in outcome.failures_by_reason().items():
-            self._relay.failed(group.topic, sequences, reason)
+            self._relay.record_failed_rows(group.topic, sequences, reason)
             await database.execute(
-                dialect.fail(),
+                dialect.fail_rows(),
                 {
                     "sequences": dialect.list_parameter(sequences),
                     "error": reason.replace("\0", "")[:MAX_ERROR],
                 },
             )
         self._pause_topic(group.topic, outcome.outage)
-        self._arrived(group, outcome)
+        self._handle_outcome(group, outcome)
         if outcome.confirmed:
-            self._relay.relayed(len(outcome.confirmed))
-            await database.delete(outcome.confirmed)
-            self._relay.works()
-        self._done(group)
+            self._relay.count_relayed(len(outcome.confirmed))
+            await database.delete_rows(outcome.confirmed)
+            self._relay.record_success()
+        self._stop_skipping(group)
 
-    def _arrived(self, group: Group, outcome: Outcome) -> None:
+    def _handle_outcome(self, group: RowGroup, outcome: GroupOutcome) -> None:
         """Take the outcome of a group: its topic's next group is published or dropped.
 
         Rows that the log has confirmed are skipped until they are deleted. Others are read again,
@@ -560,27 +564,27 @@ class _Session:
         if following is None:
             del self._writes[group.topic]
         elif len(outcome.confirmed) == len(group.rows):
-            self._spawn(following)
+            self._spawn_group(following)
         else:
             del self._writes[group.topic]
-            self._forget(following)
+            self._forget_group(following)
         if len(outcome.confirmed) != len(group.rows):
             self._skipped[group] = outcome.confirmed
             self._overtaking.add(group.topic)
         self._awake.set()
 
-    def _drop(self, writes: _TopicWrites) -> None:
+    def _drop_writes(self, writes: _TopicWrites) -> None:
         following, writes.following = writes.following, None
         if following is not None:
-            self._forget(following)
+            self._forget_group(following)
 
-    def _forget(self, group: Group) -> None:
+    def _forget_group(self, group: RowGroup) -> None:
         """Drop a group that has not begun."""
         self._in_flight -= group.buckets
         self._bytes_in_flight -= group.size
-        self._done(group)
+        self._stop_skipping(group)
 
-    def _done(self, group: Group) -> None:
+    def _stop_skipping(self, group: RowGroup) -> None:
         """Stop skipping the group's rows, as the table has its outcome."""
         self._skipped.pop(group, None)
         self._awake.set()

@@ -13,7 +13,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from streams.errors import InvalidValue, TooLarge
 from streams.message import ID, Headers, Record
-from streams.outbox.tables import Row
+from streams.outbox.tables import RelayRow
 
 MAX_COLUMN = 255
 """Characters of a key, which is Debezium's width of ``aggregateid``."""
@@ -101,7 +101,7 @@ def encode_headers(headers: Headers) -> str | None:
     return json.dumps(pairs, separators=(",", ":"))
 
 
-def record_of(row: Row) -> Record:
+def record_of(row: RelayRow) -> Record:
     """The record of a row.
 
     :raises InvalidRow: the row is no message.

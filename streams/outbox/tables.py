@@ -86,7 +86,7 @@ def _numbered(sql: str) -> tuple[str, tuple[str, ...]]:
     return _PARAMETER.sub(replace, sql), tuple(names)
 
 
-class Row(NamedTuple):
+class RelayRow(NamedTuple):
     """A row that a relay reads.
 
     :param id: the message ID.
@@ -108,10 +108,10 @@ class Row(NamedTuple):
     held: bool
 
 
-_PAYLOAD = Row._fields.index("payload")
+_PAYLOAD = RelayRow._fields.index("payload")
 
 
-class Backlog(NamedTuple):
+class OutboxBacklog(NamedTuple):
     """The numbers of rows, each up to :data:`COUNT_LIMIT`.
 
     :param depth: to be relayed.
@@ -166,7 +166,7 @@ def _suffixes(rows: int) -> Iterator[str]:
 
 
 def parameters_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The parameters of :meth:`Dialect.insert` for several rows."""
+    """The parameters of :meth:`Dialect.insert_row` for several rows."""
     return {
         f"{name}{suffix}": row[name]
         for suffix, row in zip(_suffixes(len(rows)), rows, strict=True)
@@ -174,7 +174,7 @@ def parameters_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def portions(count: int) -> Iterator[slice]:
+def split_by_powers(count: int) -> Iterator[slice]:
     """Splits a number of rows into powers of two, so that there are few different statements."""
     start, size = 0, ROWS_AT_ONCE
     while start < count:
@@ -184,7 +184,7 @@ def portions(count: int) -> Iterator[slice]:
         start += size
 
 
-class Tables:
+class TableNames:
     """The names of the tables.
 
     :param table: the outbox's table, in lower case, with or without a schema.
@@ -227,7 +227,7 @@ class Dialect:
     bucket_count: int
     returns_notification = False
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: TableNames) -> None:
         self.tables = tables
 
     # -- what differs
@@ -240,7 +240,7 @@ class Dialect:
         """A query of the values of a list parameter; its column is ``value``."""
         raise NotImplementedError
 
-    def among(self, value: str, name: str, kind: str) -> str:
+    def is_in_list(self, value: str, name: str, kind: str) -> str:
         """A condition: the value is in a list parameter."""
         return f"{value} IN ({self.list_of(name, kind)})"
 
@@ -264,7 +264,7 @@ class Dialect:
 
     # -- publishing
 
-    def insert(self, *, notify: bool, rows: int = 1) -> str:
+    def insert_row(self, *, notify: bool, rows: int = 1) -> str:
         """Write a row, and wake the relays once that is committed.
 
         :param rows: write this many rows, in their order; see :func:`parameters_of_rows`.
@@ -283,7 +283,7 @@ class Dialect:
 
     def insert_for_debezium(self) -> str:
         """Write a row and return its sequence, for :meth:`delete_one`."""
-        return f"{self.insert(notify=False)} RETURNING sequence"
+        return f"{self.insert_row(notify=False)} RETURNING sequence"
 
     def delete_one(self) -> str:
         """Delete a row."""
@@ -304,7 +304,7 @@ class Dialect:
 
     # -- relaying
 
-    def fetch(self, *, of_topic: bool = False) -> str:
+    def fetch_rows(self, *, of_topic: bool = False) -> str:
         """Rows of a relay's buckets in their order, up to a number and a size, but at least one.
 
         :param of_topic: see :meth:`ready_rows`.
@@ -325,23 +325,23 @@ class Dialect:
         )
 
     def ready_rows(self, *, of_topic: bool = False) -> str:
-        """As :meth:`fetch`, up to a number.
+        """As :meth:`fetch_rows`, up to a number.
 
         :param of_topic: rows of one topic, without scanning those of others; needs the index of
             topics. Else rows of all topics except the busy ones, whose rows are scanned.
         """
-        return self._ready(
+        return self._ready_rows(
             f"""sequence, {self.bucket} AS bucket,
                 coalesce(messageid, CAST(id AS text)) AS id, aggregatetype, aggregateid,
                 {self.payload} AS payload, keytype, headers,
-                {self._row_size()} AS size, {self._held("o")} AS held""",
+                {self._row_size()} AS size, {self._is_held("o")} AS held""",
             of_topic=of_topic,
         )
 
     def _row_size(self) -> str:
         return f"{self.size} + {self.length_of('headers')} + {self.length_of('messageid')}"
 
-    def _ready(self, columns: str, *, of_topic: bool) -> str:
+    def _ready_rows(self, columns: str, *, of_topic: bool) -> str:
         """See :meth:`ready_rows`.
 
         :param columns: the columns to select.
@@ -354,7 +354,7 @@ class Dialect:
         return f"""
             SELECT {columns}
             FROM {self.tables.outbox} AS o
-            WHERE state = {READY} AND {self._owned()}
+            WHERE state = {READY} AND {self._is_owned()}
                 AND {which}
                 AND sequence NOT IN ({self.list_of("skipped", "bigint")})
             ORDER BY {order} LIMIT :limit
@@ -371,24 +371,24 @@ class Dialect:
             f"SELECT t.value FROM ({self.list_of('topics', 'text')}) AS t WHERE t.value = ({first})"
         )
 
-    def _owned(self) -> str:
+    def _is_owned(self) -> str:
         """Whether a row is in a relay's buckets."""
         owned = (
             f"SELECT bucket FROM {self.tables.buckets} WHERE owner = :relay "
-            f"AND {self.among('bucket', 'buckets', 'integer')}"
+            f"AND {self.is_in_list('bucket', 'buckets', 'integer')}"
         )
-        return self.within(self.bucket, owned)
+        return self.is_in_query(self.bucket, owned)
 
-    def within(self, value: str, query: str) -> str:
+    def is_in_query(self, value: str, query: str) -> str:
         """A condition: the value is in the result of a query, which is run once."""
         return f"{value} IN ({query})"
 
-    def _held(self, row: str) -> str:
+    def _is_held(self, row: str) -> str:
         """Whether an earlier row of the same key is not to be relayed."""
         states = (FAILED, WAITING, UNDECLARED)
-        return f"({' OR '.join(self._before(row, state) for state in states)})"
+        return f"({' OR '.join(self._has_earlier(row, state) for state in states)})"
 
-    def _before(self, row: str, state: int) -> str:
+    def _has_earlier(self, row: str, state: int) -> str:
         """Whether an earlier row of the same key is in a state. Nearly always no row of any key is:
         that is looked up once per statement, and no row needs a lookup then (with AND instead of
         CASE, SQLite would look up both)."""
@@ -400,27 +400,27 @@ class Dialect:
             f"AND f.sequence < {row}.sequence) ELSE false END"
         )
 
-    def delete(self) -> str:
+    def delete_rows(self) -> str:
         """Delete rows that the log has confirmed."""
-        rows = self.among("sequence", "sequences", "bigint")
+        rows = self.is_in_list("sequence", "sequences", "bigint")
         return f"DELETE FROM {self.tables.outbox} WHERE {rows}"
 
-    def fail(self) -> str:
+    def fail_rows(self) -> str:
         """Mark rows that cannot be published."""
-        rows = self.among("sequence", "sequences", "bigint")
+        rows = self.is_in_list("sequence", "sequences", "bigint")
         return f"UPDATE {self.tables.outbox} SET state = {FAILED}, error = :error WHERE {rows}"
 
-    def hold(self) -> str:
+    def hold_rows(self) -> str:
         """Make rows wait behind one of their key that failed, waits, or is undeclared."""
-        rows = self.among("sequence", "sequences", "bigint")
+        rows = self.is_in_list("sequence", "sequences", "bigint")
         return (
             f"UPDATE {self.tables.outbox} AS o SET state = {WAITING} "
-            f"WHERE state = {READY} AND {rows} AND {self._held('o')}"
+            f"WHERE state = {READY} AND {rows} AND {self._is_held('o')}"
         )
 
-    def set_aside(self) -> str:
+    def set_aside_undeclared(self) -> str:
         """Make rows wait for a relay whose app declares their topic."""
-        rows = self.among("sequence", "sequences", "bigint")
+        rows = self.is_in_list("sequence", "sequences", "bigint")
         return (
             f"UPDATE {self.tables.outbox} SET state = {UNDECLARED} WHERE state = {READY} AND {rows}"
         )
@@ -429,7 +429,7 @@ class Dialect:
         """Release the undeclared rows of a relay's buckets whose topic its app declares."""
         return (
             f"UPDATE {self.tables.outbox} SET state = {READY} WHERE state = {UNDECLARED} "
-            f"AND {self.among('aggregatetype', 'topics', 'text')} AND {self._owned()}"
+            f"AND {self.is_in_list('aggregatetype', 'topics', 'text')} AND {self._is_owned()}"
         )
 
     def keys_to_release(self) -> str:
@@ -460,7 +460,7 @@ class Dialect:
                 SELECT {topic}, {key},
                     {first("sequence", topic, f"AND w.aggregateid >= {key}")} AS sequence
                 FROM k WHERE {key} IS NOT NULL
-            ) AS k WHERE {self._owned()} AND NOT {self._before("k", FAILED)} LIMIT :limit
+            ) AS k WHERE {self._is_owned()} AND NOT {self._has_earlier("k", FAILED)} LIMIT :limit
             """
 
     def release_waiting(self) -> str:
@@ -469,7 +469,7 @@ class Dialect:
 
         The key is that of the row ``:first``.
         """
-        outbox, held = self.tables.outbox, self._before("o", FAILED)
+        outbox, held = self.tables.outbox, self._has_earlier("o", FAILED)
 
         def of_first(column: str) -> str:
             return f"(SELECT {column} FROM {outbox} WHERE sequence = :first)"
@@ -483,11 +483,11 @@ class Dialect:
         )
         return (
             f"UPDATE {outbox} AS o SET state = {READY} WHERE state = {WAITING} "
-            f"AND {self.within('sequence', rows)} AND NOT {held} RETURNING sequence"
+            f"AND {self.is_in_query('sequence', rows)} AND NOT {held} RETURNING sequence"
         )
 
     def backlog(self) -> str:
-        """See :class:`Backlog`."""
+        """See :class:`OutboxBacklog`."""
         outbox = self.tables.outbox
 
         def count(state: int) -> str:
@@ -560,21 +560,21 @@ class Dialect:
 
     # -- relays and buckets
 
-    def register(self) -> str:
+    def register_relay(self) -> str:
         """Register a relay."""
         return (
             f"INSERT INTO {self.tables.relays} (relay, beat, lock_number, seen) "
             f"VALUES (:relay, 1, :lock, {self.now})"
         )
 
-    def beat(self) -> str:
+    def send_heartbeat(self) -> str:
         """Raise a relay's beat; returns no row if it was taken for dead."""
         return (
             f"UPDATE {self.tables.relays} SET beat = beat + 1, seen = {self.now} "
             "WHERE relay = :relay RETURNING beat"
         )
 
-    def others(self) -> str:
+    def other_relays(self) -> str:
         """All other relays."""
         return f"SELECT relay, beat, lock_number FROM {self.tables.relays} WHERE relay <> :relay"
 
@@ -585,7 +585,7 @@ class Dialect:
             "RETURNING relay"
         )
 
-    def leave(self) -> str:
+    def leave_relays(self) -> str:
         """Remove a relay that ends."""
         return f"DELETE FROM {self.tables.relays} WHERE relay = :relay"
 
@@ -593,18 +593,18 @@ class Dialect:
         """Insert a bucket."""
         return f"INSERT INTO {self.tables.buckets} (bucket) VALUES (:bucket) ON CONFLICT DO NOTHING"
 
-    def owners(self) -> str:
+    def bucket_owners(self) -> str:
         """The owner of each bucket, empty if it has no live one."""
         return (
             f"SELECT bucket, coalesce(r.relay, '') FROM {self.tables.buckets} AS b "
             f"LEFT JOIN {self.tables.relays} AS r ON r.relay = b.owner ORDER BY bucket"
         )
 
-    def own(self) -> str:
+    def set_owner(self) -> str:
         """Set or clear the owner of buckets."""
         return (
             f"UPDATE {self.tables.buckets} SET owner = :owner "
-            f"WHERE {self.among('bucket', 'buckets', 'integer')}"
+            f"WHERE {self.is_in_list('bucket', 'buckets', 'integer')}"
         )
 
     def relays_seen(self) -> str:
@@ -726,22 +726,22 @@ class PostgresDialect(Dialect):
 
     def list_of(self, name: str, kind: str) -> str:
         """See :meth:`Dialect.list_of`."""
-        return f"SELECT unnest({self._array(name, kind)}) AS value"
+        return f"SELECT unnest({self._array_parameter(name, kind)}) AS value"
 
-    def _array(self, name: str, kind: str) -> str:
+    def _array_parameter(self, name: str, kind: str) -> str:
         return f"CAST(CAST(:{name} AS text) AS {kind}[])"
 
-    def among(self, value: str, name: str, kind: str) -> str:
-        """See :meth:`Dialect.among`. Not a query, so that an index is used whatever the planner's
-        statistics."""
-        return f"{value} = ANY({self._array(name, kind)})"
+    def is_in_list(self, value: str, name: str, kind: str) -> str:
+        """See :meth:`Dialect.is_in_list`. Not a query, so that an index is used whatever the
+        planner's statistics."""
+        return f"{value} = ANY({self._array_parameter(name, kind)})"
 
     def list_parameter(self, found: Sequence[int] | Sequence[str]) -> object:
         """See :meth:`Dialect.list_parameter`. A text: a driver makes an array far more slowly."""
         return "{" + ",".join(map(_element_for(found), found)) + "}"
 
-    def within(self, value: str, query: str) -> str:
-        """See :meth:`Dialect.within`. Not a join, so that rows come in the index's order."""
+    def is_in_query(self, value: str, query: str) -> str:
+        """See :meth:`Dialect.is_in_query`. Not a join, so that rows come in the index's order."""
         return f"{value} = ANY(CAST(ARRAY({query}) AS bigint[]))"
 
     def relays_seen(self) -> str:
@@ -825,15 +825,16 @@ class SqliteDialect(Dialect):
         return f"coalesce(length(CAST({text} AS blob)), 0)"
 
     def fetch_as_document(self, *, of_topic: bool = False) -> str:
-        """As :meth:`fetch`, with all rows in one, for :func:`rows_of_document`: a JSON document of
-        the rows, with the length of each payload in its place, and the concatenated payloads. Sizes
-        are added up without reading the contents, which are read only for the rows that are taken.
+        """As :meth:`fetch_rows`, with all rows in one, for :func:`rows_of_document`: a JSON
+        document of the rows, with the length of each payload in its place, and the concatenated
+        payloads. Sizes are added up without reading the contents, which are read only for the rows
+        that are taken.
 
         It fails if a row has values that JSON cannot hold, or if the text is too long for SQLite;
         and the document of a file with UTF-16 texts is UTF-16 itself, which is no JSON.
         """
-        columns = f"sequence, {self._row_size()} AS size, {self._held('o')} AS held"
-        ready = self._ready(columns, of_topic=of_topic)
+        columns = f"sequence, {self._row_size()} AS size, {self._is_held('o')} AS held"
+        ready = self._ready_rows(columns, of_topic=of_topic)
         return f"""
             SELECT CAST(json_group_array(json_array(
                 o.sequence, {self.bucket}, coalesce(o.messageid, CAST(o.id AS text)),
@@ -861,7 +862,7 @@ class SqliteDialect(Dialect):
         return f"SELECT count(*), {self.now} - max(seen) FROM {self.tables.relays}"
 
 
-def rows_of_document(document: bytes, payloads: bytes) -> list[Row]:
+def rows_of_document(document: bytes, payloads: bytes) -> list[RelayRow]:
     """The rows in the result of :meth:`SqliteDialect.fetch_as_document`.
 
     :raises ValueError: a text is not UTF-8, or the payloads do not match the document.
@@ -874,9 +875,9 @@ def rows_of_document(document: bytes, payloads: bytes) -> list[Row]:
             row[_PAYLOAD] = payloads[start:end]
     if end != len(payloads):
         raise ValueError(f"payloads of {len(payloads):,} bytes, and of {end:,} by the document")
-    return list(map(Row._make, found))
+    return list(map(RelayRow._make, found))
 
 
-def dialect_of(name: DialectName, tables: Tables) -> Dialect:
+def dialect_of(name: DialectName, tables: TableNames) -> Dialect:
     """The statements for a database."""
     return PostgresDialect(tables) if name == "postgresql" else SqliteDialect(tables)

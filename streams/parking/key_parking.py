@@ -151,17 +151,17 @@ class DurableKeyParking:
 
     def begin(self, assignment: Assignment, state: PartitionState) -> None:
         """Note that the partition's messages are handled from now on."""
-        partition = self._owned(assignment)
+        partition = self._owned_partition(assignment)
         if partition is not None:
             partition.partition_state = state
 
     def release(self, assignments: Sequence[Assignment]) -> None:
         """Note that these partitions are given up or lost."""
         for each in assignments:
-            if self._owned(each) is not None:
+            if self._owned_partition(each) is not None:
                 del self._partitions[each.topic, each.partition]
 
-    def _owned(self, assignment: Assignment) -> PartitionParking | None:
+    def _owned_partition(self, assignment: Assignment) -> PartitionParking | None:
         partition = self._partitions.get((assignment.topic, assignment.partition))
         return partition if partition is not None and partition.assignment is assignment else None
 
@@ -176,7 +176,7 @@ class DurableKeyParking:
             except (Fatal, NotFound):
                 raise
             except LogError as error:
-                partition.read_failed(error)
+                partition.record_read_failure(error)
             else:
                 if fetched is not None:
                     found.append(fetched)
@@ -184,7 +184,7 @@ class DurableKeyParking:
 
     def is_confirmed(self, assignment: Assignment) -> bool:
         """Whether all parked records of a partition were read back, so that it may be committed."""
-        partition = self._owned(assignment)
+        partition = self._owned_partition(assignment)
         try:
             return partition is None or partition.is_confirmed()
         except LogError as error:
@@ -325,7 +325,7 @@ class DurableKeyParking:
         delivery.fetched.state.assignment.valid_until = float("-inf")  # start no further handler
         partition = self._partition_of(delivery)
         if partition is not None:
-            partition.fenced()
+            partition.write_fenced()
             self.wake_poller()
 
     def _partition_of(self, delivery: Delivery) -> PartitionParking | None:
@@ -339,7 +339,7 @@ def _released_error(delivery: Delivery) -> Unavailable:
     return Unavailable(f"{delivery.fetched.batch.topic}: not owned any more")
 
 
-class _Candidate(NamedTuple):
+class _ReturnCandidate(NamedTuple):
     """A message that is to be fetched and handled."""
 
     key: bytes
@@ -476,7 +476,7 @@ class PartitionParking:
             self.ended_reason = "records that were confirmed are not in the log"
         return False
 
-    def read_failed(self, error: LogError) -> None:
+    def record_read_failure(self, error: LogError) -> None:
         """Note that the partition cannot be read now, and retry in a moment; logged once."""
         self._not_before = time.monotonic() + RETRY_PAUSE
         if not self._is_unreadable:
@@ -520,8 +520,8 @@ class PartitionParking:
     def _log_end(self) -> int:
         return self._log.watermarks(self.name, self.partition)[1]
 
-    def _return_candidates(self) -> list[_Candidate]:
-        candidates: list[_Candidate] = []
+    def _return_candidates(self) -> list[_ReturnCandidate]:
+        candidates: list[_ReturnCandidate] = []
         with self._lock:
             for key, queue in self.state.returning.items():
                 if queue.handed_out:
@@ -531,7 +531,9 @@ class PartitionParking:
                     if position < 0:
                         break
                     offset = queue.source_offsets[index]
-                    candidates.append(_Candidate(key, queue, queue.generation, offset, position))
+                    candidates.append(
+                        _ReturnCandidate(key, queue, queue.generation, offset, position)
+                    )
                 if len(candidates) >= FETCH_LIMIT:
                     break
         return candidates
@@ -542,7 +544,7 @@ class PartitionParking:
         if partition_state is None or not candidates:
             return None
         rows, _ = self._fetcher.fetch(sorted(each.position for each in candidates), FETCH_BYTES)
-        chosen: list[tuple[_Candidate, FetchedRow]] = []
+        chosen: list[tuple[_ReturnCandidate, FetchedRow]] = []
         skipped_keys: set[bytes] = set()
         with self._lock:
             for candidate in candidates:
@@ -568,7 +570,7 @@ class PartitionParking:
                 chosen.append((candidate, row))
         return self._returned_batch(partition_state, chosen) if chosen else None
 
-    def _message_deleted(self, candidate: _Candidate) -> None:
+    def _message_deleted(self, candidate: _ReturnCandidate) -> None:
         logger.error(
             "%s: the message parked at %s was deleted before it was handled",
             self, self._log.format_offset(candidate.position),
@@ -576,7 +578,7 @@ class PartitionParking:
         self.state.remove_handled(candidate.key, candidate.source_offset)
 
     def _returned_batch(
-        self, partition_state: PartitionState, chosen: Sequence[tuple[_Candidate, FetchedRow]]
+        self, partition_state: PartitionState, chosen: Sequence[tuple[_ReturnCandidate, FetchedRow]]
     ) -> FetchedBatch:
         found = [records.read_original(row.headers) for _, row in chosen]
         batch = Batch(
@@ -639,7 +641,7 @@ class PartitionParking:
         batch = fetched.batch
         headers = records.message_headers(batch.headers(index))
         message = Record(batch.values[index], key, batch.id(index), headers)
-        return ParkDecision(self._parked("waits", batch, index, message))
+        return ParkDecision(self._parked_record("waits", batch, index, message))
 
     def _check_order(self, key: bytes, fetched: ReturnedBatch, index: int) -> ParkDecision | None:
         """None: a message that has come back is still the next one of its key."""
@@ -669,9 +671,11 @@ class PartitionParking:
                 self._check_limit(queue)
                 self.state.expect_record(key, offset, dead=True)
                 self._unconfirmed.add(offset)
-        return self._parked("dead", batch, index, dead_letter[1])
+        return self._parked_record("dead", batch, index, dead_letter[1])
 
-    def _parked(self, kind: MessageKind, batch: Batch, index: int, message: Record) -> Outgoing:
+    def _parked_record(
+        self, kind: MessageKind, batch: Batch, index: int, message: Record
+    ) -> Outgoing:
         offset, time, partition = batch.offsets[index], batch.time(index), self.partition
         record = records.parked_record(kind, self.epoch, partition, offset, message, time)
         return self.name, record
@@ -717,7 +721,7 @@ class PartitionParking:
                 self._unconfirmed.discard(offset)
                 self._confirmed_unread.add(offset)
 
-    def fenced(self) -> None:
+    def write_fenced(self) -> None:
         """Note that the log refused a write of this owner."""
         if not self.ended_reason:
             self.is_fenced = True

@@ -14,15 +14,15 @@ from streams.inbox.tables import find_version
 from streams.log.protocol import GroupInfo, Log
 from streams.projections import tables
 from streams.projections.projection import (
-    Outcome,
     Projection,
-    committed,
+    PromotionOutcome,
     find_table,
     group_of,
+    run_and_commit,
     scope_numbers,
 )
-from streams.projections.sessions import Commit, Transactions, Work
-from streams.projections.tables import KnownVersion
+from streams.projections.sessions import CommitRequest, Transactions, Work
+from streams.projections.tables import StoredVersion
 
 FORGOTTEN_AT_ONCE = 5_000
 """Rows of the inbox that are deleted in one transaction."""
@@ -31,7 +31,7 @@ PAUSE = 0.02
 """Seconds between two of these transactions."""
 
 
-class Progress(NamedTuple):
+class VersionProgress(NamedTuple):
     """How many messages of its topics a version has settled; None if that is unknown."""
 
     handled: int | None
@@ -45,7 +45,7 @@ class Progress(NamedTuple):
         return 1.0 if not self.total else min(1.0, self.handled / self.total)
 
 
-class PartitionState(NamedTuple):
+class PartitionPosition(NamedTuple):
     """A version's position in one partition.
 
     :param position: everything below it is settled; None: nothing yet.
@@ -71,8 +71,8 @@ class VersionState(NamedTuple):
     declared: bool
     state: str
     processes: int
-    progress: Progress
-    partitions: tuple[PartitionState, ...]
+    progress: VersionProgress
+    partitions: tuple[PartitionPosition, ...]
 
 
 class ProjectionState(NamedTuple):
@@ -105,7 +105,7 @@ def by_name(declared: Iterable[Projection], name: str | None = None) -> dict[str
     return found
 
 
-async def inspect(
+async def inspect_projections(
     log: Log, declared: Iterable[Projection], name: str | None = None
 ) -> list[ProjectionState]:
     """The projections that an app declares, or one of them.
@@ -114,12 +114,13 @@ async def inspect(
     :raises NotFound: the tables' SQLite file is not there.
     """
     return [
-        await _inspect(log, each, versions) for each, versions in by_name(declared, name).items()
+        await _inspect_projection(log, each, versions)
+        for each, versions in by_name(declared, name).items()
     ]
 
 
-async def _inspect(log: Log, name: str, declared: list[Projection]) -> ProjectionState:
-    known = await _known(declared[0].transactions, name)
+async def _inspect_projection(log: Log, name: str, declared: list[Projection]) -> ProjectionState:
+    known = await _known_versions(declared[0].transactions, name)
     topics = {version: tuple(each.goal) for version, each in known.items()}
     topics |= {each.version: each.topics for each in declared}
     serving = max((each.version for each in known.values() if each.serves), default=None)
@@ -134,11 +135,11 @@ async def _inspect(log: Log, name: str, declared: list[Projection]) -> Projectio
     return ProjectionState(name, serving, tuple(await asyncio.to_thread(look)))
 
 
-async def _known(transactions: Transactions, name: str) -> dict[int, KnownVersion]:
+async def _known_versions(transactions: Transactions, name: str) -> dict[int, StoredVersion]:
     """:raises NotFound: the database is a SQLite file that is not there."""
     check_file(transactions.database.address())
 
-    def look() -> Work[list[KnownVersion]]:
+    def look() -> Work[list[StoredVersion]]:
         if not (yield from find_table(transactions.database)):
             return []
         return (yield from tables.versions_of(name))
@@ -149,7 +150,7 @@ async def _known(transactions: Transactions, name: str) -> dict[int, KnownVersio
 def _version_state(
     log: Log, name: str, version: int, serving: int | None, declared: bool, topics: Iterable[str]
 ) -> VersionState:
-    group = _group(log, group_of(name, version))
+    group = _find_group(log, group_of(name, version))
     partitions = tuple(_partition_states(log, group, topics))
     progress = progress_of(log, partitions)
     if version == serving:
@@ -164,7 +165,7 @@ def _version_state(
     )
 
 
-def _group(log: Log, group: str) -> GroupInfo | None:
+def _find_group(log: Log, group: str) -> GroupInfo | None:
     try:
         return log.describe_group(group)
     except NotFound:
@@ -173,7 +174,7 @@ def _group(log: Log, group: str) -> GroupInfo | None:
 
 def _partition_states(
     log: Log, group: GroupInfo | None, topics: Iterable[str]
-) -> Iterable[PartitionState]:
+) -> Iterable[PartitionPosition]:
     for topic in topics:
         positions = {} if group is None else group.committed_in(topic)
         try:
@@ -185,23 +186,25 @@ def _partition_states(
             first = log.watermarks(topic, partition)[0]
             position = None if committed is None else committed.position
             lag = log.lag(topic, partition, first if position is None else position)
-            yield PartitionState(topic, partition, position, lag)
+            yield PartitionPosition(topic, partition, position, lag)
 
 
-def progress_of(log: Log, partitions: Iterable[PartitionState]) -> Progress:
+def progress_of(log: Log, partitions: Iterable[PartitionPosition]) -> VersionProgress:
     """The total progress over these partitions (blocks)."""
     total = lag = 0
     for each in partitions:
         first = log.watermarks(each.topic, each.partition)[0]
         size = log.lag(each.topic, each.partition, first)
         if size is None or each.lag is None:
-            return Progress(None, None)
+            return VersionProgress(None, None)
         total += size
         lag += min(each.lag, size)
-    return Progress(total - lag, total)
+    return VersionProgress(total - lag, total)
 
 
-async def promote(declared: Iterable[Projection], name: str, version: int) -> Outcome:
+async def promote_version(
+    declared: Iterable[Projection], name: str, version: int
+) -> PromotionOutcome:
     """Promote a version, if it has handled everything that the serving version has.
 
     :raises ConfigError: the app does not declare it.
@@ -217,7 +220,7 @@ async def promote(declared: Iterable[Projection], name: str, version: int) -> Ou
     )
 
 
-async def drop(log: Log, declared: Iterable[Projection], name: str, version: int) -> None:
+async def drop_version(log: Log, declared: Iterable[Projection], name: str, version: int) -> None:
     """Drop a version: its group, its rows in the inbox, its row among the versions. The user drops
     its tables. If the call is interrupted, it must be repeated.
 
@@ -226,7 +229,7 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
     :raises NotFound: there is no such version.
     """
     transactions = by_name(declared, name)[name][0].transactions
-    known = await _known(transactions, name)
+    known = await _known_versions(transactions, name)
     found = known.get(version)
     if found is None:
         raise NotFound(f"projection {name!r} has no version {version}")
@@ -252,7 +255,7 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
     def forget_portion(scope: int) -> Work[bool]:
         dialect = transactions.database.dialect
         has_more = yield from tables.forget_handled(dialect, scope, FORGOTTEN_AT_ONCE)
-        yield Commit()
+        yield CommitRequest()
         return has_more
 
     await asyncio.to_thread(delete_group)
@@ -263,4 +266,4 @@ async def drop(log: Log, declared: Iterable[Projection], name: str, version: int
             has_more = await transactions.run(forget_portion(scope))
             await asyncio.sleep(PAUSE)  # a SQLite file has other writers
     await asyncio.to_thread(delete_group)  # unless somebody has begun to run it meanwhile
-    await transactions.run(committed(tables.forget(name, version)))
+    await transactions.run(run_and_commit(tables.delete_version(name, version)))

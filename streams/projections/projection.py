@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from streams.connection import Connection
-from streams.databases.protocol import Database, DialectName, Failure, Steps
+from streams.databases.protocol import Database, DialectName, FailureKind, Steps
 from streams.engine.progress import decode_generation
 from streams.errors import ConfigError, LogError
 from streams.health import ProjectionStats
@@ -30,13 +30,13 @@ from streams.message import Message, Position
 from streams.processing.job import reset_generation
 from streams.projections import tables
 from streams.projections.sessions import (
-    Blocking,
-    Commit,
+    BlockingCall,
+    CommitRequest,
+    ConnectionCall,
     Transactions,
-    WithConnection,
     Work,
 )
-from streams.projections.tables import Ends, KnownVersion
+from streams.projections.tables import Ends, StoredVersion
 from streams.projections.waiting import find_waiting
 from streams.text import describe_error, get_logger
 
@@ -68,7 +68,7 @@ Hook = Callable[[Any], object]
 """Called with the connection or session of the transaction that promotes a version."""
 
 
-class Outcome(NamedTuple):
+class PromotionOutcome(NamedTuple):
     """The outcome of an attempt to promote.
 
     :param promoted: the version serves now, or did before.
@@ -129,7 +129,7 @@ class Projection:
         self._known = False
         self._complained = False
         self._failures = 0
-        database.reserve(1)
+        database.reserve_connections(1)
 
     def __repr__(self) -> str:
         return f"<Projection {self.name!r} version {self.version}>"
@@ -161,27 +161,27 @@ class Projection:
 
     def handle(self, dialect: DialectName, patience: float) -> Steps[None]:
         """The statements of this version in each transaction of a handler."""
-        return tables.handle(dialect, self.name, self.version, patience, HOLD)
+        return tables.enter_handler(dialect, self.name, self.version, patience, HOLD)
 
     # -- beside the processors
 
-    async def follow(self) -> None:
+    async def keep_promoting(self) -> None:
         """Declare the version in the database, and promote it when possible; until cancelled."""
         try:
             while True:
                 pause = IDLE_INTERVAL
                 try:
-                    if not await self.look():
+                    if not await self.poll_once():
                         pause = INTERVAL
                     self._complained = False
                 except Exception as error:
-                    self._complain(error)
+                    self._report_error(error)
                 await asyncio.sleep(pause)
         finally:
             self.transactions.close()
 
-    def _complain(self, error: Exception) -> None:
-        if isinstance(error, LogError) or self.database.classify(error) is not Failure.FAULT:
+    def _report_error(self, error: Exception) -> None:
+        if isinstance(error, LogError) or self.database.classify(error) is not FailureKind.FAULT:
             logger.info("%r: looks again later: %s", self, describe_error(error))
             return
         self._failures += 1
@@ -189,7 +189,7 @@ class Projection:
             self._complained = True
             logger.error("%r: cannot be promoted, looks again: %s", self, describe_error(error))
 
-    async def look(self) -> bool:
+    async def poll_once(self) -> bool:
         """Poll once. True: there is nothing more to do for now."""
         known = await self.known_versions()
         serving = max((each.version for each in known if each.serves), default=None)
@@ -200,7 +200,7 @@ class Projection:
         self.serving = serving
         return not self.promotes or (serving is not None and serving >= self.version)
 
-    async def known_versions(self) -> list[KnownVersion]:
+    async def known_versions(self) -> list[StoredVersion]:
         """The projection's versions in the database, where this version is declared if it is
         missing."""
         if not self._known:
@@ -220,16 +220,16 @@ class Projection:
                 f"what `streams projections ddl {dialect}` prints, or leave out create=False"
             )
         if not is_there:
-            await self.transactions.run(committed(tables.create_missing(dialect)))
+            await self.transactions.run(run_and_commit(tables.create_missing(dialect)))
         goal = await asyncio.to_thread(ends_of, self._connection.log, self.topics)
         await self.transactions.run(
-            committed(tables.declare(dialect, self.name, self.version, goal))
+            run_and_commit(tables.declare(dialect, self.name, self.version, goal))
         )
         self._known = True
 
     # -- promoting
 
-    async def promote(self) -> Outcome:
+    async def promote(self) -> PromotionOutcome:
         """Promote the version, if it has come far enough.
 
         :raises LogError: the log does not answer.
@@ -241,15 +241,17 @@ class Projection:
         serving = max((each.version for each in known.values() if each.serves), default=None)
         if serving is not None and serving >= self.version:
             same = serving == self.version
-            return Outcome(same, "" if same else f"version {serving} serves, which is newer")
-        settled = await asyncio.to_thread(_settled, log, self.group, self.topics)
+            return PromotionOutcome(
+                same, "" if same else f"version {serving} serves, which is newer"
+            )
+        settled = await asyncio.to_thread(_settled_positions, log, self.group, self.topics)
         goal = dict(known[self.version].goal)
         if serving is not None:
             read = [topic for topic in self.topics if topic in known[serving].goal]
             group = group_of(self.name, serving)
-            goal |= await asyncio.to_thread(_positions, log, group, read)
+            goal |= await asyncio.to_thread(_group_positions, log, group, read)
         if behind := await asyncio.to_thread(_first_behind, log, goal, settled, near=serving):
-            return Outcome(False, behind)
+            return PromotionOutcome(False, behind)
         outcome = await self._promote_over(serving, holds=True)
         ends = time.monotonic() + HOLD
         while not outcome.promoted and outcome.is_near and time.monotonic() < ends:
@@ -262,7 +264,7 @@ class Projection:
             self.serving = self.version
         return outcome
 
-    async def _promote_over(self, serving: int | None, *, holds: bool) -> Outcome:
+    async def _promote_over(self, serving: int | None, *, holds: bool) -> PromotionOutcome:
         """Promote the version in one transaction, if it lacks nothing that the serving version has
         handled.
 
@@ -271,15 +273,15 @@ class Projection:
         log, theirs, ours, waiting = self._connection.log, Scopes(), Scopes(), set[Position]()
         if serving is not None:  # the log is asked before others wait for this transaction
             group = group_of(self.name, serving)
-            theirs = await asyncio.to_thread(_scopes, log, group, self.topics)
+            theirs = await asyncio.to_thread(_inbox_scopes, log, group, self.topics)
             ours, found = await asyncio.to_thread(self._progress)
             if found is None:
-                return Outcome(False, "many of its messages wait to be tried again")
+                return PromotionOutcome(False, "many of its messages wait to be tried again")
             waiting = found
             if await self.transactions.run(self._lacks(theirs, waiting), reading=True):
-                return Outcome(False, LACKS)  # and nobody is paused for that
+                return PromotionOutcome(False, LACKS)  # and nobody is paused for that
         return await self.transactions.run(
-            self._promoting(serving, theirs, ours, waiting, holds=holds)
+            self._promotion_steps(serving, theirs, ours, waiting, holds=holds)
         )
 
     def _lacks(self, theirs: Scopes, waiting: Collection[Position]) -> Work[bool]:
@@ -295,7 +297,7 @@ class Projection:
                 return True
         return False
 
-    def _promoting(
+    def _promotion_steps(
         self,
         serving: int | None,
         theirs: Scopes,
@@ -303,28 +305,28 @@ class Projection:
         waiting: Collection[Position],
         *,
         holds: bool,
-    ) -> Work[Outcome]:
+    ) -> Work[PromotionOutcome]:
         dialect = self.database.dialect
-        if not (yield from tables.promote_alone(dialect, self.name, lock=HOLD, idle=IDLE)):
-            return Outcome(False, "another process is promoting a version of it")
+        if not (yield from tables.lock_promotion(dialect, self.name, lock=HOLD, idle=IDLE)):
+            return PromotionOutcome(False, "another process is promoting a version of it")
         now = yield from tables.versions_of(self.name)
         if serving != max((each.version for each in now if each.serves), default=None):
-            return Outcome(False, "another version was promoted meanwhile")
+            return PromotionOutcome(False, "another version was promoted meanwhile")
         if serving is not None:
-            yield from tables.stop(dialect, self.name, serving)
+            yield from tables.stop_handlers(dialect, self.name, serving)
             if (yield from self._lacks(theirs, waiting)):
-                return Outcome(False, LACKS)
+                return PromotionOutcome(False, LACKS)
         if serving is not None and not (yield from self._has_all_of(theirs, ours)):
             if dialect == "sqlite" and holds:
-                yield from tables.hold(self.name, serving, HOLD)
-                yield Commit()
+                yield from tables.hold_handlers(self.name, serving, HOLD)
+                yield CommitRequest()
             reason = f"version {serving} is ahead of it by a little"
-            return Outcome(False, reason, is_near=dialect == "sqlite")
-        yield from tables.promote(dialect, self.name, self.version)
+            return PromotionOutcome(False, reason, is_near=dialect == "sqlite")
+        yield from tables.promote_version(dialect, self.name, self.version)
         if self._on_promote is not None:
-            yield WithConnection(self._on_promote)
-        yield Commit()
-        return Outcome(True)
+            yield ConnectionCall(self._on_promote)
+        yield CommitRequest()
+        return PromotionOutcome(True)
 
     def _has_all_of(self, theirs: Scopes, ours: Scopes) -> Work[bool]:
         """Check that this version lacks nothing that the serving version, which is paused until
@@ -340,7 +342,7 @@ class Projection:
         while (yield from _is_behind(dialect, theirs, ours)):
             if dialect == "sqlite" or time.monotonic() > ends:
                 return False
-            ours, waiting = yield Blocking(self._progress_in_a_moment)
+            ours, waiting = yield BlockingCall(self._progress_in_a_moment)
             if waiting is None or (yield from self._lacks(theirs, waiting)):
                 return False
         return True
@@ -350,7 +352,7 @@ class Projection:
         too many. Read in this order: what was settled below the positions, and not handled, waits
         by then."""
         log = self._connection.log
-        ours = _scopes(log, self.group, self.topics)
+        ours = _inbox_scopes(log, self.group, self.topics)
         return ours, find_waiting(log, self.group, self.topics)
 
     def _progress_in_a_moment(self) -> tuple[Scopes, set[Position] | None]:
@@ -363,10 +365,10 @@ def find_table(database: Database[Any]) -> Work[bool]:
     return (yield from tables.find_table(database.dialect))  # known once a session is open
 
 
-def committed(steps: Steps[None]) -> Work[None]:
+def run_and_commit(steps: Steps[None]) -> Work[None]:
     """Run statements, and commit."""
     yield from steps
-    yield Commit()
+    yield CommitRequest()
 
 
 def _is_behind(dialect: DialectName, theirs: Scopes, ours: Scopes) -> Steps[bool]:
@@ -390,17 +392,17 @@ def ends_of(log: Log, topics: Iterable[str]) -> Ends:
     }
 
 
-def _positions(log: Log, group: str, topics: Iterable[str]) -> Ends:
+def _group_positions(log: Log, group: str, topics: Iterable[str]) -> Ends:
     return {
         topic: {number: found.position for number, found in log.committed(group, topic).items()}
         for topic in topics
     }
 
 
-def _settled(log: Log, group: str, topics: Iterable[str]) -> Ends:
+def _settled_positions(log: Log, group: str, topics: Iterable[str]) -> Ends:
     """The positions of a group, or the beginnings of its topics if those are further: earlier
     messages are gone, and a partition of which nothing was handled has no position."""
-    found = _positions(log, group, topics)
+    found = _group_positions(log, group, topics)
     return {
         topic: {
             partition: max(found[topic].get(partition, 0), log.watermarks(topic, partition)[0])
@@ -434,7 +436,7 @@ def _first_behind(log: Log, goal: Ends, settled: Ends, *, near: int | None) -> s
     return ""
 
 
-def _scopes(log: Log, group: str, topics: Iterable[str]) -> Scopes:
+def _inbox_scopes(log: Log, group: str, topics: Iterable[str]) -> Scopes:
     found = Scopes()
     for topic in topics:
         incarnation, positions = log.incarnation(topic), log.committed(group, topic)

@@ -20,23 +20,23 @@ from streams.databases.protocol import Database, Statement
 T = TypeVar("T")
 
 
-class Blocking(NamedTuple):
+class BlockingCall(NamedTuple):
     """A blocking call, such as one of a log; the generator that yields it gets its result."""
 
     function: Callable[[], Any]
 
 
-class WithConnection(NamedTuple):
+class ConnectionCall(NamedTuple):
     """A call of a function of the user's with the connection or session, as handlers get it."""
 
     function: Callable[[Any], object]
 
 
-class Commit(NamedTuple):
+class CommitRequest(NamedTuple):
     """Commits the transaction; without it the transaction is rolled back."""
 
 
-Action: TypeAlias = "Statement | Blocking | WithConnection | Commit"
+Action: TypeAlias = "Statement | BlockingCall | ConnectionCall | CommitRequest"
 
 Work: TypeAlias = "Generator[Action, Any, T]"
 """The actions of a transaction, one after the other, and its result."""
@@ -72,9 +72,9 @@ class Transactions:
                 found: Any = None
                 if isinstance(action, Statement):
                     found = session.execute(action)
-                elif isinstance(action, Blocking):
+                elif isinstance(action, BlockingCall):
                     found = action.function()
-                elif isinstance(action, WithConnection):
+                elif isinstance(action, ConnectionCall):
                     action.function(session.connection)
                 else:
                     session.commit()
@@ -93,9 +93,9 @@ class Transactions:
                 found: Any = None
                 if isinstance(action, Statement):
                     found = await session.execute(action)
-                elif isinstance(action, Blocking):
+                elif isinstance(action, BlockingCall):
                     found = await asyncio.to_thread(action.function)
-                elif isinstance(action, WithConnection):
+                elif isinstance(action, ConnectionCall):
                     returned = action.function(session.connection)
                     if isawaitable(returned):
                         await returned

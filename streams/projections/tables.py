@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from streams.databases.locking import begin_locking, bound_waits, milliseconds
+from streams.databases.locking import begin_locking, bound_waits, format_timeout
 from streams.databases.protocol import DialectName, Statement, Steps
 from streams.errors import ConfigError
 from streams.inbox.companion import RunAgain
@@ -58,7 +58,7 @@ Ends = Mapping[str, Mapping[int, int]]
 """Positions by topic and partition."""
 
 
-class KnownVersion(NamedTuple):
+class StoredVersion(NamedTuple):
     """A version of a projection in the database."""
 
     version: int
@@ -95,14 +95,14 @@ def create_missing(dialect: DialectName) -> Steps[None]:
         yield Statement(_CREATE[dialect])
 
 
-def versions_of(name: str) -> Steps[list[KnownVersion]]:
+def versions_of(name: str) -> Steps[list[StoredVersion]]:
     """The known versions of a projection, the oldest first."""
     rows = yield Statement(
         "SELECT version, serves, goal FROM streams_projections WHERE name = $1 ORDER BY version",
         (name,),
     )
     return [
-        KnownVersion(version, bool(serves), _ends_of(name, version, goal))
+        StoredVersion(version, bool(serves), _ends_of(name, version, goal))
         for version, serves, goal in rows
     ]
 
@@ -150,7 +150,7 @@ WHERE name = $1 AND version = $2""",
 }
 
 
-def promote(dialect: DialectName, name: str, version: int) -> Steps[None]:
+def promote_version(dialect: DialectName, name: str, version: int) -> Steps[None]:
     """Make this version the serving one."""
     yield Statement("UPDATE streams_projections SET serves = (1 = 0) WHERE name = $1", (name,))
     if dialect == "sqlite":
@@ -158,7 +158,7 @@ def promote(dialect: DialectName, name: str, version: int) -> Steps[None]:
     yield Statement(_SERVE[dialect], (name, version))
 
 
-def forget(name: str, version: int) -> Steps[None]:
+def delete_version(name: str, version: int) -> Steps[None]:
     """Delete a version's row."""
     yield Statement(
         "DELETE FROM streams_projections WHERE name = $1 AND version = $2", (name, version)
@@ -196,7 +196,7 @@ FROM (SELECT current_setting('lock_timeout') AS own OFFSET 0) AS found"""
 """The columns are made one after the other."""
 
 
-def handle(
+def enter_handler(
     dialect: DialectName, name: str, version: int, patience: float, longest: float
 ) -> Steps[None]:
     """In a handler's transaction: the version does not stand still until it ends.
@@ -214,7 +214,7 @@ def handle(
         if patience == math.inf:
             yield Statement("SELECT pg_advisory_xact_lock_shared(CAST($1 AS bigint))", (number,))
         else:
-            yield Statement(_LOCK_IMPATIENTLY, (milliseconds(patience), number))
+            yield Statement(_LOCK_IMPATIENTLY, (format_timeout(patience), number))
         return
     if not (yield from find_table(dialect)):
         return  # so no version can have been promoted
@@ -227,7 +227,7 @@ def handle(
         raise RunAgain(f"version {version} of projection {name!r} stands still")
 
 
-def hold(name: str, version: int, seconds: float) -> Steps[None]:
+def hold_handlers(name: str, version: int, seconds: float) -> Steps[None]:
     """On SQLite: no handler of the version gets on for so long, once this is committed."""
     yield Statement(
         "UPDATE streams_projections "
@@ -237,7 +237,7 @@ def hold(name: str, version: int, seconds: float) -> Steps[None]:
     )
 
 
-def stop(dialect: DialectName, name: str, version: int) -> Steps[None]:
+def stop_handlers(dialect: DialectName, name: str, version: int) -> Steps[None]:
     """Keep the version's handlers out of transactions until this one ends."""
     if dialect == "postgresql":
         yield Statement(
@@ -245,7 +245,7 @@ def stop(dialect: DialectName, name: str, version: int) -> Steps[None]:
         )
 
 
-def promote_alone(dialect: DialectName, name: str, *, lock: float, idle: float) -> Steps[bool]:
+def lock_promotion(dialect: DialectName, name: str, *, lock: float, idle: float) -> Steps[bool]:
     """Nobody else promotes a version of this projection until this transaction ends; False: another
     does now. The first statements of their transaction.
 

@@ -4,7 +4,7 @@ A message that need not keep its order (it has no key, or ``in_order`` is False)
 group's delay topic, ``{topic}.{group}.delay``, and comes back through ``{topic}.{group}.retry``,
 which its processor reads anyway, with the number of its attempts in a header. Meanwhile it blocks
 no other message and takes no memory. At the position where it failed it is settled: its redrive
-count is part of its identity (:func:`streams.message.identity`), so deduplication treats each
+count is part of its identity (:func:`streams.message.make_identity`), so deduplication treats each
 attempt as a separate message.
 
 A message that keeps its order stays in its key queue.
@@ -92,7 +92,7 @@ def delay_topic(topic: str, group: str) -> str:
     return f"{topic}.{group}.delay"
 
 
-class _Topics(NamedTuple):
+class _RetryTopics(NamedTuple):
     """The topics that belong to one source topic."""
 
     delay: str
@@ -115,7 +115,7 @@ class DurableAttemptLog:
         self._group = group = processor.group
         self._unordered = not options.retry.in_order
         self._sources = processor.topics
-        self._topics: dict[str, _Topics] = {}
+        self._topics: dict[str, _RetryTopics] = {}
         """By source topic."""
         self._restored_attempts: dict[Position, int] = {}
         """Attempts that former owners noted, for messages that were not delivered here yet."""
@@ -123,7 +123,7 @@ class DurableAttemptLog:
         """The keys of entries that were found in the delay topic, by the position of the message
         that a former owner delayed."""
         for source in self._sources:
-            topics = _Topics(
+            topics = _RetryTopics(
                 check_topic(delay_topic(source, group)),
                 options.dead_letters.retry(source, group),
                 check_topic(f"{source}.{group}.attempts"),
@@ -147,7 +147,7 @@ class DurableAttemptLog:
     def failed_attempts(self, batch: Batch, index: int) -> int:
         """How often a message that was just fetched failed before."""
         if self._restored_attempts:
-            restored = self._restored_attempts.get(_position(batch, index))
+            restored = self._restored_attempts.get(_batch_position(batch, index))
             if restored is not None:
                 return restored
         return 0 if batch.topic in self._sources else attempts_of(batch.headers(index))
@@ -157,20 +157,20 @@ class DurableAttemptLog:
         batch, index = delivery.fetched.batch, delivery.index
         if self._unordered or batch.keys[index] is None:
             return FailureRecord(self._delayed_copy(delivery, attempt, delay), is_delayed=True)
-        position = _position(batch, index)
+        position = _batch_position(batch, index)
         if self._restored_attempts.get(position) or attempts_of(batch.headers(index)):
             self._restored_attempts[position] = 0  # from now on the delivery holds it
-        return FailureRecord(self._note(delivery, attempt, []), is_delayed=False)
+        return FailureRecord(self._attempt_note(delivery, attempt, []), is_delayed=False)
 
     def delayed_note(self, delivery: Delivery, copy: Position) -> Outgoing:
         """A note that the message waits in the delay topic, at this position."""
-        return self._note(delivery, DELAYED, [(COPY, str(copy).encode())])
+        return self._attempt_note(delivery, DELAYED, [(COPY, str(copy).encode())])
 
     def is_delayed(self, batch: Batch, index: int) -> bool:
         """Whether the message waits in the delay topic, or has come back from it."""
         if not self._restored_copies:
             return False
-        key = self._restored_copies.get(_position(batch, index))
+        key = self._restored_copies.get(_batch_position(batch, index))
         return key is not None and key == entry_key(self._entry_id(batch, index))
 
     def has_no_records(self, batch: Batch) -> bool:
@@ -186,11 +186,11 @@ class DurableAttemptLog:
         first = first_position(batch, index, has_come_back=batch.topic not in self._sources)
         return retry_entry_id(first, redrives_of(batch.headers(index)) + 1)
 
-    def _note(
+    def _attempt_note(
         self, delivery: Delivery, attempt: int, headers: list[tuple[str, bytes | None]]
     ) -> Outgoing:
         batch = delivery.fetched.batch
-        name, count = str(_position(batch, delivery.index)), str(attempt).encode()
+        name, count = str(_batch_position(batch, delivery.index)), str(attempt).encode()
         generation = reset_generation(delivery.fetched.state.assignment)
         if generation:
             headers.append((GENERATION, str(generation).encode()))
@@ -224,11 +224,12 @@ class DurableAttemptLog:
 
     def assigned(self, assignments: Sequence[Assignment], keep_alive: Callable[[], None]) -> None:
         """Read the notes of former owners."""
-        self._forget(assignments)  # a handler that outlived the last ownership may have noted some
+        # A handler that outlived the last ownership may have noted some.
+        self._forget_partitions(assignments)
         for assignment in assignments:
             for tries in range(1, _READ_ATTEMPTS + 1):
                 try:
-                    self._restore(assignment, keep_alive)
+                    self._restore_attempts(assignment, keep_alive)
                     break
                 except LogError as error:
                     if tries == _READ_ATTEMPTS:
@@ -240,9 +241,9 @@ class DurableAttemptLog:
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Forget the notes on messages of these partitions."""
-        self._forget(assignments)
+        self._forget_partitions(assignments)
 
-    def _forget(self, assignments: Sequence[Assignment]) -> None:
+    def _forget_partitions(self, assignments: Sequence[Assignment]) -> None:
         revoked = {(each.topic, each.partition) for each in assignments}
         restored: tuple[dict[Position, Any], ...] = self._restored_attempts, self._restored_copies
         for noted in restored:
@@ -258,7 +259,7 @@ class DurableAttemptLog:
     def next_due(self) -> None:
         """None: the processor of the delay topic says when delayed messages are due."""
 
-    def _restore(self, assignment: Assignment, keep_alive: Callable[[], None]) -> None:
+    def _restore_attempts(self, assignment: Assignment, keep_alive: Callable[[], None]) -> None:
         log, topic, partition = self._app.log, assignment.topic, assignment.partition
         attempt_topic = self._topics[topic].attempts
         if partition >= log.describe_topic(attempt_topic).partitions:
@@ -350,7 +351,7 @@ class DurableAttemptLog:
         return found
 
 
-class _Note(NamedTuple):
+class _AttemptNote(NamedTuple):
     """The content of a record of the attempts topic."""
 
     position: Position
@@ -362,7 +363,7 @@ class _Note(NamedTuple):
     """The position of its copy in the delay topic, if it is delayed."""
 
 
-def _parse_note(batch: Batch, index: int) -> _Note | None:
+def _parse_note(batch: Batch, index: int) -> _AttemptNote | None:
     """The note in a record; None: it is not a note."""
     position = wire.parse_position(batch.keys[index])
     attempts = wire.parse_int(batch.values[index])
@@ -370,7 +371,7 @@ def _parse_note(batch: Batch, index: int) -> _Note | None:
         return None
     headers = dict(batch.headers(index))
     copy = wire.parse_position(headers.get(COPY))
-    return _Note(
+    return _AttemptNote(
         Position(*position),
         attempts,
         wire.parse_int(headers.get(GENERATION)) or 0,
@@ -382,5 +383,5 @@ def _partition_count(topic: str, log: Log) -> int:
     return log.describe_topic(topic).partitions
 
 
-def _position(batch: Batch, index: int) -> Position:
+def _batch_position(batch: Batch, index: int) -> Position:
     return Position(batch.topic, batch.partition, batch.offsets[index])

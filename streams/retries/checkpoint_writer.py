@@ -56,13 +56,13 @@ class CheckpointWriter:
         self.tried = 0 if found is None else found.position
         self._counts = RecordCounts()
 
-    def count(self, last: int, count: int = 1) -> None:
+    def count_records(self, last: int, count: int = 1) -> None:
         """Note that ``count`` more records were read, the last one at this position."""
         self._counts.add(last, count)
 
-    def behind(self, floor: int) -> int:
+    def count_behind(self, floor: int) -> int:
         """How many records follow both the floor and the last checkpoint."""
-        return self._counts.behind(max(floor, self.tried))
+        return self._counts.count_behind(max(floor, self.tried))
 
     async def write_if_due(
         self, index: DueIndex, position: int, floor: int
@@ -73,7 +73,7 @@ class CheckpointWriter:
         :returns: why it could not be written; None: it was, or none is due. A failed checkpoint
             postpones the next one as a written one does.
         """
-        if self.behind(floor) <= 2 * len(index) + CHECKPOINT_RECORDS:
+        if self.count_behind(floor) <= 2 * len(index) + CHECKPOINT_RECORDS:
             return None
         self.tried = position
         parts = await run_in_thread(checkpoint_records, index.state(), position, self._partition)
@@ -128,7 +128,7 @@ class RecordCounts:
         if self._total - (self._steps[-1][1] if self._steps else 0) >= COUNT_STEP:
             self._steps.append((last + 1, self._total))
 
-    def behind(self, position: int) -> int:
+    def count_behind(self, position: int) -> int:
         """How many records are at this position or after it. Later calls must not pass a lower
         position."""
         at = bisect_right(self._steps, position, key=itemgetter(0))

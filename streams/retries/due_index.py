@@ -142,7 +142,7 @@ class DueIndex:
             heappush(self._heap, entry)
         self._enforce_limit()
 
-    def nearest(self, count: int) -> list[DueEntry]:
+    def first_due(self, count: int) -> list[DueEntry]:
         """The entries that are due first, in due order, without those that were given out."""
         return nsmallest(count, (each for each in self._heap if each not in self._discarded))
 
@@ -180,7 +180,7 @@ class DueIndex:
         """Whether an entry was given out, and not given back or removed since."""
         return entry in self._taken
 
-    def give_back(self, entries: Iterable[DueEntry]) -> None:
+    def return_entries(self, entries: Iterable[DueEntry]) -> None:
         """Take entries back that were given out and not delivered."""
         returned = [each for each in entries if each in self._taken]
         self._taken.difference_update(returned)

@@ -313,7 +313,7 @@ class _ScannedBatch(NamedTuple):
     records: list[ScannedRecord]
 
 
-class _Outcome(NamedTuple):
+class _DeliveryOutcome(NamedTuple):
     """The outcome of an entry that was due."""
 
     entry: DueEntry
@@ -380,7 +380,7 @@ class PartitionScheduler:
         """When they are committed again although unchanged (the loop's time)."""
         self._checkpoints = CheckpointWriter(
             self._partition,
-            lambda parts: self._write([(self._topic, part) for part in parts]),
+            lambda parts: self._write_records([(self._topic, part) for part in parts]),
         )
         self._uncounted = 0
         """Records that were received while a scan runs."""
@@ -477,17 +477,17 @@ class PartitionScheduler:
         self._scan_bounded.set()
         source = self._scan_log(plan.start, self._scanned_end)
         while (batch := await run_in_thread(next, source, None)) is not None:
-            self._checkpoints.count(batch.last, batch.size)
+            self._checkpoints.count_records(batch.last, batch.size)
             for record in batch.records:
                 if record.position >= covered:
-                    self._apply(record)
+                    self._apply_record(record)
                 else:
                     self._note_outcome(record)
         received, self._received_meanwhile = self._received_meanwhile, []
         for record in received:
             if record.position >= self._scanned_end:
-                self._apply(record)
-        self._checkpoints.count(self._known_end - 1, self._uncounted)
+                self._apply_record(record)
+        self._checkpoints.count_records(self._known_end - 1, self._uncounted)
         self._scan_complete.set()
 
     def _plan_scan(self) -> _ScanPlan:
@@ -522,7 +522,7 @@ class PartitionScheduler:
             said = [each for each in found if each is not None and each.mark != records.CANCEL]
             yield _ScannedBatch(batch.offsets[-1], len(batch.offsets), said)
 
-    def _apply(self, record: ScannedRecord) -> None:
+    def _apply_record(self, record: ScannedRecord) -> None:
         is_news = self._note_outcome(record)
         if record.due is not None and is_news:
             self.index.add(record.id_digest, record.due, record.position)
@@ -548,7 +548,7 @@ class PartitionScheduler:
         if position < self._scanned_end:
             pass  # the scan counts it
         elif self._scan_complete.is_set():
-            self._checkpoints.count(position)
+            self._checkpoints.count_records(position)
         else:
             self._uncounted += 1
         if key is None:
@@ -564,7 +564,7 @@ class PartitionScheduler:
             self._at_hand = ()
         elif position >= self._scanned_end:
             if self._scan_complete.is_set():
-                self._apply(record)
+                self._apply_record(record)
                 self.is_idle = False
                 self._wake.set()
             else:
@@ -622,7 +622,7 @@ class PartitionScheduler:
 
         :param entry: the entry that it cancels, if the index had it.
         """
-        (refused,) = await self._write([(self._topic, answer)], self.assignment)
+        (refused,) = await self._write_records([(self._topic, answer)], self.assignment)
         if refused is not None:
             if not isinstance(refused, Fenced):  # else another owner answers
                 logger.error("%s: a request to cancel could not be answered: %r", self, refused)
@@ -671,11 +671,11 @@ class PartitionScheduler:
                     if later is not None and later.mark == records.CANCEL:
                         requests[later.position] = later.id_digest
             self._outcome_at = await self._retry_outages(
-                lambda: run_in_thread(self._look_up, requests)
+                lambda: run_in_thread(self._read_outcomes, requests)
             )
         return self._outcome_at[position]
 
-    def _look_up(self, requests: Mapping[int, int]) -> dict[int, str | None]:
+    def _read_outcomes(self, requests: Mapping[int, int]) -> dict[int, str | None]:
         """The outcomes of entries, by the positions of the requests to cancel them, as far as the
         log was read; blocks.
 
@@ -701,7 +701,7 @@ class PartitionScheduler:
         """Deliver due entries, until a scan is needed."""
         while not self._is_scan_needed:
             if self._set_aside and self._clock.monotonic() >= self._set_aside_until:
-                self.index.give_back(self._set_aside)
+                self.index.return_entries(self._set_aside)
                 self._set_aside = set()
             entries = self.index.take_due(int(self._clock.time() * 1000), self._batch_size)
             if not entries:
@@ -715,7 +715,7 @@ class PartitionScheduler:
                     await self._retry_outages(partial(self._deliver_batch, entries))
             finally:
                 # The entries that were not delivered.
-                self.index.give_back([each for each in entries if each not in self._set_aside])
+                self.index.return_entries([each for each in entries if each not in self._set_aside])
                 delivered, self._batch_delivered = self._batch_delivered, asyncio.Event()
                 delivered.set()
             if is_owned:
@@ -750,7 +750,7 @@ class PartitionScheduler:
         self._batch_size = min(DELIVERY_BATCH, max(1, limit))
         outgoing: list[Outgoing] = []
         sent: list[tuple[DueEntry, bytes]] = []
-        undeliverable: list[_Outcome] = []
+        undeliverable: list[_DeliveryOutcome] = []
         missing: list[DueEntry] = []
         # Up to the first whose payload was not fetched: later ones must not overtake it.
         for entry in takewhile(lambda each: log_position(each) in rows, entries):
@@ -761,27 +761,29 @@ class PartitionScheduler:
             delay_entry = records.parse_entry(row.key, row.value, row.headers)
             if delay_entry is None or not self._scheduler.is_allowed(delay_entry.topic):
                 error = _undeliverable_error(delay_entry)
-                undeliverable.append(_Outcome(entry, row.key, error))
+                undeliverable.append(_DeliveryOutcome(entry, row.key, error))
             else:
                 outgoing.append((delay_entry.topic, delay_entry.record))
                 sent.append((entry, row.key))
         self.index.remove_missing(missing)
-        answers = await self._write(outgoing)
-        outcomes = [_Outcome(*each, answer) for each, answer in zip(sent, answers, strict=True)]
+        answers = await self._write_records(outgoing)
+        outcomes = [
+            _DeliveryOutcome(*each, answer) for each, answer in zip(sent, answers, strict=True)
+        ]
         refused = [each for each in outcomes if each.error is not None]
         # Mark these first: they are delivered, whatever happens to the others.
         await self._write_marks([each for each in outcomes if each.error is None])
         if undeliverable or refused:
             await self._write_dead_letters(undeliverable + refused, rows)
 
-    async def _write_marks(self, outcomes: Sequence[_Outcome]) -> None:
+    async def _write_marks(self, outcomes: Sequence[_DeliveryOutcome]) -> None:
         marks: list[Outgoing] = []
         for entry, key, error in outcomes:
             mark: records.Outcome = "delivered" if error is None else "dead"
             record = records.mark_record(key, mark, f"{text(key)}/{log_position(entry)}/{mark}")
             record.partition = self._partition
             marks.append((self._topic, record))
-        for answer in await self._write(marks):
+        for answer in await self._write_records(marks):
             if answer is not None:  # after a restart it is delivered again, under the same ID
                 logger.error("%s: a delivery could not be marked: %r", self, answer)
         counters = self._scheduler.counters
@@ -794,11 +796,11 @@ class PartitionScheduler:
             counters.delivered += error is None
 
     async def _write_dead_letters(
-        self, undeliverable: Sequence[_Outcome], rows: Mapping[int, FetchedRow | None]
+        self, undeliverable: Sequence[_DeliveryOutcome], rows: Mapping[int, FetchedRow | None]
     ) -> None:
         """Write undeliverable entries, as they are in the log, as dead letters, and mark them.
         Entries whose dead letters are refused are set aside."""
-        dead: list[tuple[_Outcome, Outgoing]] = []
+        dead: list[tuple[_DeliveryOutcome, Outgoing]] = []
         for outcome in undeliverable:
             entry, key, error = outcome
             position = log_position(entry)
@@ -812,8 +814,8 @@ class PartitionScheduler:
             now = self._clock.time()
             dead_letter = dead_letter_record(record, error, 1, self._topic, failed_at, now)
             dead.append((outcome, (f"{self._topic}.dead", dead_letter)))
-        answers = await self._write([letter for _, letter in dead])
-        written: list[_Outcome] = []
+        answers = await self._write_records([letter for _, letter in dead])
+        written: list[_DeliveryOutcome] = []
         refused: dict[DueEntry, BaseException] = {}
         for (outcome, _), answer in zip(dead, answers, strict=True):
             if answer is None:
@@ -840,7 +842,7 @@ class PartitionScheduler:
             next(iter(refused.values())),
         )  # fmt: skip
 
-    async def _write(
+    async def _write_records(
         self, outgoing: Sequence[Outgoing], owner: Assignment | None = None
     ) -> Sequence[BaseException | None]:
         """Write these, waiting out outages; returns, for each, None or why it was refused.
@@ -891,7 +893,7 @@ def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
     return InvalidValue(f"due for topic {entry.topic!r}, which this app does not declare")
 
 
-class _Ending(NamedTuple):
+class _EndedEntries(NamedTuple):
     """The outcome of all entries of an ID before a position."""
 
     outcome: str
@@ -906,15 +908,15 @@ class OutcomeCache:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._new: dict[int, _Ending] = {}
-        self._old: dict[int, _Ending] = {}
+        self._new: dict[int, _EndedEntries] = {}
+        self._old: dict[int, _EndedEntries] = {}
 
     def add(self, id_digest: int, outcome: str, end: int) -> None:
         """Remember an outcome.
 
         :param end: all entries of that ID before this position have this outcome.
         """
-        self._new[id_digest] = _Ending(outcome, end)
+        self._new[id_digest] = _EndedEntries(outcome, end)
         if len(self._new) >= self._size:
             self._new, self._old = {}, self._new
 
@@ -937,5 +939,5 @@ class OutcomeCache:
         known = self._find(id_digest)
         return None if known is None else known.outcome
 
-    def _find(self, id_digest: int) -> _Ending | None:
+    def _find(self, id_digest: int) -> _EndedEntries | None:
         return self._new.get(id_digest) or self._old.get(id_digest)

@@ -26,11 +26,11 @@ MAX_DELAYS = 50
 class CountingReaders(Protocol[C]):
     """The readers that are kept (:class:`~streams.inspection.reading_on.KeptReaders`)."""
 
-    def of(self, name: str) -> CountingReader[C]:
+    def get(self, name: str) -> CountingReader[C]:
         """The reader of a topic, which is kept from now on."""
         ...
 
-    def all(self) -> Mapping[str, CountingReader[C]]:
+    def values_by_name(self) -> Mapping[str, CountingReader[C]]:
         """All kept readers, the one that was requested last at the end."""
         ...
 
@@ -47,14 +47,14 @@ def counted(
     :param seconds: seconds of real time for which one of them is waited for.
     """
     deadline = time.monotonic() + LOOK
-    kept = readers.all()
+    kept = readers.values_by_name()
     asked = {name: turn for turn, name in enumerate(kept)}
     turns = sorted(names[:most], key=lambda name: asked.get(name, -1))
     found: dict[str, C | None] = dict.fromkeys(names)
     for name in turns:
         if name == turns[0] or time.monotonic() < deadline:
             try:
-                found[name] = readers.of(name).counts(seconds)
+                found[name] = readers.get(name).counts(seconds)
             except NotFound:
                 del found[name]
         elif name in kept:

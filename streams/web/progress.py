@@ -121,9 +121,9 @@ class ReadingProgress:
 
     def _reading(self, readers: KeptReaders[R], count: Callable[[R], int]) -> Sample:
         def sample(log: Log, name: str, figures: Figures, now: float) -> None:
-            if name not in readers.all():
+            if name not in readers.values_by_name():
                 raise NotFound(f"nobody has looked at {name!r} lately")
-            reader = readers.of(name)
+            reader = readers.get(name)
             is_complete = reader.read_on(LOOK, longer_after_change=False)
             figures.now = self._told(count(reader), is_complete=is_complete)
 

@@ -64,7 +64,7 @@ class SagaIndexes:
 
     def __len__(self) -> int:
         """How many are kept."""
-        return len(self._kept.all())
+        return len(self._kept.values_by_name())
 
     def look(self, name: str, seconds: float) -> SagaIndex:
         """The index of a journal, after reading on for at most this many seconds of real time
@@ -73,7 +73,7 @@ class SagaIndexes:
         :raises NotFound: there is no such journal.
         :raises LogError: it cannot be read.
         """
-        kept = self._kept.of(name)
+        kept = self._kept.get(name)
         kept.asked_at, kept.error = time.monotonic(), None
         # After a change, a log that delays the reading is waited for longer.
         is_changed = kept.changes != self._changes
@@ -94,11 +94,11 @@ class SagaIndexes:
         :raises NotFound: it was not requested lately.
         :raises LogError: it could not be read; the next call makes it try again.
         """
-        known = self._kept.all()
+        known = self._kept.values_by_name()
         names = [name] if name else list(known)
         if name and name not in known:
             raise NotFound(f"nobody has looked at the sagas of {name!r}")
-        kept = [self._kept.of(each) for each in names]
+        kept = [self._kept.get(each) for each in names]
         now = time.monotonic()
         for each in kept:
             each.asked_at = now
@@ -142,7 +142,7 @@ class SagaIndexes:
             with self._lock:
                 wanted = [
                     (name, kept)
-                    for name, kept in self._kept.all().items()
+                    for name, kept in self._kept.values_by_name().items()
                     if not kept.is_read and now - kept.asked_at < WANTED
                 ]
                 if not wanted or self._closed.is_set():

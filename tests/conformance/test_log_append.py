@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from streams.errors import LogError
-from streams.message import ID, REDRIVE, SOURCE, Headers, Position, Record, identity
+from streams.message import ID, REDRIVE, SOURCE, Headers, Position, Record, make_identity
 from tests.conformance.records import append, record
 from tests.conformance.world import World
 
@@ -111,9 +111,9 @@ def test_nothing_to_write_is_told_at_once(world: World) -> None:
     [
         ((), "a"),
         ([("other", b"x")], "a"),
-        ([(SOURCE, b"shop")], identity("a", "shop")),
-        ([(REDRIVE, b"2")], identity("a", None, "2")),
-        ([(SOURCE, b"shop"), (REDRIVE, b"1")], identity("a", "shop", "1")),
+        ([(SOURCE, b"shop")], make_identity("a", "shop")),
+        ([(REDRIVE, b"2")], make_identity("a", None, "2")),
+        ([(SOURCE, b"shop"), (REDRIVE, b"1")], make_identity("a", "shop", "1")),
     ],
 )
 def test_identities_are_of_id_source_and_redrive(

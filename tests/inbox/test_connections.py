@@ -33,7 +33,7 @@ from streams import (
     Sqlite,
     Streams,
 )
-from streams.databases.protocol import Failure, Statement, is_conflict_of_ours
+from streams.databases.protocol import FailureKind, Statement, is_conflict_of_ours
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Kind, Place
 from tests.servers.lifetime import until
@@ -188,7 +188,7 @@ async def test_cursors_of_the_users_own_kind(postgres: str) -> None:
 async def opened(dsn: str) -> AsyncIterator[AsyncPsycopg]:
     """With a pool of one connection."""
     database = AsyncPsycopg(dsn)
-    database.reserve(1)
+    database.reserve_connections(1)
     await database.enter_async()
     try:
         yield database
@@ -241,7 +241,7 @@ async def test_a_session_that_has_ended_ends_no_other_on_its_connection(
 ) -> None:
     """Whoever has committed may roll back as well, to be sure."""
     place, database = Place(postgres), library.make(postgres)
-    database.reserve(1)
+    database.reserve_connections(1)
     if not library.asynchronous:
         database.enter()
         first = database.begin()
@@ -282,7 +282,7 @@ async def test_a_first_statement_that_fails_is_told_apart_from_a_lost_connection
         )
         with pytest.raises(psycopg.OperationalError) as lost:
             await database.begin_with_async(ONE)
-        assert database.classify(lost.value) is Failure.UNREACHABLE
+        assert database.classify(lost.value) is FailureKind.UNREACHABLE
         session = await database.begin_with_async(ONE)
         assert await session.first_rows() == [(1,)]
         await session.commit()
@@ -463,7 +463,7 @@ async def test_what_is_no_failure_of_the_messages_in_a_statement_of_ours(
     server_kind: Kind, statements: list[str], postgres: str
 ) -> None:
     database = server_kind.make(postgres)
-    database.reserve(1)
+    database.reserve_connections(1)
     with pytest.raises(Exception, match=r"nothing|known|cancel") as caught:
         if server_kind.asynchronous:
             await database.enter_async()
@@ -483,5 +483,5 @@ async def test_what_is_no_failure_of_the_messages_in_a_statement_of_ours(
             finally:
                 session.rollback()
                 database.leave()
-    assert database.classify(caught.value) is Failure.FAULT
+    assert database.classify(caught.value) is FailureKind.FAULT
     assert is_conflict_of_ours(caught.value)

@@ -87,7 +87,7 @@ async def test_mysql() -> None:
 
     database = SQLAlchemy.__new__(SQLAlchemy)
     with pytest.raises(ConfigError, match="its engine is mysql; the inbox works on PostgreSQL"):
-        database._learn(MySQLDialect.name)
+        database._set_dialect(MySQLDialect.name)
 
 
 async def test_the_logs_own_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from streams.databases.protocol import Database, Failure, Session, Statement, Steps, run
+from streams.databases.protocol import Database, FailureKind, Session, Statement, Steps, run_steps
 from streams.databases.psycopg_database import Psycopg
 from streams.databases.sqlite_database import Sqlite
 from streams.errors import ConfigError
@@ -56,7 +56,7 @@ class Tables:
         """One transaction."""
         session = self.database.begin()
         try:
-            found = run(session, steps())
+            found = run_steps(session, steps())
             session.commit()
         finally:
             session.rollback()
@@ -68,7 +68,7 @@ class Tables:
 
     def take_in(self, session: Session[Any], *entries: Entry, hasty: bool = False) -> list[Verdict]:
         waits = HASTY if hasty else PATIENT
-        return run(session, take(self.database.dialect, entries, waits))
+        return run_steps(session, take(self.database.dialect, entries, waits))
 
     def rows(self) -> int:
         found = self.do(lambda: _select("SELECT count(*) FROM streams_inbox"))
@@ -365,13 +365,13 @@ def test_an_old_snapshot_does_not_see_an_old_mark(server: Tables, level: str, ma
     assert server.take(entry(1)) == [Verdict.NEW]
     server.raise_mark(mark)
     zombie = server.database.begin()
-    run(zombie, _select_level(level))
+    run_steps(zombie, _select_level(level))
     server.raise_mark(10)
     server.do(lambda: schedule_deletion(SCOPE.number))
     assert server.do(lambda: delete_purged(SCOPE.number, 100))
     with pytest.raises(psycopg.errors.SerializationFailure) as caught:
         server.take_in(zombie, entry(1))
-    assert server.database.classify(caught.value) is Failure.CONFLICT
+    assert server.database.classify(caught.value) is FailureKind.CONFLICT
     zombie.rollback()
     assert server.take(entry(1)) == [Verdict.PURGED]
 
@@ -407,7 +407,7 @@ def test_a_frozen_owner_does_not_hold_its_successor_up(server: Tables) -> None:
     successor = server.database.begin()
     with pytest.raises(psycopg.errors.LockNotAvailable) as caught:
         server.take_in(successor, entry(1), hasty=True)
-    assert server.database.classify(caught.value) is Failure.CONFLICT
+    assert server.database.classify(caught.value) is FailureKind.CONFLICT
     successor.rollback()
     owner.rollback()
 
@@ -447,7 +447,7 @@ def test_the_tables_by_hand(postgres: str, tmp_path: Path) -> None:
     database = Psycopg(postgres, create=False)
     database.open(2)
     session = database.begin()
-    assert run(session, find_version("postgresql")) == VERSION
+    assert run_steps(session, find_version("postgresql")) == VERSION
     session.rollback()
     database.close()
     with sqlite3.connect(tmp_path / "hand.db") as file:
@@ -455,7 +455,7 @@ def test_the_tables_by_hand(postgres: str, tmp_path: Path) -> None:
     file.close()
     sqlite = Sqlite(tmp_path / "hand.db")
     opened = sqlite.begin()
-    assert run(opened, find_version("sqlite")) == VERSION
+    assert run_steps(opened, find_version("sqlite")) == VERSION
     opened.rollback()
     sqlite.close()
 
@@ -469,13 +469,13 @@ def test_other_tables_are_refused(version: int | None, said: str) -> None:
 async def test_many_at_once_each_once(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zombies of every kind: forty transactions for ten messages, in two orders."""
     monkeypatch.setattr("streams.databases.psycopg_database.POOL_TIMEOUT", 60.0)
-    from streams.databases.protocol import run_async
+    from streams.databases.protocol import run_steps_async
     from streams.databases.psycopg_database import AsyncPsycopg
 
     database = AsyncPsycopg(postgres)
     await database.open_async(20)
     session = await database.begin_async()
-    await run_async(session, create_missing("postgresql"))
+    await run_steps_async(session, create_missing("postgresql"))
     await session.commit()
     taken: list[int] = []
 
@@ -487,7 +487,7 @@ async def test_many_at_once_each_once(postgres: str, monkeypatch: pytest.MonkeyP
                 session = await database.begin_async()
                 try:
                     entries = [entry(each) for each in group]
-                    found = await run_async(session, take("postgresql", entries, PATIENT))
+                    found = await run_steps_async(session, take("postgresql", entries, PATIENT))
                     if number % 5 == 0:
                         await session.rollback()
                         break
@@ -497,7 +497,7 @@ async def test_many_at_once_each_once(postgres: str, monkeypatch: pytest.MonkeyP
                     break
                 except psycopg.errors.OperationalError as error:
                     await session.rollback()
-                    if database.classify(error) is not Failure.CONFLICT:
+                    if database.classify(error) is not FailureKind.CONFLICT:
                         raise
 
     await asyncio.gather(*(worker(number) for number in range(40)))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.log.kafka.batch import KafkaBatch, offsets_of, remove_errors, split_by_partition
-from streams.message import identity, identity_of, identity_suffix
+from streams.message import identity_of, identity_suffix, make_identity
 
 
 def message(offset: int = 0, topic: str = "t", partition: int = 0, **more: Any) -> Any:
@@ -38,7 +38,7 @@ def test_an_id_can_be_read_without_making_all_of_them() -> None:
     batch = KafkaBatch("t", 0, [message(headers=[("ce_id", b"a"), ("ce_source", b"s")])])
     assert batch.id(0) == "a"
     assert batch._ids is None
-    assert batch.ids == [identity("a", "s")]
+    assert batch.ids == [make_identity("a", "s")]
 
 
 def test_what_is_released_is_let_go() -> None:

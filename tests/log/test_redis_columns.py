@@ -16,7 +16,7 @@ from streams.log.redis.batch import (
     layout_of,
 )
 from streams.log.redis.keys import RedisEntryId, entry_id
-from streams.message import ID, REDRIVE, SOURCE, Record, identity, identity_of
+from streams.message import ID, REDRIVE, SOURCE, Record, identity_of, make_identity
 
 names = st.sampled_from(
     ["value", "key", ID, "header:value", "null:x", "null:", SOURCE, REDRIVE, "ce_type", "ü", "h"]
@@ -100,7 +100,7 @@ def test_an_identity_has_source_and_redrive_count() -> None:
     record = Record(b"v", None, "id", [(REDRIVE, b"2"), (SOURCE, b"here")])
     names, values, place = encode_fields(record)
     batch = entries([row(record)])
-    assert batch.ids == [identity("id", "here", "2")]
+    assert batch.ids == [make_identity("id", "here", "2")]
     assert values[place].decode() == batch.ids[0]
     assert place == len(names), "it is not one of the fields"
 

@@ -17,7 +17,7 @@ from streams.log.sqlite.blocks import (
     encode_blocks,
     merge_blocks,
 )
-from streams.message import ID, REDRIVE, SOURCE, Headers, Record, identity, text
+from streams.message import ID, REDRIVE, SOURCE, Headers, Record, make_identity, text
 
 # Any text at all: foreign bytes are kept by surrogates.
 words = st.text(st.characters(), max_size=8)
@@ -36,7 +36,7 @@ def wire(name: str) -> bytes:
 
 def wanted(record: Record) -> tuple[bytes | None, bytes | None, str | None, list[object]]:
     found = {name: value for name, value in record.headers if name in (SOURCE, REDRIVE)}
-    id = record.id and identity(
+    id = record.id and make_identity(
         record.id, text(found.get(SOURCE) or b""), text(found.get(REDRIVE) or b"")
     )
     head: Headers = [(ID, wire(record.id.partition("\0")[0]))] if record.id else []

@@ -26,14 +26,14 @@ from streams.outbox import databases, inspection
 from streams.outbox.buckets import Buckets
 from streams.outbox.databases import (
     AsyncpgDatabase,
-    Database,
     PostgresDatabase,
     PsycopgDatabase,
+    RelayDatabase,
     SqliteDatabase,
 )
-from streams.outbox.groups import Group, GroupPublisher
-from streams.outbox.relay import RelayOptions, _Session
-from streams.outbox.tables import NO_PARAMETERS, ROW_BYTES, PostgresDialect, Row, Tables
+from streams.outbox.groups import GroupPublisher, RowGroup
+from streams.outbox.relay import RelayOptions, _RelaySession
+from streams.outbox.tables import NO_PARAMETERS, ROW_BYTES, PostgresDialect, RelayRow, TableNames
 from streams.testing import harness
 from tests.docs.blocks import ROOT, blocks
 from tests.outbox.world import PATIENCE, Order, Place, World, committing, running
@@ -191,7 +191,7 @@ async def test_what_the_log_refuses_waits_with_its_key(place: Place) -> None:
         assert world.of("a") == [1]
         assert world.of("b") == [1, 2, 3]
 
-        found = await inspection.inspect(world.outbox, 10)
+        found = await inspection.inspect_outbox(world.outbox, 10)
         await world.until(lambda: [row[1] for row in place.rows()] == [1, 2, 2], "this one, too")
         (row,) = found.rows
         assert (row.id, row.topic, row.key, row.error) == (
@@ -203,7 +203,7 @@ async def test_what_the_log_refuses_waits_with_its_key(place: Place) -> None:
         assert found.relays.number == 1
 
         del log.append  # the log takes it now
-        assert await inspection.retry(world.outbox, [bad]) == 1
+        assert await inspection.retry_rows(world.outbox, [bad]) == 1
         await world.handle(7)
         assert world.of("a") == [1, 2, 3, 4]
         await world.until(lambda: not place.rows(), "the rows are deleted")
@@ -315,12 +315,12 @@ async def test_texts_that_are_no_texts_stop_their_keys_alone(place: Place) -> No
         await world.until(
             lambda: [row[1] for row in place.rows()] == [1, 1, 3, 1, 1], "all are marked"
         )
-    found = await inspection.inspect(world.outbox, 10)
+    found = await inspection.inspect_outbox(world.outbox, 10)
     assert len(found.rows) == len(columns) - 1
     assert len(found.undeclared) == 1
 
 
-def fetch_parameters(database: Database, **bounds: int) -> dict[str, Any]:
+def fetch_parameters(database: RelayDatabase, **bounds: int) -> dict[str, Any]:
     """What a relay named "me" gives along when it reads rows, if it has all buckets."""
     dialect = database.dialect
     return {
@@ -344,7 +344,7 @@ async def test_memory_is_bounded_by_headers_too(place: Place) -> None:
     await database.connect(30.0)
     try:
         await database.execute("UPDATE outbox_buckets SET owner = 'me'")
-        found = await database.fetch(fetch_parameters(database, limit=100, bytes=150_000))
+        found = await database.fetch_rows(fetch_parameters(database, limit=100, bytes=150_000))
         assert len(found) == 2
     finally:
         await database.close()
@@ -374,7 +374,7 @@ async def test_a_document_of_rows_holds_what_they_hold_one_by_one(
                     )
     one_by_one = database._fetch_one_by_one
 
-    def refuse(*_: object) -> list[Row]:
+    def refuse(*_: object) -> list[RelayRow]:
         raise AssertionError("one by one")
 
     try:
@@ -388,11 +388,11 @@ async def test_a_document_of_rows_holds_what_they_hold_one_by_one(
                 given = fetch_parameters(database, limit=limit, bytes=size) | of_topic
                 given["skipped"] = database.dialect.list_parameter([2, 3, 90])
                 monkeypatch.setattr(database, "_fetch_one_by_one", refuse)
-                documented = await database.fetch(given)
+                documented = await database.fetch_rows(given)
                 monkeypatch.setattr(database, "_fetch_one_by_one", one_by_one)
                 with monkeypatch.context() as broken:
                     broken.setattr(databases, "rows_of_document", lambda *_: int("no document"))
-                    assert await database.fetch(given) == documented
+                    assert await database.fetch_rows(given) == documented
                 assert bool(documented) == (of_topic.get("topic") != "?")
         everything = fetch_parameters(database, limit=1_000, bytes=1 << 30)
         for key, keytype in (("CAST(x'ff' AS TEXT)", "'text'"), ("'c'", "x'00'")):
@@ -400,7 +400,7 @@ async def test_a_document_of_rows_holds_what_they_hold_one_by_one(
                 f"INSERT INTO outbox {columns} "
                 f"VALUES ('i', 'orders', {key}, 't', NULL, NULL, {keytype}, NULL, 0)"
             )
-            found = (await database.fetch(everything))[-1]
+            found = (await database.fetch_rows(everything))[-1]
             assert (found.key, found.keytype) in {("\udcff", "text"), ("c", b"\0")}
             place.run("DELETE FROM outbox WHERE id = 'i'")
     finally:
@@ -421,7 +421,7 @@ async def test_payloads_of_a_file_whose_texts_are_utf16(tmp_path: Path) -> None:
     await database.connect(30.0)
     try:
         await database.execute("UPDATE outbox_buckets SET owner = 'me'")
-        found = await database.fetch(fetch_parameters(database, limit=10, bytes=1 << 20))
+        found = await database.fetch_rows(fetch_parameters(database, limit=10, bytes=1 << 20))
         assert [row.payload for row in found] == payloads
         assert [row.key for row in found] == [f"ä{number}" for number in range(len(payloads))]
     finally:
@@ -457,7 +457,7 @@ async def test_no_row_is_compared_with_failed_ones_where_there_are_none(place: P
         parameters = fetch_parameters(database, limit=10, bytes=10_000)
 
         async def comparisons() -> list[int]:
-            sql = f"EXPLAIN (ANALYZE, FORMAT JSON) {database.dialect.fetch()}"
+            sql = f"EXPLAIN (ANALYZE, FORMAT JSON) {database.dialect.fetch_rows()}"
             ((plans,),) = await database.execute(sql, parameters)
             return [
                 node["Actual Loops"]
@@ -483,10 +483,10 @@ async def test_rows_of_a_topic_that_waits_are_not_walked_past(place: Place) -> N
     commit(world, place, "a", 1, 2)
     database = world.outbox.open()
     options = RelayOptions(lease=30.0, poll=1.0, batch=100, batch_bytes=1 << 20)
-    async with _Session(world.app, database, options, world.outbox._relay) as session:
+    async with _RelaySession(world.app, database, options, world.outbox._relay) as session:
         await session._keep_buckets(0.0)
         session._paused_until["raw"] = math.inf
-        rows, visited = await visiting(database, lambda: session._read(100, 1 << 20))
+        rows, visited = await visiting(database, lambda: session._read_rows(100, 1 << 20))
     assert [(row.topic, row.key) for row in rows] == [("orders", "a")] * 2
     assert 0 < visited < many
 
@@ -520,7 +520,7 @@ async def test_of_a_key_that_waits_one_row_is_looked_at(place: Place) -> None:
         await database.close()
 
 
-async def visiting(database: Database, work: Callable[[], Awaitable[T]]) -> tuple[T, int]:
+async def visiting(database: RelayDatabase, work: Callable[[], Awaitable[T]]) -> tuple[T, int]:
     """What comes of reading, and how many rows of the outbox its statements look at; on SQLite, how
     many steps they take: a row takes several."""
     execute, statements, visited = database.execute, list[tuple[str, Any]](), 0
@@ -530,7 +530,7 @@ async def visiting(database: Database, work: Callable[[], Awaitable[T]]) -> tupl
         visited += 1
 
     if isinstance(database, SqliteDatabase):
-        file = database._opened()
+        file = database._require_connection()
         await database._in_thread(lambda: file.set_progress_handler(step, 1))
         found = await work()
         await database._in_thread(lambda: file.set_progress_handler(None, 1))
@@ -555,8 +555,8 @@ async def visiting(database: Database, work: Callable[[], Awaitable[T]]) -> tupl
 
 def test_a_group_is_as_large_as_the_statement_has_it() -> None:
     """So that what two of them leave of the bytes is no room, for which more would be read."""
-    row = Row(1, 0, "m", "raw", "k", b"", "text", None, 7, False)
-    assert Group("raw", [row, row], 1).size == 2 * (7 + ROW_BYTES)
+    row = RelayRow(1, 0, "m", "raw", "k", b"", "text", None, 7, False)
+    assert RowGroup("raw", [row, row], 1).size == 2 * (7 + ROW_BYTES)
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -591,7 +591,7 @@ async def test_retry_refuses_what_has_not_failed(place: Place) -> None:
         id = world.outbox.publish_sync(world.orders, Order("a", 1), connection=connection)
     for name in (id, "nothing"):
         with pytest.raises(NotFound):
-            await inspection.retry(world.outbox, [name])
+            await inspection.retry_rows(world.outbox, [name])
 
 
 async def delete_what_another_waits_behind(world: World, place: Place) -> None:
@@ -686,7 +686,7 @@ async def test_a_topic_of_a_newer_version_waits_for_a_relay_that_declares_it(
         await old.handle(1)
         assert old.app.health().ok
     assert warned(caplog, "rows of topic refunds") == 1
-    found = await inspection.inspect(new.outbox, 10)
+    found = await inspection.inspect_outbox(new.outbox, 10)
     assert [topic[:2] for topic in found.undeclared] == [("refunds", 3)]
     commit_refunds(place, new, refunds, 4)
     async with new.app:
@@ -790,7 +790,7 @@ async def test_a_table_that_was_made_for_debezium_gets_its_columns_as_the_docs_s
     async with running(place.dsn) as world:
         said = "the table outbox has no column sequence, messageid, keytype"
         await world.until(lambda: said in caplog.text, "it says what is missing")
-        dialect = PostgresDialect(Tables("outbox"))
+        dialect = PostgresDialect(TableNames("outbox"))
         assert " ".join(alter.split()).rstrip(";") == dialect.add_columns(
             dialect.missing_columns(["id", "payload"])
         )
@@ -919,17 +919,17 @@ class Reading:
         clock.monotonic = lambda: time.monotonic() + self.later
         monkeypatch.setattr("streams.outbox.relay.SYSTEM", clock)
         kind = type(World(place.dsn, relayed_by="command").outbox.open())
-        fetch = kind.fetch
+        fetch = kind.fetch_rows
 
-        async def fetch_slowly(database: Database, parameters: Any) -> list[Any]:
+        async def fetch_slowly(database: RelayDatabase, parameters: Any) -> list[Any]:
             found: list[Any] = await fetch(database, parameters)
             self.rows += len(found)
             await self.meanwhile(database, parameters["limit"])
             return found
 
-        monkeypatch.setattr(kind, "fetch", fetch_slowly)
+        monkeypatch.setattr(kind, "fetch_rows", fetch_slowly)
 
-    async def meanwhile(self, database: Database, limit: int) -> None:
+    async def meanwhile(self, database: RelayDatabase, limit: int) -> None:
         """Nothing, so far."""
 
 
@@ -944,7 +944,7 @@ async def test_what_took_long_to_read_is_relayed_if_nobody_has_the_keys(
     reading = Reading(place, monkeypatch)
     async with running(place.dsn, lease=30.0, batch=8) as world:
 
-        async def meanwhile(database: Database, limit: int) -> None:
+        async def meanwhile(database: RelayDatabase, limit: int) -> None:
             reading.later += leases * 30.0
 
         reading.meanwhile = meanwhile  # type: ignore[method-assign]
@@ -960,7 +960,7 @@ async def test_less_is_read_at_once_where_others_take_the_keys_meanwhile(
     """As long as that is too much, it is said so, once."""
     reading, most = Reading(place, monkeypatch), 0
 
-    async def meanwhile(database: Database, limit: int) -> None:
+    async def meanwhile(database: RelayDatabase, limit: int) -> None:
         if limit > most:
             reading.later += 60.0
             await database.execute("DELETE FROM outbox_relays")  # taken for dead
@@ -985,9 +985,9 @@ async def test_a_relay_whose_keys_others_relay_is_well(
 ) -> None:
     """It was too slow for them, and has nothing to read now."""
     monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
-    reading, look, taken = Reading(place, monkeypatch), Buckets.tick, False
+    reading, look, taken = Reading(place, monkeypatch), Buckets.send_heartbeat, False
 
-    async def meanwhile(database: Database, limit: int) -> None:
+    async def meanwhile(database: RelayDatabase, limit: int) -> None:
         reading.later += 60.0
         await database.execute("DELETE FROM outbox_relays")
 
@@ -996,7 +996,7 @@ async def test_a_relay_whose_keys_others_relay_is_well(
         if taken:
             buckets.owned = frozenset()
 
-    monkeypatch.setattr(Buckets, "tick", tick)
+    monkeypatch.setattr(Buckets, "send_heartbeat", tick)
     reading.meanwhile = meanwhile  # type: ignore[method-assign]
     async with running(place.dsn) as world:
         commit(world, place, "a", 1)
@@ -1010,9 +1010,9 @@ async def test_rows_whose_bucket_is_given_up_after_they_were_read_are_the_next_o
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relay that has read for long says first that it is there, and may have to share then."""
-    reading, look = Reading(place, monkeypatch), Buckets.tick
+    reading, look = Reading(place, monkeypatch), Buckets.send_heartbeat
 
-    async def meanwhile(database: Database, limit: int) -> None:
+    async def meanwhile(database: RelayDatabase, limit: int) -> None:
         reading.later += 27.0
 
     async def tick(buckets: Buckets, in_flight: Any) -> None:
@@ -1021,7 +1021,7 @@ async def test_rows_whose_bucket_is_given_up_after_they_were_read_are_the_next_o
 
     async with running(place.dsn, lease=30.0) as world:
         await world.until(lambda: world.outbox.stats().buckets, "it has buckets")
-        monkeypatch.setattr(Buckets, "tick", tick)
+        monkeypatch.setattr(Buckets, "send_heartbeat", tick)
         reading.meanwhile = meanwhile  # type: ignore[method-assign]
         commit(world, place, "a", 1)
         await world.until(lambda: reading.later and not world.outbox.stats().buckets, "it shares")
@@ -1056,12 +1056,12 @@ async def test_what_was_read_before_it_was_taken_for_dead_is_forgotten(
 @pytest.mark.parametrize("database", ["sqlite"])
 async def test_no_row_is_tried_alone_once_others_may_have_its_key(place: Place) -> None:
     world = World(place.dsn, relayed_by="command")
-    rows = [Row(n, 0, f"m{n}", "raw", f"k{n}", b"", "text", None, 0, False) for n in range(3)]
+    rows = [RelayRow(n, 0, f"m{n}", "raw", f"k{n}", b"", "text", None, 0, False) for n in range(3)]
     answers = iter([True, False])
     async with world.app.connected():
         refuse(world, lambda topic, record: TooLarge("too large"))
         publisher = GroupPublisher(world.app, lambda group: next(answers))
-        outcome = await publisher.publish(Group("raw", rows, 1))
+        outcome = await publisher.publish(RowGroup("raw", rows, 1))
     assert [row.key for row, _ in outcome.failures] == ["k0"]
 
 
@@ -1072,7 +1072,7 @@ async def test_no_row_is_tried_alone_before_one_of_its_key_that_did_not_arrive(
     """One batch of an append may be lost in an outage, and the next be too large as a whole."""
     world = World(place.dsn, relayed_by="command")
     rows = [
-        Row(n, 0, f"m{n}", "raw", key, b"", "text", None, 0, False)
+        RelayRow(n, 0, f"m{n}", "raw", key, b"", "text", None, 0, False)
         for n, key in enumerate(["a", "b", "a", "b"])
     ]
     answered: list[str] = []
@@ -1085,7 +1085,9 @@ async def test_no_row_is_tried_alone_before_one_of_its_key_that_did_not_arrive(
 
     async with world.app.connected():
         refuse(world, refused_together)
-        outcome = await GroupPublisher(world.app, lambda group: True).publish(Group("raw", rows, 1))
+        outcome = await GroupPublisher(world.app, lambda group: True).publish(
+            RowGroup("raw", rows, 1)
+        )
     assert outcome.confirmed == [1, 3]
     assert outcome.failures == []
     assert isinstance(outcome.outage, Unavailable)
@@ -1097,13 +1099,13 @@ async def test_a_relay_that_has_lost_its_connection_begins_nothing_more(
 ) -> None:
     """Its lock is free, so others have its keys at once, however long its lease is."""
     monkeypatch.setattr("streams.outbox.relay.FIRST_PAUSE", PATIENCE)  # it does not come back
-    noticed, close = asyncio.Event(), _Session._close
+    noticed, close = asyncio.Event(), _RelaySession._close
 
-    async def closing(session: _Session) -> None:
+    async def closing(session: _RelaySession) -> None:
         noticed.set()
         await close(session)
 
-    monkeypatch.setattr(_Session, "_close", closing)
+    monkeypatch.setattr(_RelaySession, "_close", closing)
     async with running(place.dsn) as world:
         log: Any = world.app.log
         calls = list[Any]()
@@ -1245,7 +1247,7 @@ async def test_a_transaction_that_is_cancelled_is_rolled_back_to_the_end(
         yield Statement("CREATE TABLE begun (value integer)")
         raise LookupError("no further")
 
-    opened = Slow(postgres, Tables("outbox"))
+    opened = Slow(postgres, TableNames("outbox"))
     await opened.connect(60.0)
     try:
         first = asyncio.create_task(opened.transaction(steps()))

@@ -23,7 +23,7 @@ from streams import (
     Streams,
     Topic,
 )
-from streams.databases.protocol import run
+from streams.databases.protocol import run_steps
 from streams.testing import harness
 from tests.inbox.kinds import KINDS, Kind, Place
 from tests.outbox.world import PATIENCE, until
@@ -511,20 +511,20 @@ async def test_who_makes_the_tables_and_freezes_holds_nobody_up(
     """The server ends its transaction."""
     monkeypatch.setattr("streams.databases.locking.IDLE_WITH_LOCK", 0.3)
     shop = Shop(kind, effects.place)
-    shop.database.reserve(2)
+    shop.database.reserve_connections(2)
     shop.database.enter()
 
     def make_tables() -> None:
         session = shop.database.begin()
         try:
-            run(session, shop.outbox.create_tables_there("postgresql"))
+            run_steps(session, shop.outbox.create_tables_there("postgresql"))
             session.commit()
         finally:
             session.rollback()
 
     frozen = shop.database.begin()
     try:
-        run(frozen, shop.outbox.create_tables_there("postgresql"))
+        run_steps(frozen, shop.outbox.create_tables_there("postgresql"))
         await asyncio.wait_for(asyncio.to_thread(make_tables), PATIENCE)
     finally:
         frozen.rollback()

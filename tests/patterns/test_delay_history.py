@@ -192,7 +192,7 @@ def hold_answers(
     :param refused: those that were held up are refused then.
     """
     is_answering, may_answer = asyncio.Event(), asyncio.Event()
-    write = scheduler.PartitionScheduler._write
+    write = scheduler.PartitionScheduler._write_records
 
     async def write_later(self: Any, outgoing: Any, *owner: Any) -> Any:
         if answers(outgoing) and not may_answer.is_set():
@@ -202,7 +202,7 @@ def hold_answers(
                 return [LogError("refused")]
         return await write(self, outgoing, *owner)
 
-    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", write_later)
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_write_records", write_later)
     return is_answering, may_answer
 
 
@@ -260,7 +260,7 @@ async def test_what_cannot_be_marked_as_cancelled_is_delivered(
     topic = app.topic("wanted", int)
     delays = Delays(app)
     refused: list[bytes | None] = []
-    write = scheduler.PartitionScheduler._write
+    write = scheduler.PartitionScheduler._write_records
 
     async def refuse_first(self: Any, outgoing: Any, *owner: Any) -> Any:
         if not refused and answers(outgoing):
@@ -268,7 +268,7 @@ async def test_what_cannot_be_marked_as_cancelled_is_delivered(
             return [LogError("refused")]
         return await write(self, outgoing, *owner)
 
-    monkeypatch.setattr(scheduler.PartitionScheduler, "_write", refuse_first)
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_write_records", refuse_first)
     async with harness(app, clock=Clock()) as running:
         await delays.publish(topic, 1, delay=60, id="m1")
         await delays.publish(topic, 2, delay=120, id="m2")
@@ -434,7 +434,7 @@ async def test_what_is_delivered_while_the_log_is_asked_for_it_was_not_cancelled
     topic = app.topic("wanted", int)
     delays = Delays(app, pending=3)
     was_read, may_end = threading.Event(), threading.Event()
-    look_up = scheduler.PartitionScheduler._look_up
+    look_up = scheduler.PartitionScheduler._read_outcomes
 
     def end_later(self: Any, requests: Any) -> Any:
         found = look_up(self, requests)
@@ -442,7 +442,7 @@ async def test_what_is_delivered_while_the_log_is_asked_for_it_was_not_cancelled
         may_end.wait(60)
         return found
 
-    monkeypatch.setattr(scheduler.PartitionScheduler, "_look_up", end_later)
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_read_outcomes", end_later)
     async with harness(app, clock=Clock()) as running:
         for number in range(6):
             await delays.publish(topic, number, delay=60 + number, id=f"m{number}")
@@ -505,4 +505,4 @@ async def test_a_record_is_counted_once(stage: Stage) -> None:
             (partition,) = delays._scheduler._by_partition.values()
             _, end = app.log.watermarks(asks.name, 0)
             await stage.until(lambda: partition._known_end == end, "all is received")
-            assert partition._checkpoints.behind(0) == written(app, asks.name) == 42
+            assert partition._checkpoints.count_behind(0) == written(app, asks.name) == 42

@@ -91,7 +91,7 @@ class Pending(RuleBasedStateMachine):
     def fail(self, data: st.DataObject) -> None:
         each = data.draw(st.sampled_from(sorted(self.out)))
         del self.out[each]
-        self.index.give_back([each])
+        self.index.return_entries([each])
 
     @rule(name=NAMES)
     def cancel(self, name: int) -> None:
@@ -205,7 +205,7 @@ def test_what_vanished_is_forgotten() -> None:
     index.add(2, 5, 1)
     first, second = index.take_due(10, 5)
     index.remove_missing([first])
-    index.give_back([first, second])
+    index.return_entries([first, second])
     assert len(index) == 1
     assert index.take_due(10, 5) == [second]
 
@@ -217,7 +217,7 @@ def test_what_comes_back_does_not_overtake_what_was_dropped_meanwhile() -> None:
     for name in range(1, 6):
         index.add(name, name, name)
     assert index.horizon == due_entry(4, 4)
-    index.give_back([late])
+    index.return_entries([late])
     assert index.lowest_position == 0
     assert index.take_due(10, 9) == [due_entry(name, name) for name in (1, 2, 3)]
     for name in (1, 2, 3):
@@ -257,7 +257,7 @@ def test_what_comes_back_is_bounded_too() -> None:
         index.add(name, 5, name)
         assert index.take_due(10, 1) == [due_entry(5, name)]
     assert len(index) == 8
-    index.give_back([due_entry(5, name) for name in range(8)])
+    index.return_entries([due_entry(5, name) for name in range(8)])
     assert len(index) == 3
     assert index.horizon == due_entry(5, 3)
 
@@ -270,7 +270,7 @@ def test_what_could_not_be_cancelled_does_not_overtake_what_was_dropped_meanwhil
     index.add(4, 4, 4)
     index.add(5, 5, 5)
     assert index.remove(5, 6)
-    index.give_back(given)  # 3 and 4 are dropped
+    index.return_entries(given)  # 3 and 4 are dropped
     index.put_back(5, due_entry(5, 5))
     assert [due_time(each) for each in index.take_due(9, 9)] == [1, 2]
     for name in (1, 2):

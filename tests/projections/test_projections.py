@@ -33,7 +33,7 @@ from streams import (
     Sqlite,
     Streams,
 )
-from streams.databases.protocol import Database, Statement, run
+from streams.databases.protocol import Database, Statement, run_steps
 from streams.inbox import ddl as inbox_ddl
 from streams.inbox.companion import RunAgain
 from streams.inbox.recording import Timeouts
@@ -153,10 +153,10 @@ async def test_nobody_goes_back_in_time(ground: Ground) -> None:
                 assert new.projection(2).serving == 2
         assert reader.values(1) == reader.values(2) == sorted({*first, *reader.values(1)})
         async with new.app.connected():
-            await operations.drop(new.app.log, new.app.projections, ground.name, 1)
+            await operations.drop_version(new.app.log, new.app.projections, ground.name, 1)
             with pytest.raises(NotFound):
                 await asyncio.to_thread(new.app.log.describe_group, f"{ground.name}.v1")
-            (state,) = await operations.inspect(new.app.log, new.app.projections)
+            (state,) = await operations.inspect_projections(new.app.log, new.app.projections)
     watcher.close()
     rest = reader.run("SELECT count(*) FROM streams_inbox")[0][0]
     assert rest == len(reader.values(2))  # what the inbox had of version 1 is gone
@@ -258,7 +258,7 @@ async def test_versions_of_topics_in_which_nothing_was_handled_yet(ground: Groun
         async with world.app:
             await until(lambda: world.projection(2).serving == 2, lambda: "2 does not serve")
         async with world.app.connected():
-            await operations.drop(world.app.log, world.app.projections, NAME, 1)
+            await operations.drop_version(world.app.log, world.app.projections, NAME, 1)
         assert ground.reader.run("SELECT version FROM streams_projections") == [(2,)]
 
 
@@ -273,16 +273,16 @@ async def test_rows_that_were_purged_were_handled_all_the_same(ground: Ground) -
 
     database = ground.kind.make(ground.place)
     dialect = database.dialect
-    database.reserve(1)
+    database.reserve_connections(1)
     database.enter()
     serving, candidate = (Scope("i", group, 0, "numbers", 0) for group in ("sums.v1", "sums.v2"))
     session = database.begin()
     try:
-        run(session, create_missing(dialect))
-        run(session, raise_mark(dialect, serving, serving.number, position_text(10)))
+        run_steps(session, create_missing(dialect))
+        run_steps(session, raise_mark(dialect, serving, serving.number, position_text(10)))
         for settled, is_behind in ((5, True), (9, True), (10, False), (11, False)):
             steps = tables.is_behind(dialect, serving.number, candidate.number, settled)
-            assert run(session, steps) is is_behind, settled
+            assert run_steps(session, steps) is is_behind, settled
     finally:
         session.rollback()
         database.leave()
@@ -312,7 +312,7 @@ async def test_what_a_dropped_version_handled_of_its_retry_topic_is_forgotten(
             await until(lambda: world.projection(2).serving == 2, lambda: "2 does not serve")
             await until(lambda: ground.reader.values(2) == [1], lambda: "it is not handled")
         async with world.app.connected():
-            await operations.drop(world.app.log, world.app.projections, NAME, 1)
+            await operations.drop_version(world.app.log, world.app.projections, NAME, 1)
     assert ground.reader.run("SELECT count(*) FROM streams_inbox") == [(1,)]
 
 
@@ -325,7 +325,7 @@ async def test_a_version_that_was_reset_and_dropped_is_built_anew(ground: Ground
         await build_the_second(ground, 3)
         await reset(kept, "sums.v2", world.topic, "earliest")
         async with world.app.connected():
-            await operations.drop(world.app.log, world.app.projections, NAME, 2)
+            await operations.drop_version(world.app.log, world.app.projections, NAME, 2)
         ground.reader.run("DELETE FROM sums_v2")
         world = ground.world(1, 2)
         async with world.app:
@@ -366,7 +366,7 @@ async def test_a_version_is_dropped_in_portions(
         await build_the_second(ground, 7)
         monkeypatch.setattr(Transactions, "run", counted)
         async with world.app.connected():
-            await operations.drop(world.app.log, world.app.projections, NAME, 2)
+            await operations.drop_version(world.app.log, world.app.projections, NAME, 2)
     rows = [rows for rows, _ in found]
     assert (rows[0], rows[-1]) == (14, 7)
     assert max(before - after for before, after in pairwise(rows)) == 2
@@ -382,7 +382,7 @@ async def test_a_row_that_somebody_else_wrote(ground: Ground, goal: str) -> None
         ground.reader.run(f"UPDATE streams_projections SET goal = '{goal}'")
         async with world.app.connected():
             with pytest.raises(ConfigError, match=r"version 1 of projection 'sums'.*goal"):
-                await operations.inspect(world.app.log, world.app.projections)
+                await operations.inspect_projections(world.app.log, world.app.projections)
 
 
 async def test_a_row_that_was_deleted_is_written_again(ground: Ground) -> None:
@@ -439,24 +439,24 @@ async def test_one_that_is_promoted_by_hand(ground: Ground) -> None:
             known = "SELECT 1 FROM streams_projections WHERE version = 2"
             await until(lambda: ground.reader.run(known), lambda: "2 is not known")
             with pytest.raises(GroupNotEmpty):
-                await operations.drop(log.log, declared, NAME, 2)
+                await operations.drop_version(log.log, declared, NAME, 2)
             with pytest.raises(InvalidValue, match="serves: promote another first"):
-                await operations.drop(log.log, declared, NAME, 1)
+                await operations.drop_version(log.log, declared, NAME, 1)
 
             for _ in range(6_000):  # until the position is committed, too
-                outcome = await operations.promote(declared, NAME, 2)
+                outcome = await operations.promote_version(declared, NAME, 2)
                 if outcome.promoted:
                     break
                 await asyncio.sleep(0.01)
             assert ground.reader.serving() == 2
-            again = await operations.promote(declared, NAME, 1)
+            again = await operations.promote_version(declared, NAME, 1)
             assert again == (False, "version 2 serves, which is newer", False)
             with pytest.raises(ConfigError, match="does not declare version 3"):
-                await operations.promote(declared, NAME, 3)
+                await operations.promote_version(declared, NAME, 3)
             with pytest.raises(NotFound, match="no version 3"):
-                await operations.drop(log.log, declared, NAME, 3)
+                await operations.drop_version(log.log, declared, NAME, 3)
             with pytest.raises(ConfigError, match="no projection 'other'; it has 'sums'"):
-                await operations.inspect(log.log, declared, "other")
+                await operations.inspect_projections(log.log, declared, "other")
 
 
 @GROUNDS
@@ -517,10 +517,10 @@ async def test_one_does_not_stand_still_for_longer_than_anybody_holds_it(ground:
     database = ground.kind.make(ground.place)
     session = database.begin()
     try:
-        run(session, tables.hold(NAME, 1, 1_000.0))
+        run_steps(session, tables.hold_handlers(NAME, 1, 1_000.0))
         with pytest.raises(RunAgain):
-            run(session, tables.handle("sqlite", NAME, 1, math.inf, 2_000.0))
-        run(session, tables.handle("sqlite", NAME, 1, math.inf, 500.0))
+            run_steps(session, tables.enter_handler("sqlite", NAME, 1, math.inf, 2_000.0))
+        run_steps(session, tables.enter_handler("sqlite", NAME, 1, math.inf, 500.0))
     finally:
         session.rollback()
         database.close()
@@ -577,14 +577,14 @@ async def test_one_that_stands_still_for_long_uses_up_no_attempt(
 ) -> None:
     """Promoting takes as long as its hook does."""
     calls = 0
-    handle = tables.handle
+    handle = tables.enter_handler
 
     def counted(*args: Any) -> Any:
         nonlocal calls
         calls += 1
         return handle(*args)
 
-    monkeypatch.setattr(tables, "handle", counted)
+    monkeypatch.setattr(tables, "enter_handler", counted)
     monkeypatch.setattr(
         "streams.inbox.partitions.Partitions.timeouts", Timeouts(lock=0.05, idle=60.0)
     )
@@ -712,7 +712,7 @@ def commit(database: Database[Any], steps: Any) -> None:
     """One transaction of these."""
     session = database.begin()
     try:
-        run(session, steps("postgresql"))
+        run_steps(session, steps("postgresql"))
         session.commit()
     finally:
         session.rollback()
@@ -723,13 +723,13 @@ async def test_tables_are_made_once_at_any_level(ground: Ground) -> None:
     """Whoever waited for the lock sees what was made meanwhile."""
     ground.reader.run(STRICT)
     database = ground.kind.make(ground.place)
-    database.reserve(2)
+    database.reserve_connections(2)
     database.enter()
 
     try:
         for steps in (create_inbox, tables.create_missing):
             first = database.begin()
-            run(first, steps("postgresql"))
+            run_steps(first, steps("postgresql"))
             second = asyncio.create_task(asyncio.to_thread(commit, database, steps))
             await until(
                 lambda: ground.reader.run(WAITS.format("advisory")), lambda: "it does not wait"
@@ -747,7 +747,7 @@ async def test_who_freezes_with_a_lock_holds_nobody_up(
     """The server ends its transaction."""
     monkeypatch.setattr("streams.databases.locking.IDLE_WITH_LOCK", 0.3)
     database = ground.kind.make(ground.place)
-    database.reserve(2)
+    database.reserve_connections(2)
     database.enter()
     all_steps: list[Any] = [
         create_inbox,
@@ -758,7 +758,7 @@ async def test_who_freezes_with_a_lock_holds_nobody_up(
     try:
         for steps in all_steps:
             frozen = database.begin()
-            run(frozen, steps("postgresql"))
+            run_steps(frozen, steps("postgresql"))
             await asyncio.wait_for(asyncio.to_thread(commit, database, steps), 60)
             frozen.rollback()
     finally:

@@ -15,7 +15,7 @@ from streams.inspection.doctor.projection_checks import check_projections
 from streams.inspection.doctor.prometheus import PrometheusClient
 from streams.patterns import MonitoringServer
 from streams.projections import operations
-from streams.projections.operations import Progress, VersionState
+from streams.projections.operations import VersionProgress, VersionState
 from tests.inbox.kinds import KINDS, Kind
 from tests.monitoring.conftest import scrape
 from tests.outbox.world import until
@@ -44,7 +44,7 @@ def place(kind: Kind, request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def _state(handled: int | None, total: int | None, processes: int = 1) -> VersionState:
-    progress = Progress(handled, total)
+    progress = VersionProgress(handled, total)
     return VersionState("sums", 2, False, True, "building", processes, progress, ())
 
 
@@ -179,7 +179,7 @@ async def test_the_doctor(kind: Kind, place: str, monkeypatch: pytest.MonkeyPatc
             (one, "no", "no process runs it, and it does not serve"), (two, "yes", "serves"),
         ]  # fmt: skip
         async with world.app.connected():
-            await operations.drop(world.app.log, world.app.projections, NAME, 1)
+            await operations.drop_version(world.app.log, world.app.projections, NAME, 1)
         assert await findings(2) == [(two, "yes", "serves")]
 
 

@@ -129,7 +129,7 @@ async def test_delays_are_not_read_again_after_an_action(
     dashboard = Dashboard(app, access="all")
     async with app, visit(dashboard) as visitor:
         path, places = await delayed_messages(visitor, topic, delays, 40)
-        index = dashboard.delays.of(delays.name)
+        index = dashboard.delays.get(delays.name)
         assert reads.taken(delays.name) > 0
         for number in range(3):
             fields = {"topic": delays.name, "message": places[number], "confirm": "1"}
@@ -140,7 +140,7 @@ async def test_delays_are_not_read_again_after_an_action(
             assert f"m{number + 1} " in seen.text
         # A request and its answer for each, which the action itself waits for, too.
         assert reads.taken(delays.name) <= 3 * 2 * 2
-        assert dashboard.delays.of(delays.name) is index
+        assert dashboard.delays.get(delays.name) is index
 
 
 @pytest.mark.everywhere
@@ -187,7 +187,7 @@ async def test_letters_that_were_dropped_while_a_survey_was_under_way(
         assert "Still counting" in seen.text
         places = [text for text, href in seen.links if "/dead/letter?" in href]
         await visitor.post("/dead/drop", {"name": name, "letter": places[:2], "confirm": "2"})
-        runs = dashboard.surveys.of(name)._runs
+        runs = dashboard.surveys.get(name)._runs
         page = asyncio.create_task(visitor.get(path))
         await stage.until(lambda: runs._wanted > runs._begun, "the page waits for another run")
         gate.open()
@@ -230,7 +230,7 @@ async def test_a_message_that_was_cancelled_while_delays_were_read(
         path, places = await delayed_messages(visitor, topic, delays, 3)
         # Somebody's reading is held up where it knows the topic's end, and no more.
         gate = held_up(monkeypatch, delayed, "read_batches")
-        index = dashboard.delays.of(delays.name)
+        index = dashboard.delays.get(delays.name)
         assert not await asyncio.to_thread(index.read_on, 0.0)
         await asyncio.to_thread(gate.entered)
         fields = {"topic": delays.name, "message": places[0], "confirm": "1"}
@@ -353,7 +353,7 @@ async def test_nothing_is_read_once_the_dashboard_is_closed(
         dashboard = Dashboard(app, access="all")
         gate = held_up(monkeypatch, LetterSurvey, "_read_partition")
         kinds: tuple[Any, ...] = (dashboard.surveys, dashboard.closed_keys, dashboard.delays)
-        readers = [each.of(name) for each in kinds]
+        readers = [each.get(name) for each in kinds]
         async with visit(dashboard) as visitor:
             await visitor.get(f"/dead/show?name={name}")
             await asyncio.to_thread(gate.entered)

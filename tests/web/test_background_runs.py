@@ -162,13 +162,13 @@ def no_log() -> Log:
 
 def test_readers_that_are_let_go_of_read_no_more() -> None:
     kept = KeptReaders(lambda name: Reader(name, no_log), 2)
-    first, second = kept.of("a"), kept.of("b")
-    assert kept.of("a") is first
-    kept.of("c")
+    first, second = kept.get("a"), kept.get("b")
+    assert kept.get("a") is first
+    kept.get("c")
     assert not second.read_on(PATIENCE)  # it does not say that all was read
     kept.close()
     assert not first.read_on(PATIENCE)
-    assert not kept.of("d").read_on(PATIENCE)
+    assert not kept.get("d").read_on(PATIENCE)
 
 
 def test_readers_are_forgotten_when_nobody_looks_any_more(
@@ -176,10 +176,10 @@ def test_readers_are_forgotten_when_nobody_looks_any_more(
 ) -> None:
     monkeypatch.setattr(reading_on, "FORGET_AFTER", 0.05)
     kept = KeptReaders(lambda name: Reader(name, no_log), 5)
-    first = kept.of("a")
+    first = kept.get("a")
     began = time.monotonic()
     while not first.is_closed:
         assert time.monotonic() - began < PATIENCE, "it is kept"
         time.sleep(0.01)
-    assert kept.of("a") is not first
+    assert kept.get("a") is not first
     kept.close()

@@ -145,7 +145,7 @@ async def test_a_journal_that_could_not_be_read_is_read_on_when_it_can(stage: St
 
         indexes = SagaIndexes(open_log)
         indexes.look(world.name, 0.0)
-        indexes._kept.of(world.name).is_read = reachable = False
+        indexes._kept.get(world.name).is_read = reachable = False
         failures = 0
 
         def fails() -> bool:

@@ -59,11 +59,11 @@ def list_outboxes(
       [cyan]streams outbox ls shop:app --all -n 100[/cyan]
       [cyan]streams outbox ls shop:app --json | jq '.\[].rows\[].error'[/cyan]
     """
-    from streams.outbox.inspection import inspect
+    from streams.outbox.inspection import inspect_outbox
 
     configure_warnings()
     found = [
-        outbox_json(outbox, asyncio.run(inspect(outbox, number, all_states=every)))
+        outbox_json(outbox, asyncio.run(inspect_outbox(outbox, number, all_states=every)))
         for outbox in load_outboxes(target, table, url)
     ]
     if json:
@@ -121,16 +121,16 @@ def retry_rows(
       [cyan]streams outbox retry shop:app 1041[/cyan]
       [cyan]streams outbox retry shop:app --all --yes[/cyan]
     """
-    from streams.outbox.inspection import inspect, retry
+    from streams.outbox.inspection import inspect_outbox, retry_rows
 
     if bool(rows) == every:
         raise UsageError("streams outbox retry takes rows or --all")
     configure_warnings()
     outbox = load_outbox(target, table, url)
     if every:
-        failed = asyncio.run(inspect(outbox, 1)).backlog.failed
+        failed = asyncio.run(inspect_outbox(outbox, 1)).backlog.failed
         confirm(f"Try {output.plural(failed, 'row')} of {outbox.name} again?", yes=yes)
-    tried = asyncio.run(retry(outbox, None if every else rows))
+    tried = asyncio.run(retry_rows(outbox, None if every else rows))
     if json:
         output.print_json({"outbox": outbox.name, "tried_again": tried})
     else:

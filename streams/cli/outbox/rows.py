@@ -9,7 +9,7 @@ from streams.cli import output
 
 if TYPE_CHECKING:
     from streams.outbox import Outbox
-    from streams.outbox.inspection import HeldRow, Inspected, InspectedRow
+    from streams.outbox.inspection import HeldRow, InspectedOutbox, InspectedRow
 
 _OUTBOX_COLUMNS = (
     "outbox", "ready", "oldest_seconds", "failed", "waiting", "undeclared", "relays",
@@ -19,7 +19,7 @@ _TOPIC_COLUMNS = ("undeclared_topic", "rows", "oldest_seconds")
 _ROW_COLUMNS = ("row", "state", "topic", "key", "id", "age_seconds", "bytes", "waiting", "error")
 
 
-def outbox_json(outbox: Outbox, found: Inspected) -> dict[str, Any]:
+def outbox_json(outbox: Outbox, found: InspectedOutbox) -> dict[str, Any]:
     """An outbox with the requested rows."""
     backlog, relays = found.backlog, found.relays
     return {

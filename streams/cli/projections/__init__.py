@@ -110,7 +110,10 @@ def promote_version(target: Target, name: Name, version: Version, url: AppUrl = 
     from streams.projections import operations
 
     outcome = _on_app(
-        target, url, lambda loaded: operations.promote(loaded.projections, name, version), "rw"
+        target,
+        url,
+        lambda loaded: operations.promote_version(loaded.projections, name, version),
+        "rw",
     )
     if not outcome.promoted:
         raise CommandFailed(f"version {version} of {name} was not promoted: {outcome.reason}")
@@ -136,7 +139,7 @@ def drop_version(
     _on_app(
         target,
         url,
-        lambda loaded: operations.drop(loaded.log, loaded.projections, name, version),
+        lambda loaded: operations.drop_version(loaded.log, loaded.projections, name, version),
         "rw",
     )
     output.print_note(f"{name}: version {version} is forgotten; its tables are yours to drop")

@@ -37,13 +37,13 @@ async def version_rows(app: Streams) -> list[dict[str, Any]]:
 async def _rows(app: Streams, name: str | None) -> list[dict[str, Any]]:
     from streams.projections import operations
 
-    states = await operations.inspect(app.log, app.projections, name)
+    states = await operations.inspect_projections(app.log, app.projections, name)
     found = [each for state in states for each in state.versions]
     rows = [_version_row(each) for each in found]
     if any(_is_measured(each) for each in found):
         began = time.monotonic()
         await asyncio.sleep(RATE_TIME)
-        states = await operations.inspect(app.log, app.projections, name)
+        states = await operations.inspect_projections(app.log, app.projections, name)
         later = [each for state in states for each in state.versions]
         seconds = time.monotonic() - began
         now = {(each.name, each.version): each for each in later}
@@ -110,7 +110,7 @@ async def projection_json(app: Streams, name: str) -> dict[str, Any]:
     from streams.projections import operations
 
     log = app.log
-    (state,) = await operations.inspect(log, app.projections, name)
+    (state,) = await operations.inspect_projections(log, app.projections, name)
     return {
         "projection": output.printable_text(state.name),
         "serving": state.serving,

@@ -41,9 +41,9 @@ def check_outboxes(inspection: AppInspection) -> Iterator[Finding]:
 
 
 def _check_outbox(inspection: AppInspection, subject: Subject, outbox: Outbox) -> Iterator[Finding]:
-    from streams.outbox.inspection import inspect
+    from streams.outbox.inspection import inspect_outbox
 
-    found = asyncio.run(inspect(outbox, 1))
+    found = asyncio.run(inspect_outbox(outbox, 1))
     backlog, relays = found.backlog, found.relays
     ls = inspection.command(f"outbox ls {inspection.target}")
     findings: list[Finding] = []

@@ -49,7 +49,7 @@ def _look(
     if inspection.app.runtime.loop is None:
         return asyncio.run(_look_alone(log, name, declared))
     # The app runs in this very process, and the connections belong to its loop.
-    (found,) = inspection.app.wait(operations.inspect(log, declared, name))
+    (found,) = inspection.app.wait(operations.inspect_projections(log, declared, name))
     return found
 
 
@@ -62,7 +62,7 @@ async def _look_alone(log: Log, name: str, declared: list[Projection]) -> Projec
     else:
         database.enter()
     try:
-        (found,) = await operations.inspect(log, declared, name)
+        (found,) = await operations.inspect_projections(log, declared, name)
         return found
     finally:
         transactions.close()

@@ -401,7 +401,7 @@ class OffsetReaders:
             return {}
         if self._closed:
             raise LogError("Kafka: this log is closed")
-        with self._readers.use(group) as reader:
+        with self._readers.hold(group) as reader:
             return reader.committed(partitions)
 
     def close(self) -> None:

@@ -32,8 +32,8 @@ from streams.message import (
     Batch,
     Headers,
     Record,
-    identity,
     identity_of,
+    make_identity,
     text,
 )
 
@@ -265,7 +265,7 @@ class RedisBatch(Batch):
                 self.values.append(row[found.value] if found.value > 0 else None)
             if found.id > 0 and row[found.id]:
                 beside = [text(row[at]) if at > 0 else None for at in found.beside_id]
-                self.ids.append(identity(text(row[found.id]), *beside))
+                self.ids.append(make_identity(text(row[found.id]), *beside))
             else:
                 self.ids.append(None)
 

@@ -36,7 +36,7 @@ from streams.message import (
     Batch,
     Headers,
     Record,
-    identity,
+    make_identity,
     text,
 )
 
@@ -156,7 +156,7 @@ def _identity(record: Record) -> str | None:
     found = {name: value for name, value in record.headers if name in IDENTITY_HEADERS}
     if not record.id or not found:
         return record.id or None
-    return identity(record.id, *(text(found.get(name) or b"") for name in IDENTITY_HEADERS))
+    return make_identity(record.id, *(text(found.get(name) or b"") for name in IDENTITY_HEADERS))
 
 
 def _block_with_invalid_text(records: Sequence[Record]) -> Block:

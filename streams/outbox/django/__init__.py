@@ -56,4 +56,4 @@ def publish_on_commit(
     from streams.outbox.connections import django_connection
 
     connection = django_connection(connections[using])
-    return outbox.write(connection, topic, value, key, id, headers, timestamp)
+    return outbox.write_row(connection, topic, value, key, id, headers, timestamp)

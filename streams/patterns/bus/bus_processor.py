@@ -51,7 +51,7 @@ class BusProcessor:
         """Start no more handlers, and remove it from the app (any thread)."""
         runtime, processor = self._app.runtime, self._processor
         processor.pause()
-        runtime.withdraw(processor)
+        runtime.withdraw_processor(processor)
         runtime.spawn_from_any_thread(
             lambda: runtime.stop_processor(processor), partial(_resolve, self._ended)
         )

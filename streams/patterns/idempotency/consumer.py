@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from streams.errors import InvalidValue
-from streams.message import FIRST_POSITION, REDRIVE, SOURCE, identity
+from streams.message import FIRST_POSITION, REDRIVE, SOURCE, make_identity
 from streams.patterns.arguments import check_int
 from streams.patterns.idempotency.single_flight import SharedCall, SingleFlight
 from streams.patterns.operation import await_call, call_operation, check_operation
@@ -89,4 +89,4 @@ def _message_identity(message: Any) -> str:
     headers = getattr(message, "headers", None)
     if not headers:
         return id
-    return identity(id, headers.get(SOURCE), headers.get(REDRIVE), headers.get(FIRST_POSITION))
+    return make_identity(id, headers.get(SOURCE), headers.get(REDRIVE), headers.get(FIRST_POSITION))

@@ -58,7 +58,7 @@ MAX_PAGE = 2_000
 
 def index_of(page: Page, name: str) -> ClosedKeyIndex:
     """The index of the closed keys of a topic."""
-    return page.dashboard.closed_keys.of(name)
+    return page.dashboard.closed_keys.get(name)
 
 
 class TopicRow(NamedTuple):

@@ -121,7 +121,7 @@ def show_topic(page: Page) -> Response:
     topic = open_letters(page, query)
     everything = page.fields.flag("handled")
     begin = parse_cursor(page, log, page.fields.text("from"))
-    survey = page.dashboard.surveys.of(query.name)
+    survey = page.dashboard.surveys.get(query.name)
     kinds = survey.look(SURVEY_SECONDS)
     start = (survey.next_of(query.kind, begin) or begin) if query.kind and not everything else begin
     matches = query.predicate(page)
@@ -161,7 +161,7 @@ def show_kinds(page: Page) -> Response:
     """The errors of a topic only, which the page requests until all letters were surveyed."""
     query = LetterQuery.of(page)
     open_letters(page, query)
-    kinds = page.dashboard.surveys.of(query.name).look(LOOK)
+    kinds = page.dashboard.surveys.get(query.name).look(LOOK)
     return page.render(
         "dead_kinds.html",
         title=query.name,

@@ -195,7 +195,7 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
     if typed is not None:  # as many as were counted then: there may be new ones since
         most = min(most, max(1, typed))
     if not (query.error or query.key or query.since or query.until):
-        survey = page.dashboard.surveys.of(query.name)
+        survey = page.dashboard.surveys.get(query.name)
         source = LetterSource(query.topic, query.group) if query.topic else None
         known = survey.select(query.kind, source) if survey.read_on(SURVEY_SECONDS) else None
         if known is not None and known.number <= most:

@@ -45,7 +45,7 @@ MAX_PAGE = 400
 
 def index_of(page: Page, name: str) -> DelayIndex:
     """The index of a delay topic."""
-    return page.dashboard.delays.of(name)
+    return page.dashboard.delays.get(name)
 
 
 class TopicRow(NamedTuple):

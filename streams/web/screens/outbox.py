@@ -14,15 +14,15 @@ from streams.errors import ConfigError, InvalidValue, LogError, NotFound, Stream
 from streams.outbox import Outbox
 from streams.outbox.inspection import (
     HeldRow,
-    Inspected,
+    InspectedOutbox,
     InspectedRow,
     InvalidRow,
     find_rows,
     headers_of,
-    inspect,
+    inspect_outbox,
     state_name,
 )
-from streams.outbox.inspection import retry as retry_rows
+from streams.outbox.inspection import retry_rows as retry_rows
 from streams.web.action_results import Confirm, Done
 from streams.web.documents import pretty
 from streams.web.page import Action, Page, Screen
@@ -67,7 +67,7 @@ class OutboxRow(NamedTuple):
 
     name: str
     relayed_by: str
-    found: Inspected | None
+    found: InspectedOutbox | None
     error: str
     rows: list[MessageRow]
 
@@ -105,12 +105,12 @@ def _run(page: Page, outbox: Outbox, asked: Coroutine[Any, Any, T]) -> T:
         raise InvalidValue(str(error)) from error
 
 
-def _inspect(page: Page, outbox: Outbox, *, every: bool) -> Inspected | str:
+def _inspect(page: Page, outbox: Outbox, *, every: bool) -> InspectedOutbox | str:
     """The outbox's rows, or why they are unknown; read at most every few seconds."""
 
-    def look() -> Inspected | str:
+    def look() -> InspectedOutbox | str:
         try:
-            return asyncio.run(inspect(outbox, MAX_ROWS, all_states=every))
+            return asyncio.run(inspect_outbox(outbox, MAX_ROWS, all_states=every))
         except (StreamsError, ConfigError) as error:
             return str(error)
 
@@ -209,7 +209,7 @@ def retry(page: Page) -> Done | Confirm:
     outbox = _outbox_of(page)
     back = page.url("/outbox"), page._("Outbox")
     row = page.fields.optional_number("row", high=1 << 62)
-    count = 1 if row is not None else _run(page, outbox, inspect(outbox, 1)).backlog.failed
+    count = 1 if row is not None else _run(page, outbox, inspect_outbox(outbox, 1)).backlog.failed
     if not count:
         raise InvalidValue(page._("No row has failed."))
     if not page.confirmed(count):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from django.db import NotSupportedError, migrations, models  # type: ignore[import-untyped]
 
-from streams.outbox.tables import Tables, dialect_of
+from streams.outbox.tables import TableNames, dialect_of
 
 
 def create(apps: Any, schema_editor: Any) -> None:
@@ -14,7 +14,7 @@ def create(apps: Any, schema_editor: Any) -> None:
     connection = schema_editor.connection
     if connection.vendor not in ("postgresql", "sqlite"):
         raise NotSupportedError(f"an outbox is on PostgreSQL or SQLite, not on {connection.vendor}")
-    dialect = dialect_of(connection.vendor, Tables("outbox"))
+    dialect = dialect_of(connection.vendor, TableNames("outbox"))
     for statement in dialect.schema():
         schema_editor.execute(statement)
     for bucket in range(dialect.bucket_count):
@@ -23,7 +23,7 @@ def create(apps: Any, schema_editor: Any) -> None:
 
 def drop(apps: Any, schema_editor: Any) -> None:
     """Drop the tables."""
-    tables = Tables("outbox")
+    tables = TableNames("outbox")
     for table in (tables.outbox, tables.relays, tables.buckets):
         schema_editor.execute(f"DROP TABLE IF EXISTS {table}")
 
