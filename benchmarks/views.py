@@ -28,7 +28,7 @@ from benchmarks.counting import MessageCounter, percentiles
 from benchmarks.machine import MemorySampler
 from benchmarks.ours import Answer, run, wait_done
 from streams import Streams, Topic, View
-from streams.eventsourcing.views.tracker import Progress
+from streams.eventsourcing.views.tracker import FoldingProgress
 from streams.log.url import open_log
 
 EVENTS_EACH = 100
@@ -56,7 +56,7 @@ def fold_balance(balance: Balance | None, event: AccountEvent) -> Balance:
     return Balance(found.owner, found.cents + event.cents, found.moves + 1)  # type: ignore[union-attr]
 
 
-async def _until_folded(view: View[Any]) -> Progress:
+async def _until_folded(view: View[Any]) -> FoldingProgress:
     """Wait until a view has folded all events."""
     while (progress := await view.progress()).share != 1.0:  # noqa: ASYNC110 - the log says it
         await asyncio.sleep(0.01)

@@ -15,7 +15,7 @@ from streams.config import Retry
 from streams.errors import ConfigError, InvalidValue
 from streams.eventsourcing.causes import follow_handlers
 from streams.eventsourcing.declaration_checks import check_app, check_fold, check_refusals
-from streams.eventsourcing.definition import Definition, Expected, Options
+from streams.eventsourcing.definition import AggregateDefinition, DecisionOptions, Expected
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.results import AggregateStats, Decided, Loaded, RecordedEvent
@@ -89,8 +89,8 @@ class Aggregate(Generic[E, S]):
         self._events: EventTopic[E] = EventTopic(app, name, self._codec, partitions)
         if self._events.name in app.topics:
             raise ConfigError(f"{where}: the app has a topic {self._events.name!r} already")
-        self._options = Options()
-        self.definition: Definition[E, S] = Definition(
+        self._options = DecisionOptions()
+        self.definition: AggregateDefinition[E, S] = AggregateDefinition(
             app,
             name,
             self._events,

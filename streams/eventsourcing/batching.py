@@ -98,7 +98,7 @@ class RequestBatcher(Generic[Q, A]):
                     self._requests.put(None)
                     break
                 taken.append(following)
-            self._ask(taken)
+            self._send_requests(taken)
 
     def _take_first(self) -> tuple[Q, asyncio.Future[A]] | None:
         """The next request; None: the thread ends."""
@@ -110,7 +110,7 @@ class RequestBatcher(Generic[Q, A]):
                 return None
             return self._requests.get()
 
-    def _ask(self, taken: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
+    def _send_requests(self, taken: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
         def answer(answers: Answers[A]) -> None:
             futures = [future for _, future in taken]
             answer_futures(zip(futures, answers, strict=True))

@@ -33,7 +33,7 @@ CONFLICT_RETRY = Retry(attempts=20, delay=0.002, cap=0.25)
 
 
 @dataclass(frozen=True, slots=True)
-class Definition(Generic[E, S]):
+class AggregateDefinition(Generic[E, S]):
     """An aggregate type, as it was declared.
 
     :param fingerprint: identifies the snapshots that can be used; empty: none can.
@@ -50,11 +50,11 @@ class Definition(Generic[E, S]):
     fingerprint: str
     cache: Cache
 
-    def closed(self, id: str) -> AggregateClosed:
+    def closed_error(self, id: str) -> AggregateClosed:
         """The error for an append after the final event."""
         return AggregateClosed(f"{self.name} {id!r} has had its final event")
 
-    def prepare(
+    def prepare_events(
         self, id: str, state: S, events: Sequence[Any], *, is_closed: bool
     ) -> PreparedEvents[S]:
         """Encode a decision's events and fold them into the state, so that no event is appended
@@ -73,7 +73,7 @@ class Definition(Generic[E, S]):
                 f"at most {MAX_COUNT} are possible"
             )
         if is_closed:
-            raise self.closed(id)
+            raise self.closed_error(id)
         encode, evolve, final = self.codec.encode, self.evolve, self.final
         holds = self.state_type.holds
         values = []
@@ -82,8 +82,8 @@ class Definition(Generic[E, S]):
             state = evolve(state, event)
             if not holds(state):
                 raise TypeError(
-                    f"aggregate {self.name!r}: evolve returned {_shown(state)} for {event!r}: it "
-                    "has to return the state in every case"
+                    f"aggregate {self.name!r}: evolve returned {_format_state(state)} for "
+                    f"{event!r}: it has to return the state in every case"
                 )
         if final is None:
             return PreparedEvents(values, state, is_final=False)
@@ -108,7 +108,7 @@ class PreparedEvents(NamedTuple, Generic[S]):
     is_final: bool
 
 
-class Options(NamedTuple):
+class DecisionOptions(NamedTuple):
     """The options that :meth:`~streams.eventsourcing.aggregate.Aggregate.with_options` sets."""
 
     cause: Cause = None
@@ -120,7 +120,7 @@ class Options(NamedTuple):
     retry: Retry = CONFLICT_RETRY
 
 
-def _shown(state: Any) -> str:
+def _format_state(state: Any) -> str:
     return "None" if state is None else f"a {type(state).__name__}"
 
 

@@ -46,7 +46,7 @@ class EventCodec(Generic[E]):
         self.type = type
         """The union of the current event types."""
         self.codec = codec if codec is not None else default_codec(type)
-        self.event_classes = _classes(type)
+        self.event_classes = _union_classes(type)
         """The current event types."""
         self._upcasts: dict[Any, Upcast] = {}
         self._raw_upcasts: list[Callable[[bytes], Any]] = []
@@ -127,7 +127,7 @@ class EventCodec(Generic[E]):
             return ()
         return [each for each in _named_classes(annotation) if each is not types.NoneType]
 
-    def check(self) -> None:
+    def check_upcasts(self) -> None:
         """Check that every upcast leads to current events, as far as the functions are annotated.
 
         :raises ConfigError: one leads to another type.
@@ -167,7 +167,7 @@ class EventCodec(Generic[E]):
         """
         decode = self._decode or self._bind_decoder().decode
         if value is None:
-            raise self._error(b"", "an event without a value")
+            raise self._decode_error(b"", "an event without a value")
         try:
             event = decode(value)
         except DecodeError as error:
@@ -194,7 +194,7 @@ class EventCodec(Generic[E]):
         return bound.fast if largest <= bound.small or bound.cleared(values) else None
 
     def _bind_decoder(self) -> Bound[Any]:
-        self.check()
+        self.check_upcasts()
         known = cast(Any, Union[(self.type, *self._upcasts)] if self._upcasts else self.type)
         try:
             bound = self.codec.bind(known, topic=self._name, role="value")
@@ -208,7 +208,9 @@ class EventCodec(Generic[E]):
         try:
             results = _as_sequence(self._upcasts[type(event)](event))
         except Exception as error:
-            raise self._error(value, f"upcast({type_name(type(event))}): {error!r}") from error
+            raise self._decode_error(
+                value, f"upcast({type_name(type(event))}): {error!r}"
+            ) from error
         return self._upcast_results(results, value, depth)
 
     def _upcast_results(self, results: Sequence[Any], value: bytes, depth: int) -> Sequence[E]:
@@ -219,14 +221,14 @@ class EventCodec(Generic[E]):
             elif type(each) in self._upcasts:
                 if depth > len(self._upcasts):
                     name = type_name(type(each))
-                    raise self._error(value, f"the upcasts go in a circle, back to {name}")
+                    raise self._decode_error(value, f"the upcasts go in a circle, back to {name}")
                 found += self._upcast(each, value, depth + 1)
             else:
                 name = type_name(type(each))
-                raise self._error(value, f"an upcast made a {name} of it, which is no event")
+                raise self._decode_error(value, f"an upcast made a {name} of it, which is no event")
         return found
 
-    def _error(self, value: bytes, reason: str) -> DecodeError:
+    def _decode_error(self, value: bytes, reason: str) -> DecodeError:
         return DecodeError(reason, data=value, topic=self._name)
 
     def _upcast_bytes(self, value: bytes, error: DecodeError) -> Sequence[E]:
@@ -237,7 +239,7 @@ class EventCodec(Generic[E]):
                 results = function(value)
             except Exception as failure:
                 reason = f"{error.reason}; upcast(bytes): {failure!r}"
-                raise self._error(value, reason) from failure
+                raise self._decode_error(value, reason) from failure
             if results is not NotImplemented:
                 return self._upcast_results(_as_sequence(results), value, 1)
         raise error
@@ -249,14 +251,14 @@ def _as_sequence(results: Any) -> Sequence[Any]:
     return results if isinstance(results, (list, tuple)) else (results,)
 
 
-def _classes(form: Any) -> tuple[Any, ...]:
+def _union_classes(form: Any) -> tuple[Any, ...]:
     """The members of a union, in order; a type that is not a union, by itself."""
     while typing.get_origin(form) is typing.Annotated or hasattr(form, "__value__"):
         form = form.__value__ if hasattr(form, "__value__") else typing.get_args(form)[0]
     if typing.get_origin(form) in (Union, types.UnionType):
         found: list[Any] = []
         for each in typing.get_args(form):
-            found += [member for member in _classes(each) if member not in found]
+            found += [member for member in _union_classes(each) if member not in found]
         return tuple(found)
     return (form,)
 

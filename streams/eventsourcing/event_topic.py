@@ -26,7 +26,7 @@ DEFAULT_PARTITIONS = 8
 """The default number of partitions of an event topic."""
 
 
-class EventDecoder(TopicDecoder[E], Generic[E]):
+class StoredEventDecoder(TopicDecoder[E], Generic[E]):
     """Decodes stored events as current events."""
 
     gives_several = True
@@ -76,7 +76,7 @@ class EventTopic(InternalTopic[E]):
             codec=codec.codec,
             partitions=DEFAULT_PARTITIONS if partitions is None else partitions,
         )
-        self.decoding = EventDecoder(codec)
+        self.decoding = StoredEventDecoder(codec)
 
     def ensure(self, log: Log) -> None:
         """Create the topic if it is missing (blocks).

@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 from streams.callables import shown_function
 from streams.errors import StreamsError
 from streams.eventsourcing.aggregate import Aggregate
-from streams.eventsourcing.definition import Definition, events_of
+from streams.eventsourcing.definition import AggregateDefinition, events_of
 
 E = TypeVar("E")
 S = TypeVar("S")
@@ -79,7 +79,7 @@ class Given(Generic[S, E]):
     :param state: the state that the events were folded into.
     """
 
-    def __init__(self, definition: Definition[E, S], events: Sequence[E]) -> None:
+    def __init__(self, definition: AggregateDefinition[E, S], events: Sequence[E]) -> None:
         self._definition = definition
         self._is_closed = False
         self.state: S = definition.state_type.initial
@@ -114,7 +114,7 @@ class Given(Generic[S, E]):
         """The state after the events of one append, each encoded and decoded as in the log; and
         whether the aggregate is closed."""
         definition, state = self._definition, self.state
-        found = definition.prepare("given", state, events, is_closed=self._is_closed)
+        found = definition.prepare_events("given", state, events, is_closed=self._is_closed)
         for value in found.values:
             for each in definition.codec.decode(value):
                 state = definition.evolve(state, each)

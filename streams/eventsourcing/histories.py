@@ -40,11 +40,11 @@ MAX_READS = 100
 them are in memory at once."""
 
 
-class _OneOfSeveral(Unavailable):
+class _SomePartitionUnavailable(Unavailable):
     """One of several requested partitions cannot be reached, and it is not known which."""
 
 
-class _OwnCalls(Generic[Q, A]):
+class _PartitionCalls(Generic[Q, A]):
     """Sends requests to partitions, in separate calls for each partition. A partition has a thread
     while it has requests.
 
@@ -100,7 +100,7 @@ class _OwnCalls(Generic[Q, A]):
             await run_in_thread(batcher.close)
 
 
-class Histories:
+class HistoryClient:
     """Reads and appends of one event topic. Concurrent callers share calls of the log.
 
     :param partitions: how many the topic has.
@@ -116,12 +116,12 @@ class Histories:
         self.never_blocks = log.never_blocks
         """The log never blocks, so its calls are made directly on the loop."""
         self._reads: RequestBatcher[HistoryRequest, History] = RequestBatcher(
-            f"streams-{topic}-reader", self._read, max_requests=MAX_READS
+            f"streams-{topic}-reader", self._read_histories, max_requests=MAX_READS
         )
-        self._own_reads: _OwnCalls[HistoryRequest, History] = _OwnCalls(
-            topic, "reader", self._read, self._apart, max_requests=MAX_READS
+        self._own_reads: _PartitionCalls[HistoryRequest, History] = _PartitionCalls(
+            topic, "reader", self._read_histories, self._apart, max_requests=MAX_READS
         )
-        append = self._append
+        append = self._append_batch
         self._appends_once = False
         """Shared appends are sent once, as sending one again would hold up the others."""
         if log.fails_by_partition and isinstance(log, RetryingLog):
@@ -130,8 +130,8 @@ class Histories:
         self._appends: RequestBatcher[EventAppend, Appended | Refused] = RequestBatcher(
             f"streams-{topic}-writer", append
         )
-        self._own_appends: _OwnCalls[EventAppend, Appended | Refused] = _OwnCalls(
-            topic, "writer", self._append, self._apart
+        self._own_appends: _PartitionCalls[EventAppend, Appended | Refused] = _PartitionCalls(
+            topic, "writer", self._append_batch, self._apart
         )
 
     async def read(self, request: HistoryRequest) -> History:
@@ -145,7 +145,7 @@ class Histories:
         if partition not in self._apart:
             try:
                 return await self._reads.send(request)
-            except _OneOfSeveral:
+            except _SomePartitionUnavailable:
                 pass  # perhaps another partition is the unreachable one
             except Unavailable:
                 self._apart.add(partition)
@@ -159,7 +159,7 @@ class Histories:
         :raises LogError: the append is not in the history.
         """
         if not self.never_blocks:
-            return await self._send(append)
+            return await self._send_append(append)
         outcomes: list[AppendOutcome] = []
         self._log.append_events(self._topic, [append], outcomes.extend)
         (outcome,) = outcomes
@@ -167,7 +167,7 @@ class Histories:
             raise outcome
         return outcome
 
-    async def _send(self, append: EventAppend) -> Appended | Refused:
+    async def _send_append(self, append: EventAppend) -> Appended | Refused:
         if not self._appends_once:
             return await self._appends.send(append)
         partition = partition_for(append.key, "", self._partitions)
@@ -203,7 +203,7 @@ class Histories:
 
     # -- in the threads
 
-    def _read(
+    def _read_histories(
         self,
         requests: Sequence[HistoryRequest],
         answer: Callable[[Answers[History]], None],
@@ -213,10 +213,10 @@ class Histories:
         except Unavailable as error:
             if len({partition_for(each.key, "", self._partitions) for each in requests}) == 1:
                 raise
-            found = [_OneOfSeveral(str(error))] * len(requests)
+            found = [_SomePartitionUnavailable(str(error))] * len(requests)
         answer(found)
 
-    def _append(
+    def _append_batch(
         self,
         appends: Sequence[EventAppend],
         answer: Callable[[Answers[Appended | Refused]], None],

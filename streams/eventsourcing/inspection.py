@@ -69,7 +69,7 @@ class InspectedEvent(NamedTuple):
     reason: str = ""
 
 
-class EventToday(NamedTuple):
+class CurrentEvent(NamedTuple):
     """A stored event as the current code decodes it.
 
     :param events: one event, several, or none.
@@ -80,11 +80,11 @@ class EventToday(NamedTuple):
     reason: str = ""
 
 
-ReadEvent = Callable[[bytes | None], EventToday]
+ReadEvent = Callable[[bytes | None], CurrentEvent]
 """Decodes the bytes of a stored event with the current code."""
 
 
-class Inspected(NamedTuple):
+class InspectedAggregate(NamedTuple):
     """An aggregate as the current code reads it.
 
     :param head: the end of its whole history.
@@ -104,7 +104,7 @@ class Inspected(NamedTuple):
     stopped: StoppedAt | None
 
 
-class Replayed(NamedTuple):
+class ReplayedEvent(NamedTuple):
     """An event of a history, and the state after it.
 
     :param state: the state after it; None if ``has_state`` is False.
@@ -116,7 +116,7 @@ class Replayed(NamedTuple):
     has_state: bool = False
 
 
-class Replay(NamedTuple):
+class HistoryReplay(NamedTuple):
     """The last events of a history up to one of its versions.
 
     :param events: in their order.
@@ -127,7 +127,7 @@ class Replay(NamedTuple):
 
     head: Head
     partition: int
-    events: Sequence[Replayed]
+    events: Sequence[ReplayedEvent]
     version: int
     stopped: StoppedAt | None
     is_whole: bool
@@ -166,12 +166,12 @@ class AggregateInspector:
         """The fingerprint of the snapshots that this code uses; empty: it uses none."""
         return self._definition.fingerprint
 
-    def inspect(self, key: bytes, at: int | datetime | None = None) -> Inspected:
+    def inspect(self, key: bytes, at: int | datetime | None = None) -> InspectedAggregate:
         """An aggregate as it is now, or was at a version or a time.
 
         :raises LogError: it cannot be read.
         """
-        wanted = until(at)
+        wanted = events_until(at)
         state, version, snapshot = self._definition.state_type.initial, 0, None
         head, partition = EMPTY, -1
         last: StoredEvent | None = None
@@ -190,9 +190,9 @@ class AggregateInspector:
                 state, version, stopped = self._fold(state, version, chosen)
             if len(chosen) < len(found.events):
                 break
-        return Inspected(head, partition, state, version, last, snapshot, stopped)
+        return InspectedAggregate(head, partition, state, version, last, snapshot, stopped)
 
-    def replay(self, key: bytes, number: int, at: int | None, seconds: float) -> Replay:
+    def replay(self, key: bytes, number: int, at: int | None, seconds: float) -> HistoryReplay:
         """The last ``number`` events up to a version, each with the state after it.
 
         :param at: the version; None: the last one.
@@ -215,7 +215,7 @@ class AggregateInspector:
             if decoded is not None:
                 state, version = decoded.state, page.snapshot.base.version
         stopped: StoppedAt | None = None
-        found: list[Replayed] = []
+        found: list[ReplayedEvent] = []
         reached = version
         while True:
             before = [each for each in page.events if each.version <= last - number]
@@ -225,11 +225,11 @@ class AggregateInspector:
             wanted = page._replace(
                 events=[each for each in page.events if last - number < each.version <= last]
             )
-            for each in self.events(wanted):
+            for each in self.decode_events(wanted):
                 if stopped is None:
                     state, version, stopped = self._fold(state, version, [each.stored])
                 has_state = stopped is None
-                found.append(Replayed(each, state if has_state else None, has_state))
+                found.append(ReplayedEvent(each, state if has_state else None, has_state))
                 reached = each.stored.version
             if reached >= last or time.monotonic() > deadline:
                 break
@@ -237,7 +237,7 @@ class AggregateInspector:
             if following is None:
                 break
             page = following
-        return Replay(head, partition, found, reached, stopped, reached >= last)
+        return HistoryReplay(head, partition, found, reached, stopped, reached >= last)
 
     def _pages(self, key: bytes, fingerprint: str) -> Iterator[History]:
         """A history's pages, starting at its snapshot if that can be read."""
@@ -249,7 +249,7 @@ class AggregateInspector:
         yield first
         yield from pages
 
-    def events(self, found: History) -> Iterator[InspectedEvent]:
+    def decode_events(self, found: History) -> Iterator[InspectedEvent]:
         """The events of a page of a history, as the current code reads them."""
         for stored in found.events:
             yield InspectedEvent(stored, *_read_event(self._definition.codec, stored.record.value))
@@ -265,7 +265,7 @@ class AggregateInspector:
             return "its state cannot be decoded"
         return ""
 
-    def check(self, keys: Sequence[bytes]) -> list[StoppedAt | LogError | None]:
+    def find_stops(self, keys: Sequence[bytes]) -> list[StoppedAt | LogError | None]:
         """The event that stops each of these aggregates, from its first event on; None: no event
         does. If a history cannot be read, the error that says so.
 
@@ -329,38 +329,38 @@ def event_reader(app: Streams, topic: str) -> ReadEvent | None:
     for aggregate in app.aggregates.values():
         if isinstance(aggregate, Aggregate) and aggregate.events.name == topic:
             codec = aggregate.definition.codec
-            codec.check()
+            codec.check_upcasts()
             return partial(_read_event, codec)
     return None
 
 
-def _read_event(codec: EventCodec[Any], value: bytes | None) -> EventToday:
+def _read_event(codec: EventCodec[Any], value: bytes | None) -> CurrentEvent:
     try:
-        return EventToday(codec.decode(value))
+        return CurrentEvent(codec.decode(value))
     except DecodeError as error:
-        return EventToday((), error_text(error))
+        return CurrentEvent((), error_text(error))
 
 
 def replay_stored(
     log: EventLog, topic: str, key: bytes, number: int, at: int | None, seconds: float
-) -> Replay:
+) -> HistoryReplay:
     """Like :meth:`AggregateInspector.replay`, without code that knows the event types.
 
     :raises LogError: it cannot be read.
     """
     deadline = time.monotonic() + seconds
     head, partition, reached, last = EMPTY, -1, 0, 0
-    found: list[Replayed] = []
+    found: list[ReplayedEvent] = []
     for page in history_pages(log, topic, key):
         head, partition = page.head, page.partition
         last = head.base.version if at is None else min(at, head.base.version)
         for stored in page.events:
             if last - number < stored.version <= last:
-                found.append(Replayed(InspectedEvent(stored, ())))
+                found.append(ReplayedEvent(InspectedEvent(stored, ())))
             reached = max(reached, min(stored.version, last))
         if reached >= last or time.monotonic() > deadline:
             break
-    return Replay(head, partition, found, reached, None, reached >= last)
+    return HistoryReplay(head, partition, found, reached, None, reached >= last)
 
 
 class _RawReaders:
@@ -410,7 +410,7 @@ def read_refusals(
     return found
 
 
-def until(at: int | datetime | None) -> Callable[[StoredEvent], bool]:
+def events_until(at: int | datetime | None) -> Callable[[StoredEvent], bool]:
     """A filter for the events up to a version or a time; None: all events."""
     if at is None:
         return lambda stored: True

@@ -26,18 +26,23 @@ from streams.cancellation import run_in_thread
 from streams.config import Retry
 from streams.errors import ConfigError, LogError, NotRunning, OutcomeUnknown
 from streams.eventsourcing.causes import cause_of_call, is_handling
-from streams.eventsourcing.definition import Definition, Expected, Options, events_of
+from streams.eventsourcing.definition import (
+    AggregateDefinition,
+    DecisionOptions,
+    Expected,
+    events_of,
+)
 from streams.eventsourcing.errors import (
     AggregateClosed,
     DecisionRefused,
     NamedRefusal,
     WrongExpectedVersion,
 )
-from streams.eventsourcing.histories import Histories
+from streams.eventsourcing.histories import HistoryClient
 from streams.eventsourcing.keyed_lock import KeyedLock
 from streams.eventsourcing.results import AggregateStats, Decided, Loaded
 from streams.eventsourcing.state_cache import KnownState
-from streams.eventsourcing.states import ReadEvent, States
+from streams.eventsourcing.states import ReadEvent, StateLoader
 from streams.health import AggregateHealth
 from streams.log.event_headers import make_append
 from streams.log.events import Appended, Caused, EventAppend, EventLog, Refused
@@ -49,7 +54,7 @@ RESEND_PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before an append whose outcome is unknown is sent again."""
 
 
-class Counters:
+class DecisionCounters:
     """The counters of decisions in :class:`AggregateStats`."""
 
     def __init__(self) -> None:
@@ -60,16 +65,16 @@ class Counters:
 class AggregateRuntime:
     """An aggregate type in an app: takes decisions, and reads states and histories."""
 
-    def __init__(self, definition: Definition[Any, Any]) -> None:
+    def __init__(self, definition: AggregateDefinition[Any, Any]) -> None:
         self._definition = definition
         self._app = definition.app
         self._name = definition.name
         self._topic = definition.topic.name
-        self._histories: Histories | None = None
-        self._states: States | None = None
+        self._histories: HistoryClient | None = None
+        self._states: StateLoader | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = KeyedLock()
-        self._counters = Counters()
+        self._counters = DecisionCounters()
 
     async def __aenter__(self) -> Self:
         definition, log = self._definition, self._app.log
@@ -77,13 +82,13 @@ class AggregateRuntime:
             raise ConfigError(
                 f"aggregate {self._name!r}: {log.capabilities.name} keeps no histories yet"
             )
-        definition.codec.check()
+        definition.codec.check_upcasts()
         self._loop = asyncio.get_running_loop()
         if self._app.open_mode != "ro":
             await run_in_thread(definition.topic.ensure, log)
-        self._lock, self._counters = KeyedLock(), Counters()
-        self._histories = Histories(log, self._topic, definition.topic.partitions or 1)
-        self._states = States(definition, self._histories)
+        self._lock, self._counters = KeyedLock(), DecisionCounters()
+        self._histories = HistoryClient(log, self._topic, definition.topic.partitions or 1)
+        self._states = StateLoader(definition, self._histories)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -93,7 +98,7 @@ class AggregateRuntime:
         if histories is not None:
             await histories.close()
 
-    def _open(self) -> tuple[Histories, States]:
+    def _require_open(self) -> tuple[HistoryClient, StateLoader]:
         """:raises NotRunning: the app is not entered.
         :raises ConfigError: this is not the app's loop.
         """
@@ -151,10 +156,10 @@ class AggregateRuntime:
     # -- deciding
 
     async def decide(
-        self, id: str, decision: Callable[[Any], Any], options: Options
+        self, id: str, decision: Callable[[Any], Any], options: DecisionOptions
     ) -> Decided[Any, Any]:
         """See :meth:`Aggregate.decide`."""
-        histories, states = self._open()
+        histories, states = self._require_open()
         key = states.key_of(id)
         self._refuse_in_transaction()
         given = options.cause
@@ -183,13 +188,13 @@ class AggregateRuntime:
 
     async def _take_turn(
         self,
-        histories: Histories,
-        states: States,
+        histories: HistoryClient,
+        states: StateLoader,
         id: str,
         key: bytes,
         decision: Callable[[Any], Any],
         cause: str,
-        options: Options,
+        options: DecisionOptions,
     ) -> Decided[Any, Any]:
         """Decide, after the earlier calls on the same aggregate."""
         if options.refusals and not cause:
@@ -211,13 +216,13 @@ class AggregateRuntime:
 
     async def _decide(
         self,
-        histories: Histories,
-        states: States,
+        histories: HistoryClient,
+        states: StateLoader,
         id: str,
         key: bytes,
         decision: Callable[[Any], Any],
         cause: str,
-        options: Options,
+        options: DecisionOptions,
     ) -> Decided[Any, Any]:
         known = states.cache.get(id)
         is_fresh = False
@@ -229,8 +234,8 @@ class AggregateRuntime:
                 known, caused = await states.load(id, key, known, cause)
                 is_fresh = True
                 if caused is not None:
-                    return await self._found(states, id, key, known, caused, cause)
-            mismatch = self._mismatch(id, options.expected, known)
+                    return await self._earlier_outcome(states, id, key, known, caused, cause)
+            mismatch = self._version_mismatch(id, options.expected, known)
             failure: Exception | None = None
             events: Sequence[Any] = ()
             if mismatch is None:
@@ -251,32 +256,32 @@ class AggregateRuntime:
             if failure is not None and not is_refusal:
                 raise failure
             if not events and not is_refusal:
-                return self._decided(known, (), ())
+                return self._make_decided(known, (), ())
             if failure is None:
-                append, next_state = self._prepare(id, key, known, events, cause, options)
+                append, next_state = self._prepare_append(id, key, known, events, cause, options)
             else:
                 append, next_state = self._prepare_refusal(key, known, failure, cause), known.state
             outcome = await self._append(histories, append)
             if is_refusal and isinstance(outcome, Appended):
-                states.keep(id, known._replace(head=append.head))
+                states.cache_state(id, known._replace(head=append.head))
                 raise DecisionRefused(self._name, id, cause) from failure
             if isinstance(outcome, Appended):
-                return self._appended(states, id, append, outcome, next_state, events)
+                return self._record_appended(states, id, append, outcome, next_state, events)
             try:
-                delay = self._refused(states, id, known, outcome, options.retry, attempt)
+                delay = self._retry_delay(states, id, known, outcome, options.retry, attempt)
             except (AggregateClosed, WrongExpectedVersion):
                 if cause:  # another process may have appended this very decision meanwhile
                     known, caused = await states.load(id, key, known, cause)
                     if caused is not None:
-                        return await self._found(states, id, key, known, caused, cause)
+                        return await self._earlier_outcome(states, id, key, known, caused, cause)
                 raise
             if attempt > 1:  # on the first conflict, the faster writer is done already
                 await asyncio.sleep(delay)
             attempt += 1
 
-    def _refused(
+    def _retry_delay(
         self,
-        states: States,
+        states: StateLoader,
         id: str,
         known: KnownState,
         outcome: Refused,
@@ -292,7 +297,7 @@ class AggregateRuntime:
             raise states.lost(id, known)
         if outcome.reason == "final":
             states.cache.drop(id)
-            raise self._definition.closed(id)
+            raise self._definition.closed_error(id)
         self._counters.conflicts += 1
         conflict = WrongExpectedVersion(
             self._name,
@@ -307,7 +312,7 @@ class AggregateRuntime:
         self._counters.retries += 1
         return delay
 
-    def _mismatch(
+    def _version_mismatch(
         self, id: str, expected: Expected | None, known: KnownState
     ) -> WrongExpectedVersion | None:
         """The error for an aggregate that does not have the expected version; None: it has."""
@@ -323,19 +328,19 @@ class AggregateRuntime:
         )
         return None if holds else WrongExpectedVersion(self._name, id, expected, version)
 
-    def _prepare(
+    def _prepare_append(
         self,
         id: str,
         key: bytes,
         known: KnownState,
         events: Sequence[Any],
         cause: str,
-        options: Options,
+        options: DecisionOptions,
     ) -> tuple[EventAppend, Any]:
         """The append of a decision's events, and the state after it."""
         base = known.head.base
         is_closed = known.head.is_final
-        found = self._definition.prepare(id, known.state, events, is_closed=is_closed)
+        found = self._definition.prepare_events(id, known.state, events, is_closed=is_closed)
         records = [Record(each, key, str(uuid7()), options.headers) for each in found.values]
         return make_append(key, base, records, cause=cause, is_final=found.is_final), found.state
 
@@ -349,7 +354,7 @@ class AggregateRuntime:
         base = known.head.base
         return make_append(key, base, records, cause=cause, is_refusal=True, refused_by=name)
 
-    async def _append(self, histories: Histories, append: EventAppend) -> Appended | Refused:
+    async def _append(self, histories: HistoryClient, append: EventAppend) -> Appended | Refused:
         """Append, and send the same append again while its outcome is unknown."""
         unknown: OutcomeUnknown | None = None
         for pause in RESEND_PAUSES:
@@ -367,9 +372,9 @@ class AggregateRuntime:
         assert unknown is not None  # noqa: S101 - it was sent at least once
         raise unknown
 
-    def _appended(
+    def _record_appended(
         self,
-        states: States,
+        states: StateLoader,
         id: str,
         append: EventAppend,
         outcome: Appended,
@@ -380,14 +385,14 @@ class AggregateRuntime:
         counters.appends += 1
         counters.events += len(events)
         known = KnownState(state, append.head, outcome.partition, outcome.offsets[-1])
-        states.keep(id, known)
+        states.cache_state(id, known)
         if states.snapshots is not None:
             states.snapshots.offer_appended(append.key, append.base.version, known)
         name, partition = self._topic, outcome.partition
         positions = tuple([Position(name, partition, offset) for offset in outcome.offsets])
-        return self._decided(known, tuple(events), positions)
+        return self._make_decided(known, tuple(events), positions)
 
-    def _decided(
+    def _make_decided(
         self, known: KnownState, events: Sequence[Any], positions: Sequence[Position]
     ) -> Decided[Any, Any]:
         last = None
@@ -395,8 +400,14 @@ class AggregateRuntime:
             last = Position(self._topic, known.partition, known.offset)
         return Decided(known.state, known.head.base.version, events, positions, last)
 
-    async def _found(
-        self, states: States, id: str, key: bytes, known: KnownState, caused: Caused, cause: str
+    async def _earlier_outcome(
+        self,
+        states: StateLoader,
+        id: str,
+        key: bytes,
+        known: KnownState,
+        caused: Caused,
+        cause: str,
     ) -> Decided[Any, Any]:
         """The outcome of an earlier decision with the same cause.
 
@@ -413,13 +424,13 @@ class AggregateRuntime:
         for stored, decoded, partition in found:
             events += decoded
             positions += [Position(self._topic, partition, stored.offset)] * len(decoded)
-        return self._decided(then, tuple(events), tuple(positions))
+        return self._make_decided(then, tuple(events), tuple(positions))
 
     # -- reading
 
     async def load(self, id: str, at: int | datetime | None) -> Loaded[Any]:
         """See :meth:`Aggregate.load`."""
-        _, states = self._open()
+        _, states = self._require_open()
         key = states.key_of(id)
         try:
             if at is None:
@@ -433,6 +444,6 @@ class AggregateRuntime:
 
     async def read(self, id: str, start: int) -> AsyncIterator[ReadEvent]:
         """See :meth:`Aggregate.read`."""
-        _, states = self._open()
+        _, states = self._require_open()
         async for each in states.read(id, states.key_of(id), start):
             yield each

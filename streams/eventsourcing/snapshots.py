@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streams.errors import ConfigError
-from streams.eventsourcing.histories import Histories
+from streams.eventsourcing.histories import HistoryClient
 from streams.eventsourcing.state_cache import KnownState
 from streams.eventsourcing.state_type import StateType
 from streams.log.events import StoredSnapshot
@@ -52,7 +52,7 @@ class SnapshotWriter:
 
     def __init__(
         self,
-        histories: Histories,
+        histories: HistoryClient,
         state_type: StateType[Any],
         fingerprint: str,
         every: int,
@@ -80,7 +80,7 @@ class SnapshotWriter:
         """Write a snapshot of the state after an append, if the append passed a multiple of
         ``every``."""
         if known.head.base.version // self._every != version_before // self._every:
-            self._offer(key, known)
+            self._enqueue_snapshot(key, known)
 
     def offer_loaded(
         self, key: bytes, folded: int, known: KnownState, *, was_unreadable: bool
@@ -91,9 +91,9 @@ class SnapshotWriter:
         :param folded: how many events were folded.
         """
         if folded >= self._every or was_unreadable:
-            self._offer(key, known)
+            self._enqueue_snapshot(key, known)
 
-    def _offer(self, key: bytes, known: KnownState) -> None:
+    def _enqueue_snapshot(self, key: bytes, known: KnownState) -> None:
         self._pending.pop(key, None)
         self._pending[key] = known
         if len(self._pending) > MAX_PENDING:

@@ -155,7 +155,7 @@ def shape_fingerprint(type: Any, version: int, content_type: str) -> str:
     names, and the fields that are identified by their place alone), the version that the user
     gives, and the content type."""
     schema, definitions = _json_schema(type)
-    said = [version, content_type, _shape(schema, definitions, ())]
+    said = [version, content_type, _schema_shape(schema, definitions, ())]
     by_place = fields_by_place(type)
     if by_place:
         said.append(by_place)
@@ -170,13 +170,13 @@ def _json_schema(type: Any) -> tuple[Any, Mapping[str, Any]]:
         if make_schema is not None:
             schema: dict[str, Any] = make_schema()
             return schema, schema.pop("$defs", {})
-        schemas, definitions = msgspec.json.schema_components([type], schema_hook=_describe)
+        schemas, definitions = msgspec.json.schema_components([type], schema_hook=_describe_type)
     except Exception:
-        return _describe(type), {}
+        return _describe_type(type), {}
     return schemas[0], definitions
 
 
-def _describe(type: Any) -> dict[str, Any]:
+def _describe_type(type: Any) -> dict[str, Any]:
     """A substitute for the JSON schema of another library's type that has none: its name, the names
     and types of its fields, and the same for its type arguments."""
     fields = getattr(type, "model_fields", None)
@@ -189,7 +189,7 @@ def _describe(type: Any) -> dict[str, Any]:
             for base in bases
             for each in get_annotations(base, format=Format.FORWARDREF).items()
         ]
-    parts = [_describe(each) for each in get_args(type)]
+    parts = [_describe_type(each) for each in get_args(type)]
     return {
         "type": _written_type(type),
         "fields": [[name, _written_type(each)] for name, each in declared],
@@ -202,7 +202,7 @@ def _written_type(type: Any) -> str:
     return _ADDRESS.sub("", type_name(type))
 
 
-def _shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...]) -> Any:
+def _schema_shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...]) -> Any:
     """A JSON schema without the parts that do not affect documents: texts, and names of
     definitions, which are replaced by the definitions themselves (a recursive reference by its
     distance to the outer one)."""
@@ -212,12 +212,12 @@ def _shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...])
             found = reference.rpartition("/")[2]
             if found in within:
                 return {"$within": len(within) - within.index(found)}
-            return _shape(definitions.get(found), definitions, (*within, found))
+            return _schema_shape(definitions.get(found), definitions, (*within, found))
         return {
-            key: _shape(value, definitions, within)
+            key: _schema_shape(value, definitions, within)
             for key, value in schema.items()
             if key not in _NOT_SHAPE or not isinstance(value, (str, list, bool))
         }
     if isinstance(schema, list):
-        return [_shape(each, definitions, within) for each in schema]
+        return [_schema_shape(each, definitions, within) for each in schema]
     return schema

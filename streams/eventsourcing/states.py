@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from stream_codecs import DecodeError
 from streams.errors import CodeTooOld, InvalidValue
-from streams.eventsourcing.definition import Definition
+from streams.eventsourcing.definition import AggregateDefinition
 from streams.eventsourcing.errors import HistoryTruncated, Undecodable, UnknownEvent
-from streams.eventsourcing.histories import Histories
+from streams.eventsourcing.histories import HistoryClient
 from streams.eventsourcing.history_pages import PAGE, base_behind
 from streams.eventsourcing.snapshots import SnapshotWriter
 from streams.eventsourcing.state_cache import KnownState, StateCache
@@ -56,10 +56,10 @@ class ReadEvent(NamedTuple):
     partition: int
 
 
-class States:
+class StateLoader:
     """The states of one aggregate type, while its app is entered. On the app's loop only."""
 
-    def __init__(self, definition: Definition[Any, Any], histories: Histories) -> None:
+    def __init__(self, definition: AggregateDefinition[Any, Any], histories: HistoryClient) -> None:
         self._histories = histories
         self._name = definition.name
         self._topic = definition.topic.name
@@ -94,7 +94,7 @@ class States:
                 f"aggregate {self._name!r}: the ID {id!r} holds a lone surrogate, which is no text"
             ) from None
 
-    def keep(self, id: str, known: KnownState) -> None:
+    def cache_state(self, id: str, known: KnownState) -> None:
         """Cache a state, if the cache keeps any."""
         if not self.cache.keeps_any:
             return
@@ -129,7 +129,7 @@ class States:
         loop = asyncio.get_running_loop()
         began = loop.time()
         known, caused = await self._fold(id, key, known or self._initial, cause)
-        self.keep(id, known)
+        self.cache_state(id, known)
         if self.stopped:
             self.stopped.pop(id, None)
         self.load_durations.add(loop.time() - began)
@@ -204,9 +204,9 @@ class States:
         try:
             return self._codec.decode(stored.record.value)
         except DecodeError as error:
-            raise self._stop(id, stored.version, error) from error
+            raise self._undecodable_error(id, stored.version, error) from error
 
-    def _stop(self, id: str, version: int, error: DecodeError) -> Undecodable:
+    def _undecodable_error(self, id: str, version: int, error: DecodeError) -> Undecodable:
         kind = UnknownEvent if isinstance(error, CodeTooOld) else Undecodable
         found = kind(self._name, id, version, str(error))
         is_new = id not in self.stopped
@@ -256,7 +256,7 @@ class States:
         self, id: str, key: bytes, known: KnownState, is_wanted: Callable[[StoredEvent], bool]
     ) -> KnownState:
         """Fold the events after a known state, up to the first that ``is_wanted`` rejects."""
-        async for found in self._pages(id, key, known.head.base):
+        async for found in self._read_pages(id, key, known.head.base):
             chosen = list(takewhile(is_wanted, found.events))
             if chosen:
                 last = chosen[-1]
@@ -277,7 +277,7 @@ class States:
         begin = await self._snapshot_before(key, caused.first_version)
         state, base, partition, offset = begin.state, begin.head.base, begin.partition, begin.offset
         events: list[ReadEvent] = []
-        async for found in self._pages(id, key, base):
+        async for found in self._read_pages(id, key, base):
             partition = found.partition
             for stored in found.events:
                 if stored.version > last:
@@ -314,12 +314,12 @@ class States:
         :raises InvalidValue: ``start`` is not a valid version.
         """
         start = self.check_version("start", start)
-        async for found in self._pages(id, key, NO_HISTORY):
+        async for found in self._read_pages(id, key, NO_HISTORY):
             for stored in found.events:
                 if stored.version > start:
                     yield ReadEvent(stored, self._decode_stored(id, stored), found.partition)
 
-    async def _pages(self, id: str, key: bytes, after: Base) -> AsyncIterator[History]:
+    async def _read_pages(self, id: str, key: bytes, after: Base) -> AsyncIterator[History]:
         """A history's events, page by page; at least one page, which may have none.
 
         :raises HistoryTruncated: the history changed while it was read.

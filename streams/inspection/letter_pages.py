@@ -134,7 +134,7 @@ def select_places(topic: DeadLetterTopic, places: Collection[tuple[int, int]]) -
 
     :raises NotFound: one of them does not exist, or no longer waits.
     """
-    log, resolved = topic.log, topic.resolved()
+    log, resolved = topic.log, topic.read_resolved()
     sources: Counter[LetterSource | None] = Counter()
     end_offsets: dict[int, int] = {}
     for partition in sorted({each for each, _ in places}):

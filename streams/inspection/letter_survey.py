@@ -336,7 +336,7 @@ class LetterSurvey(BackgroundReader):
 
     @override
     def _read(self, log: Log) -> bool:
-        resolved = DeadLetterTopic(log, self.name).resolved()
+        resolved = DeadLetterTopic(log, self.name).read_resolved()
         with self._lock:
             self._resolved = resolved
             for partition, each in resolved.items():

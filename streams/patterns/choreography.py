@@ -220,7 +220,7 @@ class ChoreographyStep:
         """Execute the step, and publish its answer."""
         saga_event = SagaEvent.of(event)
         try:
-            result = await self._call(saga_event)
+            result = await self._run_step(saga_event)
         except Exception as error:
             if self.on_failure is None or not self._is_final(error, event):
                 raise
@@ -243,7 +243,7 @@ class ChoreographyStep:
                     raise Reject(f"step {self.name}: {error}") from error
                 await self._publish_outcome(event, self.on_failure, "failed", event.data, error)
 
-    async def _call(self, saga_event: SagaEvent) -> Any:
+    async def _run_step(self, saga_event: SagaEvent) -> Any:
         """The step's result. If it ends in any other way it raises an ``Exception``, unless its
         processor cancels it."""
         app = self.bus.app

@@ -72,26 +72,26 @@ class _LazyHeaders(Mapping[str, str]):
     def __init__(self, message: Message[Any]) -> None:
         self._source: Message[Any] | Mapping[str, str] = message
 
-    def _load(self) -> Mapping[str, str]:
+    def _decode_headers(self) -> Mapping[str, str]:
         found = self._source
         if isinstance(found, Message):
             found = self._source = found.headers
         return found
 
     def __getitem__(self, name: str) -> str:
-        return self._load()[name]
+        return self._decode_headers()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._load())
+        return iter(self._decode_headers())
 
     def __len__(self) -> int:
-        return len(self._load())
+        return len(self._decode_headers())
 
     def __repr__(self) -> str:
-        return repr(self._load())
+        return repr(self._decode_headers())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self._load()),)
+        return dict, (dict(self._decode_headers()),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -564,14 +564,14 @@ class MessageConsumer:
         if stopping is not None and stopping.done():
             stopping = None
         self._stopping = asyncio.ensure_future(
-            self._stop(self._processor, self._start_task, stopping)
+            self._stop_processor(self._processor, self._start_task, stopping)
         )
         self._processor = self._start_task = None
         await run_to_completion(self._stopping)
 
     # -- inside
 
-    async def _stop(
+    async def _stop_processor(
         self,
         processor: Processor[..., Any] | None,
         start_task: asyncio.Task[None] | None,
@@ -604,7 +604,9 @@ class MessageConsumer:
             (topic,), queue, concurrency=config.concurrency, timeout=config.timeout,
             retry=config.retry, dead_letters=config.dead_letters, flow=config.flow,
         )  # fmt: skip
-        self._processor = self._app.declare(self._wrap(queue, handler), options, _QueueProcessor)
+        self._processor = self._app.declare(
+            self._wrap_handler(queue, handler), options, _QueueProcessor
+        )
 
     async def _start_processor(self) -> None:
         processor = self._processor
@@ -624,7 +626,7 @@ class MessageConsumer:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%r could not be started: %s", self, error)
 
-    def _wrap(self, queue: str, handler: Any) -> Callable[..., Any]:
+    def _wrap_handler(self, queue: str, handler: Any) -> Callable[..., Any]:
         """The processor's handler around the consumer's."""
         name = callable_name(handler)
         signature = inspect_handler(handler, name, batch=False)

@@ -30,7 +30,7 @@ def sample_view(log: Log, subject: str, figures: Figures, now: float) -> None:
     """
     number, _, name = subject.partition(":")
     view = read_view(log, name)
-    known = view.version(int(number)) if number.isdecimal() and len(number) < 10 else None
+    known = view.find_version(int(number)) if number.isdecimal() and len(number) < 10 else None
     if known is None:
         raise NotFound(f"view {name!r} has no version {number}")
     inspector = VersionInspector(log, name, view, known)

@@ -21,7 +21,7 @@ import redis
 
 from streams import Streams
 from streams.eventsourcing import Aggregate, HistoryTruncated, Loaded, Snapshot
-from streams.eventsourcing.states import States
+from streams.eventsourcing.states import StateLoader
 from streams.log.event_headers import make_append
 from streams.log.events import NO_HISTORY, Appended, Base, EventAppend, EventLog, Head, Refused
 from streams.log.names import partition_for
@@ -281,7 +281,7 @@ def grow_to(log: EventLog, key: bytes, version: int, random: Random) -> None:
         assert len(values(history(log, TOPIC, key))) == version
 
 
-def states_of(bank: Aggregate[Any, Account]) -> States:
+def states_of(bank: Aggregate[Any, Account]) -> StateLoader:
     states = bank._runtime._states
     assert states is not None
     return states

@@ -136,7 +136,7 @@ async def test_processes_agree_why_a_command_was_refused(
     decisions, name = [give_back, notice, take_ten], unique()
     one, two = (World(stage.app(), name, decisions=decisions) for _ in range(2))
     first, second = (each.transfers._definition.commands for each in (one, two))
-    note, changes = first._note, list(cents[1:])
+    note, changes = first._record_request, list(cents[1:])
 
     async def note_and_change(*args: Any) -> Any:
         noted = await note(*args)
@@ -144,15 +144,15 @@ async def test_processes_agree_why_a_command_was_refused(
             await two.open(ada=changes.pop())
         return noted
 
-    monkeypatch.setattr(first, "_note", note_and_change)
+    monkeypatch.setattr(first, "_record_request", note_and_change)
     async with one.app.connected(), two.app.connected():
         await two.open(ada=cents[0])
-        command = first.store(Command(one.purses, "ada", take_ten, "t"))
+        command = first.stored_command(Command(one.purses, "ada", take_ten, "t"))
         reason = await first.carry_out(command, "cause")
         assert not changes
         assert [await each.carry_out(command, "cause") for each in (first, second)] == [reason] * 2
         log: Any = one.app.log
-        found = await asyncio.to_thread(first.outcome, log, command, "cause")
+        found = await asyncio.to_thread(first.inspect_outcome, log, command, "cause")
         assert (found.outcome, found.reason) == ("refused" if reason else "nothing", reason or "")
         assert await one.events("ada") == [Opened(each) for each in cents]
 
@@ -166,10 +166,10 @@ async def test_an_empty_sequence_of_any_kind_comes_to_nothing(stage: Stage) -> N
     world = World(stage.app(), unique(), decisions=[give_back, notice, deal_out])
     commands = world.transfers._definition.commands
     async with world.app.connected():
-        command = commands.store(Command(world.purses, "ada", deal_out, "t"))
+        command = commands.stored_command(Command(world.purses, "ada", deal_out, "t"))
         assert await commands.carry_out(command, "cause") is None
         log: Any = world.app.log
-        found = await asyncio.to_thread(commands.outcome, log, command, "cause")
+        found = await asyncio.to_thread(commands.inspect_outcome, log, command, "cause")
         assert found.outcome == "nothing"
         assert await world.events("ada") == []
 

@@ -91,7 +91,7 @@ async def test_the_count_of_events_goes_on_when_partitions_are_assigned_anew() -
                 done = await bank.accounts.decide(f"a-{number}", deposit, 1)
                 await bank.balances.get(f"a-{number}", wait_for=done, timeout=60)
             before = bank.app.stats().processors[f"{bank.balances.name}.v1"].rebalances
-            bank.balances.declared.retries.begin_anew()
+            bank.balances.declared.retries.request_restart()
             await until(
                 server,
                 lambda now: now.one("rebalances_total", group="accounts.balances.v1") > before,

@@ -193,7 +193,7 @@ async def test_what_somebody_else_noted_meanwhile_is_not_taken_back(stage: Stage
         return [None] * len(rows)
 
     def both() -> int:
-        return letters._resolve(redriving.ResolveRequest(meanwhile, None, 1, None))
+        return letters._resolve_request(redriving.ResolveRequest(meanwhile, None, 1, None))
 
     assert await asyncio.to_thread(both) == 2  # one of each partition
     assert await asyncio.to_thread(waiting, stage.anchor, letters.name) == 0

@@ -63,7 +63,7 @@ def unique() -> str:
 async def until_nobody_runs(stage: Stage, operator: ViewOperator) -> None:
     """Nobody runs the first version of a view any more."""
     view = await operator.load()
-    known = view.version(1)
+    known = view.find_version(1)
     assert known is not None
     inspector = VersionInspector(stage.anchor, operator.name, view, known)
     while await asyncio.to_thread(inspector.members):  # noqa: ASYNC110 - the log says it

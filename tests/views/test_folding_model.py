@@ -256,7 +256,7 @@ def test_documents_are_the_fold_up_to_the_checkpoint(
             rest = [each for each in history if start <= each[0] < mended.position]
             size = data.draw(st.integers(1, 5))
             batches = (batch_of(rest[at : at + size]) for at in range(0, len(rest), size))
-            assert mended.retry(key, batches)
+            assert mended.retry_document(key, batches)
     expected: dict[bytes, Sum | None] = {}
     for _, key, value in history:
         event = json.decode(value, type=Number)
@@ -545,7 +545,7 @@ def test_a_document_is_folded_on_from_the_event_of_a_message_at_which_it_stands_
     folder.handle(batch_of(rows), 0)
     mended = PartitionFolder(definition(source, good), reader, store.claim("sums.v1", 0))
     source.decoding.knows_all = False
-    assert not mended.retry(b"a", iter([batch_of(rows)]))
+    assert not mended.retry_document(b"a", iter([batch_of(rows)]))
     source.decoding.knows_all = True
-    assert mended.retry(b"a", iter([batch_of(rows)]))
+    assert mended.retry_document(b"a", iter([batch_of(rows)]))
     assert stored(store) == ({b"a": Sum(1 * 31 + 2)}, 6)

@@ -14,7 +14,7 @@ from streams.eventsourcing.views import incarnations, inline_subscription
 from streams.eventsourcing.views.checkpoint_check import CheckpointBeyondLog
 from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import (
-    Handled,
+    HandledBatch,
     InlineSubscription,
     PartitionCounts,
     PartitionHandler,
@@ -46,7 +46,7 @@ class Handler(PartitionHandler):
         return self.before
 
     @override
-    def handle(self, batch: Batch, start: int, until: float = NEVER) -> Handled:
+    def handle(self, batch: Batch, start: int, until: float = NEVER) -> HandledBatch:
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -56,7 +56,7 @@ class Handler(PartitionHandler):
             self._position = batch.offsets[stop] + 1
             self.clock.now += self.clock.takes
             stop += 1
-        return Handled(stop, None, stop - start)
+        return HandledBatch(stop, None, stop - start)
 
     @override
     def close(self) -> None: ...
@@ -130,7 +130,7 @@ class Inline(InlineSubscription[Handler]):
         self._listener: Any = Listener()
 
     @override
-    def _begin(self, assignment: Assignment) -> Handler:
+    def _begin_partition(self, assignment: Assignment) -> Handler:
         if self.refuses is not None:
             raise self.refuses
         number = assignment.partition
@@ -266,7 +266,7 @@ def test_what_is_of_a_topic_that_was_made_anew_is_not_handled(
     inline = Inline(polled)
     assignment = Assignment("t", 0, 1, None, NEVER)
     inline.assigned([assignment])
-    inline.handlers[0].before = inline._incarnations.among(["t"])
+    inline.handlers[0].before = inline._incarnations.known_incarnations(["t"])
     polled.batches = [batch(assignment, 0)]
     inline.poll(100, 0.0)
     assert inline.handled == {0: [0]}

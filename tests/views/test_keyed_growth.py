@@ -158,7 +158,7 @@ async def test_a_document_that_stands_still_keeps_its_messages(stage: Stage) -> 
         await shops.folded()
         with pytest.raises(DocumentStopped):
             await shops.items.get("bad")
-        found = _inspector(shops).find(b"bad")
+        found = _inspector(shops).find_document(b"bad")
         assert found is not None
         stopped_in, document = found
 
@@ -192,7 +192,7 @@ async def test_a_document_that_stands_still_keeps_its_messages(stage: Stage) -> 
 def _inspector(shops: Shops) -> VersionInspector:
     log = shops.app.log
     known = read_view(log, shops.items.name)
-    version = known.version(1)
+    version = known.find_version(1)
     assert version is not None
     return VersionInspector(log, shops.items.name, known, version)
 
@@ -228,7 +228,7 @@ async def test_it_is_made_anew_from_its_sources_once_it_was_trimmed(stage: Stage
 
         async def is_left() -> bool:
             view = await by.load()
-            known = view.version(1)
+            known = view.find_version(1)
             assert known is not None
             inspector = VersionInspector(stage.anchor, shops.items.name, view, known)
             return not await asyncio.to_thread(inspector.members)

@@ -37,9 +37,9 @@ def test_what_is_a_repeat_does_not_depend_on_where_batches_end_and_processes_beg
     while at < len(identities):
         if data.draw(st.booleans(), label="restart"):
             recent = RecentIdentities(size)
-            recent.take(identities[max(0, at - size) : at])
+            recent.find_repeats(identities[max(0, at - size) : at])
         batch = identities[at : at + cuts[number % len(cuts)]]
-        found += [at + index for index in sorted(recent.take(batch))]
+        found += [at + index for index in sorted(recent.find_repeats(batch))]
         at, number = at + len(batch), number + 1
     assert found == repeats_of(identities, size)
 
@@ -47,7 +47,7 @@ def test_what_is_a_repeat_does_not_depend_on_where_batches_end_and_processes_beg
 def test_no_more_than_the_window_is_remembered() -> None:
     recent = RecentIdentities(100)
     for number in range(0, 10_000, 50):
-        assert not recent.take([f"m{each}" for each in range(number, number + 50)])
+        assert not recent.find_repeats([f"m{each}" for each in range(number, number + 50)])
     assert len(recent._last) == len(recent._order) == 100
 
 

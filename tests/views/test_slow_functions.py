@@ -121,7 +121,7 @@ async def test_a_document_that_is_folded_on_for_long_loses_no_partition(
         for cents in range(COUNT):
             done = await bank.accounts.decide("a", deposit, cents)
         tracker = bank.balances.declared.tracker(bank.app.log)
-        await stage.until(lambda: tracker.stopped() == 1, "it stands still")
+        await stage.until(lambda: tracker.count_stopped() == 1, "it stands still")
         await stage.until(lambda: tracker.progress().share == 1.0, "all was passed")
         is_mended.set()
         monkeypatch.setattr(range_reader, "KEEP_ALIVE_EVERY", -1.0)

@@ -14,7 +14,13 @@ from streams import Aggregate, ConfigError, ProcessorDied, Streams, View, ViewNo
 from streams.eventsourcing.views import family as view_family
 from streams.eventsourcing.views import inline_subscription, operations
 from streams.eventsourcing.views.operations import ViewOperationRefused, connected_operator
-from streams.eventsourcing.views.registry import Declared, KnownVersion, KnownView, declare, drop
+from streams.eventsourcing.views.registry import (
+    KnownView,
+    KnownViewVersion,
+    VersionDeclared,
+    declare,
+    drop,
+)
 from streams.eventsourcing.views.tracker import Coverage
 from streams.eventsourcing.views.version import goal_of
 from streams.log.names import partition_for
@@ -138,7 +144,7 @@ class Held:
             self._changed.notify_all()
 
     def _goal_of(
-        self, log: Log, name: str, view: KnownView, known: KnownVersion
+        self, log: Log, name: str, view: KnownView, known: KnownViewVersion
     ) -> dict[TopicPartition, int]:
         goal = goal_of(log, name, view, known)
         if known.version == 2:
@@ -148,7 +154,7 @@ class Held:
     @property
     def serves(self) -> bool:
         known = self.totals._family.known
-        version = known.version(2)
+        version = known.find_version(2)
         return known.promoted == 2 and version is not None and not version.is_building
 
     async def is_built_under_load(self, stage: Stage, old: Bank, cents: int) -> None:
@@ -203,7 +209,8 @@ async def test_where_nobody_runs_the_version_before_its_checkpoint_is_the_goal(
     async with old.app:
         first = await old.accounts.decide("a", deposit, 1)
         await stage.until(
-            lambda: (known := built._family.known.version(2)) and not known.is_building, "built"
+            lambda: (known := built._family.known.find_version(2)) and not known.is_building,
+            "built",
         )
     old = Bank(stage.app(), name)
     async with old.app:  # goes on alone, and ends
@@ -282,7 +289,7 @@ async def test_what_is_not_ready_says_what_is_so(
     name = unique()
     old = Bank(stage.app(), name)
     with monkeypatch.context() as patch:
-        patch.setattr(old.balances._family, "_declare", not_yet)
+        patch.setattr(old.balances._family, "_declare_version", not_yet)
         async with old.app:
             begun = "version 1 is being built, which this process has just begun; wait for it with"
             with pytest.raises(ViewNotReady, match=begun):
@@ -322,7 +329,7 @@ async def test_a_version_that_is_not_promoted_by_itself_serves_once_it_was(stage
         assert isinstance(await second.get("a", wait_for=done), Balance)
         family = second._family
         await stage.until(
-            lambda: (known := family.known.version(2)) is not None and not known.is_building,
+            lambda: (known := family.known.find_version(2)) is not None and not known.is_building,
             "version 2 is built",
         )
         assert isinstance(await second.get("a"), Balance)
@@ -377,12 +384,12 @@ async def test_of_two_that_declare_a_version_otherwise_the_second_does_not_start
     name = unique()
     bank = Bank(stage.app(), name)
     second, reads = other_shape(stage.app(), name), other_shape(stage.app(), name)
-    load = second._family._load
+    load = second._family._load_view
 
     async def load_too_early() -> None:
-        monkeypatch.setattr(second._family, "_load", load)
+        monkeypatch.setattr(second._family, "_load_view", load)
 
-    monkeypatch.setattr(second._family, "_load", load_too_early)
+    monkeypatch.setattr(second._family, "_load_view", load_too_early)
     async with reads.app.connected():  # nobody has declared it yet
         async with bank.app:
             done = await bank.accounts.decide("a", deposit, 5)
@@ -407,9 +414,9 @@ async def test_a_process_that_folds_what_was_declared_otherwise_since_ends(
     with pytest.raises(ProcessorDied, match="documents of another shape in the log"):
         async with bank.app:
             await bank.balances.ready()
-            known = bank.balances._family.known.version(1)
+            known = bank.balances._family.known.find_version(1)
             assert known is not None
-            other = Declared(1, "another", known.topics, known.is_keyed, known.goal)
+            other = VersionDeclared(1, "another", known.topics, known.is_keyed, known.goal)
             while True:
                 await registry.decide(view, drop, 1)
                 try:
@@ -499,7 +506,7 @@ async def test_a_version_that_takes_over_has_folded_whatever_was_read(
             await builds.balances.get("a", wait_for=done)
             family = built._family
             while (  # noqa: ASYNC110 - the log says it
-                family.known.version(2) is None or (await built.progress()).share != 1.0
+                family.known.find_version(2) is None or (await built.progress()).share != 1.0
             ):
                 await asyncio.sleep(0.005)
         # Nobody builds the second version any more: it stays behind the first.

@@ -184,7 +184,7 @@ async def test_documents_that_are_made_anew_are_waited_for_again(
             async def hear_nothing() -> None:
                 family._heard_at = time.monotonic() if hears == "nothing" else at - 2
 
-            monkeypatch.setattr(family, "_load", hear_nothing)
+            monkeypatch.setattr(family, "_load_view", hear_nothing)
             await hear_nothing()
         may_fold.clear()
         async with connected_operator(stage.url, reads.items.name) as operator:

@@ -104,7 +104,7 @@ async def test_what_is_in_messages_is_not_told_without_the_permission(stage: Sta
         def stands_still() -> bool:
             view = read_view(stage.anchor, name)
             return any(
-                VersionInspector(stage.anchor, name, view, each).tracker.stopped()
+                VersionInspector(stage.anchor, name, view, each).tracker.count_stopped()
                 for each in view.versions
             )
 

@@ -54,7 +54,7 @@ async def test_a_view_says_how_far_its_version_is(stage: Stage) -> None:
             await eventually(says)
             shown = await visitor.get(listed.link(name))
             assert "Version 1 serves." in shown.text
-            known = read_view(stage.anchor, name).version(1)
+            known = read_view(stage.anchor, name).find_version(1)
             assert known is not None
             assert known.shape in shown.text
             assert not [form for form in shown.forms if form.method == "post"]

@@ -203,7 +203,7 @@ def _check(
     total = None if scan == 0 else scan
     with output.progress_bar(f"reading {name}") as show_progress:
         while chunk := [each.key for each in islice(keys, _next_size(looked_at, scan))]:
-            for key, found in zip(chunk, inspector.check(chunk), strict=True):
+            for key, found in zip(chunk, inspector.find_stops(chunk), strict=True):
                 if isinstance(found, LogError):
                     print_error(f"{name} {output.bytes_text(key)}: cannot be read: {found}")
                 elif found is not None:

@@ -20,7 +20,7 @@ from streams.wire import utc_from_seconds
 if TYPE_CHECKING:
     from streams.cli.aggregates.log_and_app import LogAndApp
     from streams.eventsourcing.inspection import (
-        Inspected,
+        InspectedAggregate,
         InspectedEvent,
         InspectedRefusal,
         StoppedAt,
@@ -43,7 +43,7 @@ class _Found(NamedTuple):
     """The event of that version, if it was read."""
     snapshot: StoredSnapshot | None
     """The snapshot from which reading began."""
-    inspected: Inspected | None
+    inspected: InspectedAggregate | None
 
 
 class AggregateView:
@@ -123,10 +123,10 @@ class AggregateView:
                 inspected.snapshot,
                 inspected,
             )
-        from streams.eventsourcing.inspection import until
+        from streams.eventsourcing.inspection import events_until
         from streams.log.events import EMPTY
 
-        wanted, last = until(at), None
+        wanted, last = events_until(at), None
         head, partition = EMPTY, -1
         snapshot: StoredSnapshot | None = None
         for found in self._pages(at, snapshots):
@@ -191,7 +191,7 @@ class AggregateView:
         batch = output.call_or_report(where, read)
         return None if batch is None else batch.time(0)
 
-    def _state_json(self, inspected: Inspected) -> Any:
+    def _state_json(self, inspected: InspectedAggregate) -> Any:
         from streams.eventsourcing.inspection import json_document
 
         return output.document_json(json_document(inspected.state))
@@ -224,9 +224,9 @@ class AggregateView:
 
     def _events(self, at: int | datetime | None, number: int) -> Iterable[dict[str, Any]]:
         """The last events up to a version or time, each as one document or several."""
-        from streams.eventsourcing.inspection import history_pages, until
+        from streams.eventsourcing.inspection import events_until, history_pages
 
-        wanted = until(at)
+        wanted = events_until(at)
         rows: deque[dict[str, Any]] = deque(maxlen=number or None)
         cause, append_id = "", ""
         for found in history_pages(self._log, self._topic, self._key):
@@ -281,7 +281,7 @@ class AggregateView:
 
     def _inspect(self, found: History) -> Iterator[InspectedEvent]:
         if self._inspector is not None:
-            yield from self._inspector.events(found)
+            yield from self._inspector.decode_events(found)
             return
         from streams.eventsourcing.inspection import InspectedEvent
 

@@ -40,7 +40,7 @@ def instance_json(
 
     await_index_of(opened, inspector)
     try:
-        found = inspector.instance(key, number)
+        found = inspector.inspect_instance(key, number)
     except NotFound:
         found = None
     if found is None:

@@ -45,7 +45,7 @@ def manager_row(
     """
     name, log = inspector.manager.name, opened.log
     await_index_of(opened, inspector)
-    totals, timeouts = inspector.totals(newest), inspector.timeouts(newest)
+    totals, timeouts = inspector.count_reactions(newest), inspector.timeouts(newest)
     if not (totals.is_complete and timeouts.is_complete):
         output.print_note(
             f"{name}: only the last {newest:,} reactions and timeouts of each partition were "

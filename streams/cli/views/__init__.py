@@ -260,7 +260,7 @@ def retry_document(
     with open_view_log(source) as view_log:
         inspector = view_log.inspector(name, version)
         chosen = inspector.known.version
-        document = inspector.find(argument_bytes(key))
+        document = inspector.find_document(argument_bytes(key))
         if document is None:
             raise CommandFailed(f"{name}: version {chosen} has no document {key!r}")
     stood_still = bool(document[1].failure)

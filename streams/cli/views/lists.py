@@ -141,7 +141,7 @@ def stopped_rows(inspector: VersionInspector, number: int) -> tuple[list[dict[st
     :param number: at most this many; 0: all.
     """
     rows: list[dict[str, Any]] = []
-    found: Iterator[StoppedKey] = inspector.stopped()
+    found: Iterator[StoppedKey] = inspector.stopped_documents()
     for each in found:
         if number and len(rows) == number:
             return rows, True

@@ -65,11 +65,11 @@ class UnknownCommand(InvalidValue, CodeTooOld):
     have, or with arguments that its decision does not take."""
 
 
-class _Refusal(NamedRefusal):
+class _DecisionRefused(NamedRefusal):
     """A decision refuses, or has come to no event; why has been noted."""
 
 
-class _ToBeNoted(Exception):
+class _RefusalNotRecorded(Exception):
     """The same, and why is to be noted first."""
 
     def __init__(self, reason: str) -> None:
@@ -77,15 +77,15 @@ class _ToBeNoted(Exception):
         self.reason = reason
 
 
-class _Noted(NamedRefusal):
+class _OnlyRequestRecorded(NamedRefusal):
     """What is noted is that it was asked for, and no event."""
 
 
-class _NotNoted(Exception):
+class _RequestNotRecorded(Exception):
     """The decision comes to something else by now."""
 
 
-class _Decision(NamedTuple):
+class _DecisionSignature(NamedTuple):
     """A decision that can be called.
 
     :param positional: decoders of what follows the state; None: as JSON has it.
@@ -120,7 +120,7 @@ class Commands:
         self.reasons = tuple(self._refusals)
         """Names of the exceptions by which a decision refuses."""
         self._refusal_types = tuple(self._refusals.values())
-        self._known: dict[tuple[str, str], _Decision] = {}
+        self._known: dict[tuple[str, str], _DecisionSignature] = {}
 
     def _check_decisions(self, decisions: Any) -> dict[str, Callable[..., Any]]:
         problem = f"{self._where}: decisions={decisions!r}: functions, or functions by name"
@@ -153,7 +153,7 @@ class Commands:
 
     # -- storing
 
-    def store(self, command: Command) -> StoredCommand:
+    def stored_command(self, command: Command) -> StoredCommand:
         """A command as it is stored.
 
         :raises InvalidValue: it cannot be, or could not be carried out.
@@ -177,8 +177,8 @@ class Commands:
                 for each, value in command.kwargs.items()
             }
             stored = StoredCommand(aggregate.name, command.id, name, args, kwargs)
-            decision = self._find(aggregate, name)
-            read_args, read_kwargs = _read(decision, stored)
+            decision = self._find_decision(aggregate, name)
+            read_args, read_kwargs = _read_arguments(decision, stored)
         except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise InvalidValue(f"{self._where}: {command!r} cannot be stored: {error}") from error
         if read_args != command.args or read_kwargs != command.kwargs:
@@ -203,7 +203,7 @@ class Commands:
             f"decisions=[{shown}])"
         )
 
-    def _find(self, aggregate: Aggregate[Any, Any], name: str) -> _Decision:
+    def _find_decision(self, aggregate: Aggregate[Any, Any], name: str) -> _DecisionSignature:
         """The decision of that name.
 
         :raises InvalidValue: there is none, or its annotations cannot be read.
@@ -221,7 +221,7 @@ class Commands:
                 f"ProcessManager(..., decisions={{{name!r}: ...}})"
             )
         try:
-            found = _inspect(function)
+            found = _inspect_decision(function)
         except (NameError, TypeError, ValueError) as error:
             raise InvalidValue(
                 f"{self._where}: decision {name!r}: its annotations cannot be read: {error}"
@@ -239,17 +239,17 @@ class Commands:
         :raises UnknownCommand: newer code has stored it, or noted why it is refused.
         :raises Exception: the decision fails, or the log does.
         """
-        aggregate = self._aggregate(command)
+        aggregate = self._aggregate_of(command)
         is_noted = False
         """Why is noted, so the decision may refuse."""
 
         def decide(state: Any) -> Any:
-            found, reason = self._take(aggregate, command, state)
+            found, reason = self._take_decision(aggregate, command, state)
             if reason is None:
                 return found
-            raise _Refusal(reason) if is_noted else _ToBeNoted(reason)
+            raise _DecisionRefused(reason) if is_noted else _RefusalNotRecorded(reason)
 
-        options = aggregate.with_options(cause=cause, refusals=_Refusal)
+        options = aggregate.with_options(cause=cause, refusals=_DecisionRefused)
         while True:
             try:
                 await options.decide(command.id, decide)
@@ -266,24 +266,24 @@ class Commands:
                 is_noted = False
             except AggregateClosed:
                 return CLOSED
-            except _ToBeNoted as found:
-                is_noted = await self._note(aggregate, command, cause, found.reason)
+            except _RefusalNotRecorded as found:
+                is_noted = await self._record_request(aggregate, command, cause, found.reason)
             else:
                 return None
 
     async def _read_outcome(self, command: StoredCommand, cause: str) -> CommandOutcome:
         log: Any = self._app.log
         if log.never_blocks:
-            return self.outcome(log, command, cause)
-        return await run_in_thread(self.outcome, log, command, cause)
+            return self.inspect_outcome(log, command, cause)
+        return await run_in_thread(self.inspect_outcome, log, command, cause)
 
-    def _take(
+    def _take_decision(
         self, aggregate: Aggregate[Any, Any], command: StoredCommand, state: Any
     ) -> tuple[Any, str | None]:
         """What a command's decision returns, and why it refuses; None: it does not."""
-        decision = self._find(aggregate, command.decision)
+        decision = self._find_decision(aggregate, command.decision)
         try:
-            args, kwargs = _read(decision, command)
+            args, kwargs = _read_arguments(decision, command)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             raise UnknownCommand(
                 f"{self._where}: cannot carry out a command for the decision {command.decision!r} "
@@ -297,7 +297,7 @@ class Commands:
             return None, NOTHING
         return found, None
 
-    def _aggregate(self, command: StoredCommand) -> Aggregate[Any, Any]:
+    def _aggregate_of(self, command: StoredCommand) -> Aggregate[Any, Any]:
         found = self._app.aggregates.get(command.aggregate)
         if found is None:
             raise UnknownCommand(
@@ -309,19 +309,21 @@ class Commands:
     def _reason_of(self, error: Exception) -> str:
         return next(name for name, kind in self._refusals.items() if isinstance(error, kind))
 
-    async def _note(
+    async def _record_request(
         self, aggregate: Aggregate[Any, Any], command: StoredCommand, cause: str, reason: str
     ) -> bool:
         """Note why a command is about to be refused; False: it would not be for that any more."""
 
         def note(state: Any) -> NoReturn:
-            _, found = self._take(aggregate, command, state)
-            raise _Noted(reason) if found == reason else _NotNoted
+            _, found = self._take_decision(aggregate, command, state)
+            raise _OnlyRequestRecorded(reason) if found == reason else _RequestNotRecorded
 
-        options = aggregate.with_options(cause=_note_cause(cause, reason), refusals=_Noted)
+        options = aggregate.with_options(
+            cause=_note_cause(cause, reason), refusals=_OnlyRequestRecorded
+        )
         try:
             await options.decide(command.id, note)
-        except _NotNoted:
+        except _RequestNotRecorded:
             return False
         except (DecisionRefused, AggregateClosed):
             pass
@@ -334,7 +336,7 @@ class Commands:
         """The names of its ``decisions=``."""
         return tuple(self._functions)
 
-    def outcome(self, log: EventLog, command: StoredCommand, cause: str) -> CommandOutcome:
+    def inspect_outcome(self, log: EventLog, command: StoredCommand, cause: str) -> CommandOutcome:
         """What became of a command; blocks, and writes nothing.
 
         :param cause: the command's own.
@@ -374,17 +376,17 @@ def _state_class(aggregate: Aggregate[Any, Any]) -> type[Any]:
     return type(aggregate.definition.state_type.initial)
 
 
-def _inspect(function: Callable[..., Any]) -> _Decision:
+def _inspect_decision(function: Callable[..., Any]) -> _DecisionSignature:
     """How a decision's arguments are read. What its state is, and what it returns, is not looked
     at: their names need not be there when it runs."""
     positional: list[Callable[[Any], Any]] = []
     named: dict[str, Callable[[Any], Any]] = {}
-    rest = others = _decoder(Any)
+    rest = others = _argument_decoder(Any)
     known = getattr(inspect.unwrap(function), "__globals__", {})
     signature = inspect.signature(function)
     _, *parameters = signature.parameters.values()
     for each in parameters:
-        read = _decoder(_resolve(each, known))
+        read = _argument_decoder(_resolve_type(each, known))
         if each.kind is each.VAR_POSITIONAL:
             rest = read
         elif each.kind is each.VAR_KEYWORD:
@@ -394,10 +396,10 @@ def _inspect(function: Callable[..., Any]) -> _Decision:
                 positional.append(read)
             if each.kind is not each.POSITIONAL_ONLY:
                 named[each.name] = read
-    return _Decision(function, signature, positional, rest, named, others)
+    return _DecisionSignature(function, signature, positional, rest, named, others)
 
 
-def _resolve(parameter: inspect.Parameter, known: dict[str, Any]) -> Any:
+def _resolve_type(parameter: inspect.Parameter, known: dict[str, Any]) -> Any:
     """A parameter's type, with what it says beside it (``Annotated``)."""
     if parameter.annotation is parameter.empty:
         return Any
@@ -405,7 +407,7 @@ def _resolve(parameter: inspect.Parameter, known: dict[str, Any]) -> Any:
     return typing.get_type_hints(alone, known, include_extras=True)["found"]
 
 
-def _decoder(hint: Any) -> Callable[[Any], Any]:
+def _argument_decoder(hint: Any) -> Callable[[Any], Any]:
     if isinstance(hint, typing.TypeVar):
         hint = Any
     try:
@@ -414,7 +416,9 @@ def _decoder(hint: Any) -> Callable[[Any], Any]:
         raise TypeError(f"{type_name(hint)}: {error}") from error
 
 
-def _read(decision: _Decision, command: StoredCommand) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _read_arguments(
+    decision: _DecisionSignature, command: StoredCommand
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A stored command's arguments.
 
     :raises TypeError: they are none that its decision takes.

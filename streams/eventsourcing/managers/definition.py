@@ -22,7 +22,7 @@ from streams.eventsourcing.managers.reactions import (
     StoredCancel,
     sequence_of,
 )
-from streams.eventsourcing.managers.timeouts import Timeouts
+from streams.eventsourcing.managers.timeouts import ManagerTimeouts
 from streams.eventsourcing.state_type import StateType
 from streams.numbers import is_int
 from streams.text import printable_text
@@ -51,7 +51,7 @@ class UnreadableState(InvalidValue, CodeTooOld):
     """A state that other code has stored, and that this code cannot read."""
 
 
-class Unfinished(Exception):
+class UnfinishedReaction(Exception):
     """The last reaction's actions have to be carried out first."""
 
     def __init__(self, instance: Instance) -> None:
@@ -108,7 +108,9 @@ class ManagerDefinition(Generic[S]):
                 f"{self.where}: its state {type_name(state)} cannot be kept as JSON: {error}"
             ) from error
         self.commands = Commands(app, name, decisions, refusals)
-        self.timeouts = None if timeouts is None else Timeouts(app, name, timeouts, partitions)
+        self.timeouts = (
+            None if timeouts is None else ManagerTimeouts(app, name, timeouts, partitions)
+        )
 
     def key_of(self, event: Any) -> str | None:
         """Which instance an event is for.
@@ -152,7 +154,7 @@ class ManagerDefinition(Generic[S]):
                 return None
             event, fired = self.timeouts.read(timer.event), name
         if done < instance.version:
-            raise Unfinished(instance)
+            raise UnfinishedReaction(instance)
         answer = self.react(self.read_state(instance), event)
         state, actions = self._check_answer(answer, event)
         stored, ends = self._store_actions(instance, actions, fired)
@@ -195,14 +197,14 @@ class ManagerDefinition(Generic[S]):
         for action in actions:
             match action:
                 case Command():
-                    stored.append(self.commands.store(action))
+                    stored.append(self.commands.stored_command(action))
                 case Schedule():
                     if self.timeouts is None or ends:
                         advice = "beside End() it would never come"
                         if self.timeouts is None:
                             advice = "say which events there are: ProcessManager(..., timeouts=...)"
                         raise InvalidValue(f"{self.where}: {action!r}: {advice}")
-                    timeout = self.timeouts.store(action)
+                    timeout = self.timeouts.stored_timeout(action)
                     cancel(timeout.name)
                     pending[timeout.name] = sequence_of(version, len(stored))
                     stored.append(timeout)

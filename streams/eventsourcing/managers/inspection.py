@@ -176,7 +176,7 @@ class ManagerInspector:
     # -- reading
 
     @property
-    def reads(self) -> list[tuple[str, str]]:
+    def read_topics(self) -> list[tuple[str, str]]:
         """The topics that it reads, each with the group in which it does."""
         return [
             (topic, processor.group)
@@ -221,7 +221,7 @@ class ManagerInspector:
 
         :raises LogError: it cannot be read.
         """
-        for topic, group in self.reads:
+        for topic, group in self.read_topics:
             try:
                 partitions = self._log.describe_topic(topic).partitions
             except NotFound:
@@ -276,7 +276,7 @@ class ManagerInspector:
 
     # -- instances
 
-    def totals(self, newest: int | None) -> ReactionTotals:
+    def count_reactions(self, newest: int | None) -> ReactionTotals:
         """What the instances have done.
 
         :param newest: look at so many of the newest reactions of each partition at most; None: all.
@@ -301,7 +301,7 @@ class ManagerInspector:
                         continue
                     begun += event_version(header) == 1
                     refused += cause_of(headers).startswith(REFUSED)
-                    reacted, _ = self._decode(value)
+                    reacted, _ = self._decode_reaction(value)
                     unreadable += reacted is None
                     ended += reacted is not None and reacted.ends
         if is_complete:
@@ -309,7 +309,7 @@ class ManagerInspector:
         keys = log.event_totals(topic).keys if isinstance(log, EventLog) else begun
         return ReactionTotals(keys, None, refused, unreadable, is_complete)
 
-    def _decode(self, value: bytes | None) -> tuple[Reacted | None, str]:
+    def _decode_reaction(self, value: bytes | None) -> tuple[Reacted | None, str]:
         """A reaction, or why it cannot be decoded."""
         try:
             found = self._codec.decode(value)
@@ -317,7 +317,7 @@ class ManagerInspector:
             return None, error_text(error)
         return found[0], ""
 
-    def instance(self, key: str, number: int | None) -> InspectedInstance | None:
+    def inspect_instance(self, key: str, number: int | None) -> InspectedInstance | None:
         """An instance; None: there is none of that key.
 
         :param number: so many of its last reactions; None: all.
@@ -326,11 +326,11 @@ class ManagerInspector:
         log = self._log
         if not isinstance(log, EventLog):
             return None
-        reading = _InstanceReading(number)
+        reading = _InstanceReader(number)
         for page in history_pages(log, self.reactions_topic, _key_bytes(key)):
             reading.partition, reading.head = page.partition, page.head.base.version
             for stored in page.events:
-                reading.add(stored, *self._decode(stored.record.value))
+                reading.add_reaction(stored, *self._decode_reaction(stored.record.value))
         if not reading.head:
             return None
         reactions = [self._with_outcomes(log, key, each, reading) for each in reading.last]
@@ -345,7 +345,7 @@ class ManagerInspector:
         )
 
     def _with_outcomes(
-        self, log: EventLog, key: str, found: InspectedReaction, reading: _InstanceReading
+        self, log: EventLog, key: str, found: InspectedReaction, reading: _InstanceReader
     ) -> InspectedReaction:
         """The same, with what became of its commands."""
         if found.reacted is None:
@@ -360,7 +360,7 @@ class ManagerInspector:
         for sequence, action in asked:
             cause = command_cause(self._definition.name, key, sequence)
             try:
-                outcome = self._definition.commands.outcome(log, action, cause)
+                outcome = self._definition.commands.inspect_outcome(log, action, cause)
             except LogError as error:
                 outcome = CommandOutcome("unknown", error_text(error))
             if outcome.outcome == "open" and sequence in reading.refused:
@@ -369,7 +369,7 @@ class ManagerInspector:
         return found._replace(commands=commands)
 
 
-class _InstanceReading:
+class _InstanceReader:
     """An instance's history, while it is read.
 
     :param number: reactions that are kept, and timeouts that are over; None: all.
@@ -386,7 +386,7 @@ class _InstanceReading:
         """Sequences of commands whose refusal was reacted to."""
         self.stopped = ""
 
-    def add(self, stored: StoredEvent, reacted: Reacted | None, reason: str) -> None:
+    def add_reaction(self, stored: StoredEvent, reacted: Reacted | None, reason: str) -> None:
         """The next reaction."""
         self.count += 1
         cause = cause_of(stored.record.headers)

@@ -27,7 +27,7 @@ from streams.eventsourcing.causes import cause_text, message_identity
 from streams.eventsourcing.errors import HistoryTruncated
 from streams.eventsourcing.keyed_lock import KeyedLock
 from streams.eventsourcing.managers.actions import Refused
-from streams.eventsourcing.managers.definition import ManagerDefinition, Trigger, Unfinished
+from streams.eventsourcing.managers.definition import ManagerDefinition, Trigger, UnfinishedReaction
 from streams.eventsourcing.managers.reactions import (
     Instance,
     Reacted,
@@ -73,21 +73,21 @@ class Reactor:
         with self._counting_failures():
             key = self._definition.key_of(event)
             if key is None:
-                self._count(passed_over=1)
+                self._count_reaction(passed_over=1)
                 return
             what = f"{message.topic} {message.id}"
             cause = cause_text(f"message/{message_identity(message)}")
-            await self._take(key, Trigger(what, cause, event))
+            await self._react_in_turn(key, Trigger(what, cause, event))
 
     async def receive_timeout(self, due: TimeoutDue, message: Message[Any]) -> None:
         """Take a timeout that is due."""
         if not due.key:
-            self._count(passed_over=1)
+            self._count_reaction(passed_over=1)
             return
         cause = cause_text(f"timeout/{due.sequence}/{due.name}")
         what = f"timeout {due.name}"
         with self._counting_failures():
-            await self._take(due.key, Trigger(what, cause, None, (due.name, due.sequence)))
+            await self._react_in_turn(due.key, Trigger(what, cause, None, (due.name, due.sequence)))
 
     @contextmanager
     def _counting_failures(self) -> Iterator[None]:
@@ -95,14 +95,14 @@ class Reactor:
             yield
         except Exception as error:
             if find_code_too_old(error) is None:
-                self._count(failures=1)
+                self._count_reaction(failures=1)
             raise
 
-    def _count(self, **more: int) -> None:
+    def _count_reaction(self, **more: int) -> None:
         old = self.stats
         self.stats = replace(old, **{name: getattr(old, name) + n for name, n in more.items()})
 
-    async def _take(self, key: str, trigger: Trigger) -> None:
+    async def _react_in_turn(self, key: str, trigger: Trigger) -> None:
         """React, after those who came before with the same instance in this process."""
         log = self._definition.app.log
         if log is not self._log:  # the app was entered anew
@@ -129,20 +129,20 @@ class Reactor:
         instances = self._instances.with_options(cause=trigger.cause)
         while True:
             try:
-                decided = await instances.decide(key, self._decide, key, trigger)
-            except Unfinished as unfinished:
+                decided = await instances.decide(key, self._append_reaction, key, trigger)
+            except UnfinishedReaction as unfinished:
                 found = unfinished.instance
                 await self._carry_out(key, found.version, found.actions, depth)
             else:
                 break
         if not decided.events:
-            self._count(passed_over=1)
+            self._count_reaction(passed_over=1)
             return
-        self._count(reacted=1)
+        self._count_reaction(reacted=1)
         (reacted,) = decided.events
         await self._carry_out(key, decided.version, reacted.actions, depth)
 
-    def _decide(self, instance: Instance, key: str, trigger: Trigger) -> Reacted | None:
+    def _append_reaction(self, instance: Instance, key: str, trigger: Trigger) -> Reacted | None:
         return self._definition.decide(instance, trigger, self._done.get(key, 0))
 
     async def _carry_out(
@@ -156,16 +156,16 @@ class Reactor:
                 case StoredCommand():
                     cause = command_cause(self._definition.name, key, sequence)
                     reason = await self._definition.commands.carry_out(action, cause)
-                    self._count(commands=reason is None, refused=reason is not None)
+                    self._count_reaction(commands=reason is None, refused=reason is not None)
                     if reason is not None:
                         name = action.decision
                         event = Refused(action.aggregate, action.id, name, reason)
                         what = f"refused {action.aggregate} {name}"
                         refusals.append(Trigger(what, refusal_cause(sequence), event))
                 case StoredTimeout():
-                    await self._timeouts().schedule(key, action, sequence)
+                    await self._require_timeouts().schedule(key, action, sequence)
                 case StoredCancel():
-                    await self._timeouts().cancel(key, action)
+                    await self._require_timeouts().cancel(key, action)
         self._note_done(key, version)
         try:
             for trigger in refusals:
@@ -174,7 +174,7 @@ class Reactor:
             self._done.pop(key, None)  # whoever comes next begins with what is left
             raise
 
-    def _timeouts(self) -> Any:
+    def _require_timeouts(self) -> Any:
         found = self._definition.timeouts
         if found is None:
             raise CodeTooOld(

@@ -52,7 +52,7 @@ class TimeoutDue(msgspec.Struct, frozen=True, tag="timeout"):
     sequence: str
 
 
-class Timeouts:
+class ManagerTimeouts:
     """Writes and cancels the timeouts of one manager.
 
     :param events: the union of their events.
@@ -72,7 +72,7 @@ class Timeouts:
         self.delay_topic = check_topic(f"{name}.timeouts.delay")
         allowed = {self.topic.name}.__contains__
         self.scheduler = declare_scheduler(
-            app, self.delay_topic, self._count, allowed, PENDING_LIMIT
+            app, self.delay_topic, self._partition_count, allowed, PENDING_LIMIT
         )
         self._ensured: Log | None = None
 
@@ -81,10 +81,10 @@ class Timeouts:
         """What its timeouts are called where ``Schedule`` gives no other name."""
         return [str(tag) for each in self._codec.event_classes for tag in tags_of(each)]
 
-    def _count(self, log: Log) -> int:
+    def _partition_count(self, log: Log) -> int:
         return self._partitions
 
-    def store(self, schedule: Schedule) -> StoredTimeout:
+    def stored_timeout(self, schedule: Schedule) -> StoredTimeout:
         """A timeout as it is stored; due from now on.
 
         :raises InvalidValue: it cannot be.
@@ -124,11 +124,11 @@ class Timeouts:
         """Have a timeout delivered; again is harmless."""
         entry_id = self._entry_id(key, sequence)
         record = self.topic.record(TimeoutDue(key, stored.name, sequence), key=key, id=entry_id)
-        await self._write(entry_record(record, self.topic.name, stored.due))
+        await self._write_record(entry_record(record, self.topic.name, stored.due))
 
     async def cancel(self, key: str, cancel: StoredCancel) -> None:
         """Spare the delivery of a timeout that is not waited for any more."""
-        await self._write(cancel_record(self._entry_id(key, cancel.sequence), str(uuid7())))
+        await self._write_record(cancel_record(self._entry_id(key, cancel.sequence), str(uuid7())))
 
     def _entry_id(self, key: str, sequence: str) -> str:
         data = f"{self._name}\n{sequence}\n{key}".encode("utf-8", "surrogateescape")
@@ -143,7 +143,7 @@ class Timeouts:
             if topic.retention == Retention():  # nobody has said otherwise
                 log.create_topic(topic.name, topic.partitions, CAME_RETENTION)
 
-    async def _write(self, record: Any) -> None:
+    async def _write_record(self, record: Any) -> None:
         log = self._app.log
         if self._ensured is not log:
             await run_in_thread(self._ensure_topics, log)

@@ -26,7 +26,7 @@ def check_incarnations(incarnations: Incarnations, where: str, before: Mapping[s
     :raises CheckpointBeyondLog: they are not.
     :raises LogError: it cannot be known.
     """
-    replaced = incarnations.replaced(before)
+    replaced = incarnations.find_replaced(before)
     if replaced:
         raise CheckpointBeyondLog(
             f"{where}: its documents are made of a topic {replaced!r} that was deleted; a topic "

@@ -18,7 +18,7 @@ from streams.eventsourcing.declaration_checks import check_app
 from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.views.document_type import DocumentType
 from streams.eventsourcing.views.names import collection_name, group_names, keyed_topic_name
-from streams.eventsourcing.views.repeats import Repeats
+from streams.eventsourcing.views.repeats import RepeatDetector
 from streams.log.names import check_topic
 from streams.log.protocol import Log, TopicPartition
 from streams.numbers import is_int
@@ -89,7 +89,7 @@ class ViewDefinition(Generic[D]):
 
     def repeats(
         self, log: Log, source: TopicPartition, position: int, keep_alive: Callable[[], None]
-    ) -> Repeats | None:
+    ) -> RepeatDetector | None:
         """Tells which messages of a source partition are passed over, as they were published twice;
         None: none is. An aggregate has each of its events once.
 
@@ -98,7 +98,7 @@ class ViewDefinition(Generic[D]):
         (topic,) = (each for each in self.sources if each.name == source[0])
         if not self.dedup.window or isinstance(topic, EventTopic):
             return None
-        return Repeats(log, topic.decoding, source, self.dedup.window, position, keep_alive)
+        return RepeatDetector(log, topic.decoding, source, self.dedup.window, position, keep_alive)
 
     @property
     def places_keys(self) -> bool:

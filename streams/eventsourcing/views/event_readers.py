@@ -15,7 +15,7 @@ from streams.eventsourcing.views.checkpoints import NO_INCARNATIONS, SourcePosit
 from streams.eventsourcing.views.errors import EventsChanged
 from streams.eventsourcing.views.incarnations import is_another
 from streams.eventsourcing.views.keyed_records import KeyedRecord, parse_keyed, source_batch
-from streams.eventsourcing.views.repeats import NO_REPEATS, Repeats, Taken
+from streams.eventsourcing.views.repeats import NO_REPEATS, BatchRepeats, RepeatDetector
 from streams.log.event_filter import ForeignRecords
 from streams.message import Batch, Message, Position, make_message, numbered_message
 from streams.processing import SeveralValues, Skip
@@ -33,7 +33,7 @@ class Unit(NamedTuple):
     message: Callable[[], Message[Any]]
 
 
-class EventReader(Protocol):
+class ViewEventReader(Protocol):
     """Reads the batches of one partition, one after the other."""
 
     def begin(self, batch: Batch, start: int) -> None:
@@ -70,13 +70,13 @@ class EventReader(Protocol):
         offsets of the batch say it."""
         ...
 
-    def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
+    def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> ViewEventReader:
         """Another reader of the same partition, for batches from an offset on, before which its
         sources were read so far."""
         ...
 
 
-def _units(decoding: TopicDecoder[Any], batch: Batch, index: int) -> Sequence[Unit]:
+def _decode_units(decoding: TopicDecoder[Any], batch: Batch, index: int) -> Sequence[Unit]:
     value = decoding.decode_one(batch, index)
     if type(value) is not SeveralValues:
         return (Unit(0, value, partial(make_message, value, batch, index, 1)),)
@@ -87,7 +87,7 @@ def _units(decoding: TopicDecoder[Any], batch: Batch, index: int) -> Sequence[Un
     ]
 
 
-class SourceReader(EventReader):
+class SourceReader(ViewEventReader):
     """Reads one partition of a source.
 
     :param repeats: tells which messages are passed over; None: none is.
@@ -97,7 +97,7 @@ class SourceReader(EventReader):
     def __init__(
         self,
         decoding: TopicDecoder[Any],
-        repeats: Repeats | None = None,
+        repeats: RepeatDetector | None = None,
         incarnations: Mapping[str, str] = NO_INCARNATIONS,
     ) -> None:
         self._decoding = decoding
@@ -106,7 +106,7 @@ class SourceReader(EventReader):
         self._batch: Batch | None = None
         self._opened: Any = None
         """The batch, with its CloudEvents of structured mode opened."""
-        self._taken = Taken(NO_REPEATS, None)
+        self._taken = BatchRepeats(NO_REPEATS, None)
 
     @override
     def begin(self, batch: Batch, start: int) -> None:
@@ -114,7 +114,7 @@ class SourceReader(EventReader):
             return
         opened = self._decoding.unwrap(batch)
         if self._repeats is not None:
-            self._taken = self._repeats.take(opened)
+            self._taken = self._repeats.take_batch(opened)
         self._batch, self._opened = batch, opened
 
     @override
@@ -144,7 +144,7 @@ class SourceReader(EventReader):
     def read(self, batch: Batch, index: int) -> Sequence[Unit]:
         if index in self._taken.repeated:
             raise Skip
-        return _units(self._decoding, self._opened, index)
+        return _decode_units(self._decoding, self._opened, index)
 
     @override
     def position(self, batch: Batch, index: int) -> Position:
@@ -160,13 +160,13 @@ class SourceReader(EventReader):
         return {}
 
     @override
-    def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
+    def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> ViewEventReader:
         if self._repeats is None:
             return self
         return SourceReader(self._decoding, self._repeats.begin_at(offset), self._incarnations)
 
 
-class KeyedReader(EventReader):
+class KeyedReader(ViewEventReader):
     """Reads a view's keyed topic, in which each event stands again under its document's key.
 
     What is written there is written again when its writer did not learn that it was. A record
@@ -275,7 +275,7 @@ class KeyedReader(EventReader):
             raise Skip
         decoding = self._decodings[record.topic]
         row = source_batch(record, batch, index)
-        units = _units(decoding, decoding.unwrap(row), 0)
+        units = _decode_units(decoding, decoding.unwrap(row), 0)
         if record.event is None or not units:
             return units
         number, count = record.event
@@ -308,7 +308,7 @@ class KeyedReader(EventReader):
         return sources
 
     @override
-    def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> EventReader:
+    def at(self, offset: int, sources: Mapping[str, SourcePosition]) -> ViewEventReader:
         return KeyedReader(
             self._decodings, self._foreign, sources, self._end_of, self._topic, self._incarnations
         )

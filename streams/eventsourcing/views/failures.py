@@ -19,7 +19,7 @@ MAX_REASON = 500
 """Characters of a reason that are kept."""
 
 
-class Failure(msgspec.Struct, frozen=True):
+class DocumentFailure(msgspec.Struct, frozen=True):
     """At which event a document stands still.
 
     :param offset: of the event's message, in the partition that the view reads. (A number as text:
@@ -48,7 +48,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_decoder = msgspec.json.Decoder(Failure)
+_decoder = msgspec.json.Decoder(DocumentFailure)
 
 
 def encode_failure(
@@ -60,15 +60,15 @@ def encode_failure(
 ) -> bytes:
     """A failure to be stored."""
     reason = shorten(f"{type(error).__name__}: {one_line(error_text(error))}", MAX_REASON)
-    return _encode(Failure(str(offset), number, position, reason, source_texts(sources)))
+    return _encode(DocumentFailure(str(offset), number, position, reason, source_texts(sources)))
 
 
-def decode_failure(data: bytes) -> Failure:
+def decode_failure(data: bytes) -> DocumentFailure:
     """A failure that was stored; one that says so where it cannot be read."""
     try:
         found = _decoder.decode(data)
         parse_offset(found.offset)
         parse_sources(found.sources)
     except (msgspec.DecodeError, ValueError, RecursionError):
-        return Failure("0", 0, "an unknown place", "what is stored about it cannot be read")
+        return DocumentFailure("0", 0, "an unknown place", "what is stored about it cannot be read")
     return found

@@ -28,11 +28,11 @@ from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import ViewNotReady
 from streams.eventsourcing.views.known_coverage import KnownCoverage
 from streams.eventsourcing.views.registry import (
-    Declared,
-    KnownVersion,
     KnownView,
-    Rebuilt,
+    KnownViewVersion,
+    RebuildFinished,
     RegistryEvent,
+    VersionDeclared,
     ViewRegistry,
     declare,
     end_retry,
@@ -41,7 +41,7 @@ from streams.eventsourcing.views.registry import (
     promote,
 )
 from streams.eventsourcing.views.retry_requests import RetryRequest, RetryRequests
-from streams.eventsourcing.views.tracker import Coverage, Progress
+from streams.eventsourcing.views.tracker import Coverage, FoldingProgress
 from streams.eventsourcing.views.version import ViewVersion, document_store, goal_of
 from streams.health import ViewBacklog, ViewHealth, ViewStats
 from streams.log.protocol import TopicPartition
@@ -64,7 +64,7 @@ PROMOTION_LAG = 1.0
 two that are both at the end of a topic to which much is written are never at the same place."""
 
 
-class _Goal(NamedTuple):
+class _BuildGoal(NamedTuple):
     """How far a version that is being built has to fold before it may serve.
 
     :param builds: its build number.
@@ -107,7 +107,7 @@ class ViewFamily:
         self._served_version = 0
         self._catching_up: Coverage | None = None
         """A version has taken over that must first have folded what the one before it served."""
-        self._goals: dict[int, _Goal] = {}
+        self._goals: dict[int, _BuildGoal] = {}
         """Of versions that are being built."""
         self._covered: dict[int, KnownCoverage] = {}
         """What keyed versions are known to have folded."""
@@ -126,8 +126,8 @@ class ViewFamily:
 
     def add(self, definition: ViewDefinition[Any], *, promotes: bool) -> ViewVersion:
         """Declare a version."""
-        retries = RetryRequests(self._retried)
-        version = ViewVersion(definition, retries, self._folded, self._declare_first)
+        retries = RetryRequests(self._on_retried)
+        version = ViewVersion(definition, retries, self._on_folded, self._declare_first)
         self.versions[definition.version] = version
         self.promotes[definition.version] = promotes
         return version
@@ -144,14 +144,14 @@ class ViewFamily:
         self._covered.clear()
         self._partition_counts.clear()
         document_store(self._app.log, f"view {self.name!r}")
-        await self._load()
+        await self._load_view()
         for number, version in self.versions.items():
-            known = self.known.version(number)
+            known = self.known.find_version(number)
             if known is not None:
                 version.check_declared(known)
-            version.retries.go_on()
+            version.retries.resume()
             self._builds[number] = 0 if known is None else known.builds
-        self._task = asyncio.create_task(self._follow())
+        self._task = asyncio.create_task(self._follow_registry())
         self.is_open = True
         return self
 
@@ -163,11 +163,11 @@ class ViewFamily:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def _follow(self) -> None:
+    async def _follow_registry(self) -> None:
         reported = ""
         while True:
             try:
-                await self._look()
+                await self._check_registry()
                 reported = ""
             except Exception as error:  # it goes on: what does not hold for ever is waited out
                 if describe_error(error) != reported:
@@ -183,15 +183,15 @@ class ViewFamily:
                 # What was folded is looked at once for many writes.
                 await asyncio.sleep(BUILDING_INTERVAL / 4)
 
-    async def _look(self) -> None:
+    async def _check_registry(self) -> None:
         """Look at the registry, and do what is due."""
-        await self._load()
+        await self._load_view()
         while self._finished:
             request, goes_on = self._finished[0]
             await self.registry.decide(self.name, end_retry, request.id, goes_on)
             self._finished.pop(0)
         for number, version in self.versions.items():
-            version.retries.offer(
+            version.retries.add_requests(
                 RetryRequest(each.id, each.partition, each.key)
                 for each in self.known.retries
                 if each.version == number
@@ -199,14 +199,14 @@ class ViewFamily:
         if not self._app.runtime.runs_processors:
             return
         for number, version in sorted(self.versions.items()):
-            known = await self._declared(version)
+            known = await self._registered_version(version)
             if known is not None and known.builds != self._builds[number] and not known.is_clearing:
                 self._builds[number] = known.builds
-                version.retries.begin_anew()
+                version.retries.request_restart()
             if known is None or known.is_clearing:
                 self._goals.pop(number, None)
             elif known.is_building or self._may_promote(number):
-                await self._build(number, version, known)
+                await self._check_build(number, version, known)
             else:
                 self._goals.pop(number, None)
 
@@ -219,41 +219,43 @@ class ViewFamily:
         :raises ConfigError: it was declared otherwise.
         :raises LogError: the registry cannot be asked.
         """
-        self._app.wait(self._declared(version))
+        self._app.wait(self._registered_version(version))
 
-    async def _declared(self, version: ViewVersion) -> KnownVersion | None:
+    async def _registered_version(self, version: ViewVersion) -> KnownViewVersion | None:
         """A version as the registry has it, declared there if need be; None: there is nothing yet
         to fold into. Where it was declared otherwise, whoever folds it here ends.
 
         :raises ConfigError: it was declared otherwise.
         """
-        known = self.known.version(version.definition.version)
+        known = self.known.find_version(version.definition.version)
         try:
             if known is None:
-                return await self._declare(version)
+                return await self._declare_version(version)
             version.check_declared(known)
             return known
         except ConfigError as error:
-            version.retries.end(error)
+            version.retries.fail(error)
             raise
 
-    async def _declare(self, version: ViewVersion) -> KnownVersion | None:
+    async def _declare_version(self, version: ViewVersion) -> KnownViewVersion | None:
         definition = version.definition
         tracker = version.tracker(self._app.log)
         if not await run_in_thread(tracker.partitions):
             return None  # its processor has not begun
         goal = await run_in_thread(tracker.source_ends)
-        declared = Declared(
+        declared = VersionDeclared(
             definition.version,
             definition.document_type.fingerprint,
             tracker.topics,
             definition.is_keyed,
             goal_texts(goal),
         )
-        await self._decide(declare, self.name, declared)
-        return self.known.version(definition.version)
+        await self._append_decision(declare, self.name, declared)
+        return self.known.find_version(definition.version)
 
-    async def _build(self, number: int, version: ViewVersion, known: KnownVersion) -> None:
+    async def _check_build(
+        self, number: int, version: ViewVersion, known: KnownViewVersion
+    ) -> None:
         """See whether a version that is built has come far enough."""
         goal = self._goals.get(number)
         if goal is None or goal.builds != known.builds:
@@ -267,15 +269,15 @@ class ViewFamily:
             return
         del self._goals[number]
         if known.is_building and (number <= self.known.promoted or not self.promotes[number]):
-            decided = await self._decide(finish_rebuild, number, goal.builds)
+            decided = await self._append_decision(finish_rebuild, number, goal.builds)
         else:
-            decided = await self._decide(promote, number, goal.builds)
-        if decided.events and not isinstance(decided.events[0], Rebuilt):
+            decided = await self._append_decision(promote, number, goal.builds)
+        if decided.events and not isinstance(decided.events[0], RebuildFinished):
             logger.info("view %s: version %d serves from now on", self.name, number)
 
     async def _take_goal(
-        self, version: ViewVersion, known: KnownVersion, reached: _Goal | None = None
-    ) -> _Goal:
+        self, version: ViewVersion, known: KnownViewVersion, reached: _BuildGoal | None = None
+    ) -> _BuildGoal:
         """How far a version has to come by now.
 
         :param reached: up to where it has come for certain.
@@ -285,21 +287,21 @@ class ViewFamily:
         before = {} if reached is None else reached.positions
         left = {each: end for each, end in goal.items() if end > before.get(each, 0)}
         coverage = Coverage(version.tracker(self._app.log), left)
-        return _Goal(known.builds, goal, coverage, taken_at)
+        return _BuildGoal(known.builds, goal, coverage, taken_at)
 
-    async def _load(self) -> None:
+    async def _load_view(self) -> None:
         asked_at = time.monotonic()
-        self._hear(await self.registry.load(self.name), asked_at)
+        self._apply_registry(await self.registry.load(self.name), asked_at)
 
-    async def _decide(
+    async def _append_decision(
         self, decision: Callable[..., RegistryEvent | None], *given: Any
     ) -> Decided[KnownView, RegistryEvent]:
         asked_at = time.monotonic()
         decided = await self.registry.decide(self.name, decision, *given)
-        self._hear(decided.state, asked_at)
+        self._apply_registry(decided.state, asked_at)
         return decided
 
-    def _hear(self, known: KnownView, asked_at: float) -> None:
+    def _apply_registry(self, known: KnownView, asked_at: float) -> None:
         """The registry says this.
 
         :param asked_at: all that it said before is in it.
@@ -310,13 +312,13 @@ class ViewFamily:
 
     # -- told by the threads that fold
 
-    def _folded(self) -> None:
+    def _on_folded(self) -> None:
         loop = self._loop
         if loop is not None and self._goals:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._changed.set)
 
-    def _retried(self, request: RetryRequest, goes_on: bool) -> None:
+    def _on_retried(self, request: RetryRequest, goes_on: bool) -> None:
         self._finished.append((request, goes_on))
         loop = self._loop
         if loop is not None:
@@ -332,7 +334,7 @@ class ViewFamily:
             number
             for number in self.versions
             if number <= known.promoted
-            and (found := known.version(number)) is not None
+            and (found := known.find_version(number)) is not None
             and not found.is_building
         ]
         return max(ready, default=None)
@@ -348,11 +350,11 @@ class ViewFamily:
             raise NotRunning(f"view {self.name!r}: declare it before its app is entered")
         number = self.newest_serving()
         if number is None:
-            await self._load()
+            await self._load_view()
             number = self.newest_serving()
         if number is None:
-            raise await self._not_ready()
-        known = self.known.version(number)
+            raise await self._not_ready_error()
+        known = self.known.find_version(number)
         if known is not None:
             self.versions[number].check_declared(known)
         if number != self._served_version:
@@ -422,7 +424,7 @@ class ViewFamily:
             self._partition_counts[topic] = info.partitions
         return self._partition_counts.get(topic, 0)
 
-    def covered(self, number: int) -> KnownCoverage:
+    def known_coverage(self, number: int) -> KnownCoverage:
         """What this process knows to be folded of a keyed version."""
         return self._covered.setdefault(number, KnownCoverage())
 
@@ -432,9 +434,9 @@ class ViewFamily:
         is_heard = time.monotonic() - self._heard_at < HEARD_AFTER
         return is_heard and self._covered.get(number) is covered
 
-    async def _not_ready(self) -> ViewNotReady:
+    async def _not_ready_error(self) -> ViewNotReady:
         number, serving = max(self.versions), self.known.promoted
-        known = self.known.version(number)
+        known = self.known.find_version(number)
         other = (
             f"; version {serving} serves, and this process does not declare it"
             if serving and serving != number
@@ -463,9 +465,9 @@ class ViewFamily:
 
     async def documents_missing(self, error: NotFound) -> ViewNotReady:
         """Why the documents of a version that serves, as far as was heard, are not there."""
-        await self._load()
+        await self._load_view()
         if self.newest_serving() is None:
-            return await self._not_ready()
+            return await self._not_ready_error()
         return ViewNotReady(self.name, f"its documents are not there: {error}")
 
     async def promote(self, number: int) -> None:
@@ -473,9 +475,9 @@ class ViewFamily:
 
         :raises ViewNotReady: nobody has begun to build it.
         """
-        await self._decide(promote, number)
-        if self.known.version(number) is None:
-            raise await self._not_ready()
+        await self._append_decision(promote, number)
+        if self.known.find_version(number) is None:
+            raise await self._not_ready_error()
 
     async def retry(self, number: int, partition: int, key: bytes, timeout: float) -> bool:  # noqa: ASYNC109
         """Have a document folded on; whether that was done in time.
@@ -530,9 +532,9 @@ class ViewFamily:
         lag = None
         if progress.folded is not None and progress.total is not None:
             lag = progress.total - progress.folded
-        return ViewBacklog(self.name, number, lag, progress.share, tracker.stopped())
+        return ViewBacklog(self.name, number, lag, progress.share, tracker.count_stopped())
 
-    async def progress(self, number: int) -> Progress:
+    async def progress(self, number: int) -> FoldingProgress:
         """How far a version has come."""
         return await run_in_thread(self.versions[number].tracker(self._app.log).progress)
 

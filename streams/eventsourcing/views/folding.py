@@ -5,7 +5,7 @@ behind its last message, in one write. So what stands in the log is always the f
 up to the checkpoint.
 
 * Where the view's function fails, the document stands still at that event, with the failure beside
-  it; later events of its key are left to :meth:`PartitionFolder.retry`.
+  it; later events of its key are left to :meth:`PartitionFolder.retry_document`.
 * Where it cannot be known which document an event is for, or an event's tag is unknown to this
   code, or a message was written by key as another number of events, the partition waits there:
   nothing behind it is folded.
@@ -28,10 +28,10 @@ from streams.eventsourcing.views.checkpoints import (
 )
 from streams.eventsourcing.views.definition import ViewDefinition
 from streams.eventsourcing.views.errors import EventsChanged, MissingKey
-from streams.eventsourcing.views.event_readers import EventReader, Unit
+from streams.eventsourcing.views.event_readers import Unit, ViewEventReader
 from streams.eventsourcing.views.failures import decode_failure, encode_failure
 from streams.eventsourcing.views.inline_subscription import (
-    Handled,
+    HandledBatch,
     PartitionHandler,
     position_behind,
 )
@@ -45,7 +45,7 @@ from streams.message import Batch
 from streams.processing import Skip
 
 
-class _Outcome:
+class _FoldResult:
     """What a batch comes to."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class PartitionFolder(PartitionHandler):
     """
 
     def __init__(
-        self, definition: ViewDefinition[Any], reader: EventReader, writer: DocumentWriter
+        self, definition: ViewDefinition[Any], reader: ViewEventReader, writer: DocumentWriter
     ) -> None:
         self._definition = definition
         self._fold: Callable[..., Any] = definition.fold
@@ -87,7 +87,7 @@ class PartitionFolder(PartitionHandler):
         return self._reader.incarnations
 
     @override
-    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> Handled:
+    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> HandledBatch:
         """Fold the messages of a batch from ``start`` on, as far as that can be, up to a time, and
         write what came of it.
 
@@ -95,13 +95,13 @@ class PartitionFolder(PartitionHandler):
         :raises LogError: it was written or not.
         """
         error: Exception | None = None
-        stop, outcome = len(batch), _Outcome()
+        stop, outcome = len(batch), _FoldResult()
         if start < stop:
             self._reader.begin(batch, start)
             try:
                 known = self._documents.load(key for key in batch.keys[start:] if key is not None)
             except UnreadableDocument as unreadable:
-                return Handled(start, unreadable, 0)
+                return HandledBatch(start, unreadable, 0)
             events = None if self._wants_message else self._reader.fast_events(batch)
             if events is not None and None not in batch.keys:
                 stop = self._fold_events(known, batch, start, events, until, outcome)
@@ -111,13 +111,13 @@ class PartitionFolder(PartitionHandler):
         if stop > start:
             self._last = batch.offsets[stop - 1], batch.id(stop - 1)
         if position > self._position:
-            self._write(outcome, position, self._reader.sources_before(stop))
+            self._write_documents(outcome, position, self._reader.sources_before(stop))
             self._position = position
         self._documents.shrink()
-        return Handled(stop, error, outcome.events, outcome.stopped)
+        return HandledBatch(stop, error, outcome.events, outcome.stopped)
 
-    def _write(
-        self, outcome: _Outcome, position: int, sources: Mapping[str, SourcePosition]
+    def _write_documents(
+        self, outcome: _FoldResult, position: int, sources: Mapping[str, SourcePosition]
     ) -> None:
         changes = [
             DocumentChange(
@@ -141,11 +141,11 @@ class PartitionFolder(PartitionHandler):
         start: int,
         events: Sequence[Any],
         until: float,
-        outcome: _Outcome,
+        outcome: _FoldResult,
     ) -> int:
         """Fold events that are decoded, one a message, by their messages' keys; how far that
         went."""
-        fold, take, now = self._fold, self._take, time.monotonic
+        fold, take, now = self._fold, self._take_result, time.monotonic
         keys = cast("Sequence[bytes]", batch.keys)  # each has one
         stop = len(events)
         for index in range(start, len(events)):
@@ -157,7 +157,7 @@ class PartitionFolder(PartitionHandler):
             except MemoryError:
                 raise
             except Exception as error:
-                self._stop(keys[index], entry, batch, index, 0, error, outcome)
+                self._stop_document(keys[index], entry, batch, index, 0, error, outcome)
             if now() >= until:
                 stop = index + 1
                 break
@@ -170,7 +170,7 @@ class PartitionFolder(PartitionHandler):
         batch: Batch,
         start: int,
         until: float,
-        outcome: _Outcome,
+        outcome: _FoldResult,
     ) -> tuple[int, Exception | None]:
         """Fold message by message; how far that went, and what stands there."""
         for index in range(start, len(batch)):
@@ -187,7 +187,7 @@ class PartitionFolder(PartitionHandler):
                 if key is None:
                     return index, error
                 if not known[key].failure:
-                    self._stop(key, known[key], batch, index, 0, error, outcome)
+                    self._stop_document(key, known[key], batch, index, 0, error, outcome)
                 continue
             if not units:
                 continue
@@ -204,7 +204,7 @@ class PartitionFolder(PartitionHandler):
         batch: Batch,
         index: int,
         unit: Unit,
-        outcome: _Outcome,
+        outcome: _FoldResult,
     ) -> None:
         outcome.events += 1
         if entry.failure:
@@ -214,13 +214,15 @@ class PartitionFolder(PartitionHandler):
                 found = self._fold(entry.document, unit.event, unit.message())
             else:
                 found = self._fold(entry.document, unit.event)
-            self._take(key, entry, found, outcome)
+            self._take_result(key, entry, found, outcome)
         except MemoryError:
             raise
         except Exception as error:
-            self._stop(key, entry, batch, index, unit.number, error, outcome)
+            self._stop_document(key, entry, batch, index, unit.number, error, outcome)
 
-    def _take(self, key: bytes, entry: KnownDocument, found: Any, outcome: _Outcome) -> None:
+    def _take_result(
+        self, key: bytes, entry: KnownDocument, found: Any, outcome: _FoldResult
+    ) -> None:
         """What the function has returned is the document now, as it is read again from its bytes:
         after each event, so that it does not matter where a batch ends, or a process.
 
@@ -239,7 +241,7 @@ class PartitionFolder(PartitionHandler):
         outcome.changed[key] = entry
         outcome.growth += len(value or b"") - len(before or b"")
 
-    def _stop(
+    def _stop_document(
         self,
         key: bytes,
         entry: KnownDocument,
@@ -247,7 +249,7 @@ class PartitionFolder(PartitionHandler):
         index: int,
         number: int,
         error: Exception,
-        outcome: _Outcome,
+        outcome: _FoldResult,
     ) -> None:
         """A document stands still from here on."""
         outcome.changed[key] = entry
@@ -273,7 +275,7 @@ class PartitionFolder(PartitionHandler):
         failure = b"" if stored is None else stored.failure
         return decode_failure(failure).place[0] if failure else None
 
-    def retry(
+    def retry_document(
         self, key: bytes, batches: Iterator[Batch], keep_alive: Callable[[], None] = lambda: None
     ) -> bool:
         """Fold a document on from the event at which it stands still, up to the checkpoint.
@@ -287,7 +289,7 @@ class PartitionFolder(PartitionHandler):
         try:
             entry = self._documents.load([key])[key]
         except UnreadableDocument as error:
-            self._keep_reason(key, error)
+            self._update_reason(key, error)
             return False
         if not entry.failure:
             return True
@@ -295,15 +297,15 @@ class PartitionFolder(PartitionHandler):
         reader = self._reader
         self._reader = reader.at(failure.place[0], failure.sources_before)
         try:
-            outcome = self._fold_on(key, entry, failure.place, batches, keep_alive)
+            outcome = self._resume_folding(key, entry, failure.place, batches, keep_alive)
         finally:
             self._reader = reader
         outcome.changed[key] = entry
         sources = decode_checkpoint(self._writer.checkpoint).sources
-        self._write(outcome, self._position, sources)
+        self._write_documents(outcome, self._position, sources)
         return not entry.failure
 
-    def _keep_reason(self, key: bytes, error: Exception) -> None:
+    def _update_reason(self, key: bytes, error: Exception) -> None:
         """A document goes on standing still where it does, for another reason."""
         (stored,) = self._writer.read([key])
         checkpoint = self._writer.checkpoint
@@ -314,19 +316,19 @@ class PartitionFolder(PartitionHandler):
         failure = encode_failure(offset, number, before.position, error, before.sources_before)
         self._writer.write([DocumentChange(key, StoredDocument(stored.value, failure))], checkpoint)
 
-    def _fold_on(
+    def _resume_folding(
         self,
         key: bytes,
         entry: KnownDocument,
         first: tuple[int, int],
         batches: Iterator[Batch],
         keep_alive: Callable[[], None],
-    ) -> _Outcome:
+    ) -> _FoldResult:
         """Fold one document on.
 
         :param first: offset and number of the event at which it stands still.
         """
-        outcome = _Outcome()
+        outcome = _FoldResult()
         entry.failure = b""
         for batch in batches:
             keep_alive()
@@ -341,7 +343,7 @@ class PartitionFolder(PartitionHandler):
                 except Exception as error:
                     # What was folded of the first message stays folded.
                     number = first[1] if batch.offsets[index] == first[0] else 0
-                    self._stop(key, entry, batch, index, number, error, outcome)
+                    self._stop_document(key, entry, batch, index, number, error, outcome)
                     return outcome
                 for unit in units:
                     keep_alive()

@@ -20,8 +20,8 @@ from streams.eventsourcing.views.checkpoint_check import (
 from streams.eventsourcing.views.folding import PartitionFolder
 from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import (
+    InlinePartition,
     InlineSubscription,
-    OpenPartition,
     PartitionCounts,
 )
 from streams.eventsourcing.views.keyed_topic import FloorKeeper, check_above_floor
@@ -73,7 +73,7 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
         self._after()
 
     @override
-    def _begin(self, assignment: Assignment) -> PartitionFolder:
+    def _begin_partition(self, assignment: Assignment) -> PartitionFolder:
         try:
             writer = self._store.claim(self._name, assignment.partition)
         except TopicMismatch as error:  # what stands there was not written by a writer
@@ -105,12 +105,12 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
 
     @override
     def _between_polls(self) -> None:
-        self._retries.check()
-        if self._retries.take_stale() and self._partitions:
+        self._retries.check_running()
+        if self._retries.take_restart() and self._partitions:
             logger.info("%s: starting over, because its documents were deleted", self._name)
-            self._begin_anew(list(self._partitions))
+            self._restart_partitions(list(self._partitions))
         for partition in list(self._partitions.values()):
-            requests = self._retries.take(partition.assignment.partition)
+            requests = self._retries.take_requests(partition.assignment.partition)
             for at, request in enumerate(requests):
                 try:
                     goes_on = self._retry_document(partition, request.key)
@@ -128,17 +128,17 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
                     counts = self._counts[partition.assignment.topic_partition]
                     counts.stopped.discard(request.key)
                     if self._floors is not None:
-                        self._floors.look_again(partition.assignment.partition)
-                self._retries.done(request, goes_on)
+                        self._floors.request_move(partition.assignment.partition)
+                self._retries.finish_request(request, goes_on)
         if self._floors is not None and self._partitions:
-            self._floors.move(
+            self._floors.move_floors(
                 {
                     each.assignment.partition: each.handler.position
                     for each in self._partitions.values()
                 }
             )
 
-    def _retry_document(self, partition: OpenPartition[PartitionFolder], key: bytes) -> bool:
+    def _retry_document(self, partition: InlinePartition[PartitionFolder], key: bytes) -> bool:
         start = partition.handler.stopped_at(key)
         if start is None:
             return True
@@ -153,4 +153,4 @@ class FoldingSubscription(InlineSubscription[PartitionFolder]):
         end = partition.handler.position
         stay_alive = at_intervals(self.keep_alive)
         rest = read_batches(self._log, topic, number, start, end)
-        return partition.handler.retry(key, rest, stay_alive)
+        return partition.handler.retry_document(key, rest, stay_alive)

@@ -33,7 +33,7 @@ class Incarnations:
         self.log = log
         self._known: dict[str, tuple[str, float]] = {}
 
-    def of(self, topic: str) -> str:
+    def incarnation_of(self, topic: str) -> str:
         """That of a topic.
 
         :raises NotFound: there is none of that name.
@@ -42,19 +42,19 @@ class Incarnations:
         now = time.monotonic()
         found, asked_at = self._known.get(topic, ("", float("-inf")))
         if now - asked_at >= LASTS:
-            found = self._ask(topic)
+            found = self._ask_log(topic)
             self._known[topic] = found, now
         return found
 
-    def among(self, topics: Iterable[str]) -> dict[str, str]:
+    def known_incarnations(self, topics: Iterable[str]) -> dict[str, str]:
         """Those of topics, where they are known.
 
         :raises NotFound: one does not exist.
         :raises Unavailable: the log cannot be asked.
         """
-        return {topic: found for topic in topics if (found := self.of(topic))}
+        return {topic: found for topic in topics if (found := self.incarnation_of(topic))}
 
-    def _ask(self, topic: str) -> str:
+    def _ask_log(self, topic: str) -> str:
         try:
             incarnation = self.log.incarnation(topic)
         except (NotFound, Unavailable):
@@ -63,7 +63,7 @@ class Incarnations:
             return ""
         return blake2b(incarnation.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
-    def replaced(self, before: Mapping[str, str]) -> str:
+    def find_replaced(self, before: Mapping[str, str]) -> str:
         """The first of these topics, as they were then, that is gone or another now; empty: none
         is.
 
@@ -71,12 +71,12 @@ class Incarnations:
         """
         for topic, incarnation in before.items():
             try:
-                if is_another(incarnation, self.of(topic)):
+                if is_another(incarnation, self.incarnation_of(topic)):
                     return topic
             except NotFound:
                 return topic
         return ""
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Ask anew from now on."""
         self._known.clear()

@@ -69,7 +69,7 @@ MAX_STOPPED = 10_000
 """Keys of stopped documents remembered per partition, about."""
 
 
-class Handled(NamedTuple):
+class HandledBatch(NamedTuple):
     """How far a batch was handled.
 
     :param stop: the index of the first message that was not handled; the batch's length: all were.
@@ -104,7 +104,7 @@ class PartitionHandler(Protocol):
         """Of the topics that it goes on from, as far as they are known."""
         ...
 
-    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> Handled:
+    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> HandledBatch:
         """Handle the messages of a batch from ``start`` on, as far as that can be.
 
         :param until: when to end (on :func:`time.monotonic`) and write what was handled by then;
@@ -142,7 +142,7 @@ class SkippedBatch(Batch):
         self.skipped_to = position
 
 
-class _Setback(NamedTuple):
+class _PartitionRestart(NamedTuple):
     """A partition was given up.
 
     :param position: where its handler was; -1: it had not begun.
@@ -156,7 +156,7 @@ class _Setback(NamedTuple):
 H = TypeVar("H", bound=PartitionHandler)
 
 
-class OpenPartition(Generic[H]):
+class InlinePartition(Generic[H]):
     """A partition that is handled here."""
 
     def __init__(self, assignment: Assignment, handler: H) -> None:
@@ -192,10 +192,10 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         self._incarnations = incarnations
         self._name = name
         self._counts = counts
-        self._partitions: dict[Assignment, OpenPartition[H]] = {}
+        self._partitions: dict[Assignment, InlinePartition[H]] = {}
         self._given_up: dict[Assignment, float] = {}
         """To be assigned anew, and when (on :func:`time.monotonic`)."""
-        self._setbacks: dict[TopicPartition, _Setback] = {}
+        self._setbacks: dict[TopicPartition, _PartitionRestart] = {}
         """Partitions that were given up and did not get on since."""
         self._not_begun: list[Assignment] = []
         """Those of them that are to be paused: while they are assigned that cannot be."""
@@ -208,7 +208,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         self._listener: RebalanceListener = cast(Any, None)
 
     @abstractmethod
-    def _begin(self, assignment: Assignment) -> H:
+    def _begin_partition(self, assignment: Assignment) -> H:
         """The handler of a partition that was assigned; may set what it has committed.
 
         :raises LogError: it cannot begin now.
@@ -238,13 +238,13 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
 
     def assigned(self, assignments: Sequence[Assignment]) -> None:
         """Listener: begin with these."""
-        self._incarnations.forget()
-        begun: list[OpenPartition[H]] = []
+        self._incarnations.clear()
+        begun: list[InlinePartition[H]] = []
         refused: dict[Assignment, LogError] = {}
         try:
             for each in assignments:
                 try:
-                    begun.append(OpenPartition(each, self._begin(each)))
+                    begun.append(InlinePartition(each, self._begin_partition(each)))
                 except CheckpointBeyondLog as error:
                     refused[each] = error
             self._listener.assigned([each.assignment for each in begun])
@@ -261,7 +261,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
             if setback is None or setback.position < 0 or not setback.pause:
                 counts.waiting = ""
         for assignment, reason in refused.items():
-            self._set_back(assignment, -1, reason)
+            self._schedule_restart(assignment, -1, reason)
             self._not_begun.append(assignment)
 
     def _counts_of(self, assignment: Assignment) -> PartitionCounts:
@@ -270,14 +270,14 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these go elsewhere."""
         self._listener.revoked(assignments)
-        self._forget(assignments)
+        self._forget_partitions(assignments)
 
     def lost(self, assignments: Sequence[Assignment]) -> None:
         """Listener: these have another owner."""
         self._listener.lost(assignments)
-        self._forget(assignments)
+        self._forget_partitions(assignments)
 
-    def _forget(self, assignments: Iterable[Assignment]) -> None:
+    def _forget_partitions(self, assignments: Iterable[Assignment]) -> None:
         for assignment in assignments:
             partition = self._partitions.pop(assignment, None)
             if partition is not None:
@@ -291,7 +291,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
     def poll(self, limit: int, timeout: float) -> Sequence[Batch]:
         self._reassign()
         self._begin_turn()
-        self._try_again()
+        self._retry_held()
         self._between_polls()
         if self._told:
             timeout = 0.0
@@ -306,9 +306,9 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
             if partition.pending:
                 partition.pending.append((batch, 0))
             elif self._has_time():
-                self._handle(partition, batch, 0)
+                self._handle_batch(partition, batch, 0)
             else:
-                self._hold(partition, batch, 0)
+                self._hold_rest(partition, batch, 0)
         told, self._told = self._told, []
         if told:
             self._after_handling()
@@ -326,7 +326,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
     def _has_time(self) -> bool:
         return self._is_turn_new or time.monotonic() < self._until
 
-    def _handle(self, partition: OpenPartition[H], batch: Batch, start: int) -> None:
+    def _handle_batch(self, partition: InlinePartition[H], batch: Batch, start: int) -> None:
         """Handle a batch. Raises nothing of the log's: what else was polled is still to be handled,
         and will not be polled again."""
         self._is_turn_new = False
@@ -337,10 +337,12 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         except LogError as error:
             self._give_up(partition, error)
             return
-        self._record(partition, batch, found)
+        self._record_handled(partition, batch, found)
         self._told.append(SkippedBatch(partition.assignment, partition.handler.position))
 
-    def _record(self, partition: OpenPartition[H], batch: Batch, found: Handled) -> None:
+    def _record_handled(
+        self, partition: InlinePartition[H], batch: Batch, found: HandledBatch
+    ) -> None:
         assignment = partition.assignment
         counts = self._counts[assignment.topic_partition]
         counts.events += found.events
@@ -359,9 +361,9 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
                 logger.warning("%s: partition %d goes on", self._name, assignment.partition)
             counts.waiting, partition.pause = "", RETRY_PAUSE
             if found.stop < len(batch):
-                self._hold(partition, batch, found.stop)
+                self._hold_rest(partition, batch, found.stop)
             return
-        self._hold(partition, batch, found.stop)
+        self._hold_rest(partition, batch, found.stop)
         reason = shorten(describe_error(found.error), 300)
         if reason != counts.waiting:
             logger.error(
@@ -373,7 +375,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         partition.due = time.monotonic() + partition.pause
         partition.pause = min(2 * partition.pause, MAX_RETRY_PAUSE)
 
-    def _hold(self, partition: OpenPartition[H], batch: Batch, start: int) -> None:
+    def _hold_rest(self, partition: InlinePartition[H], batch: Batch, start: int) -> None:
         """Handle the rest of a batch in a later poll: before what comes of its partition until
         then, and behind the other partitions of which something is held."""
         assignment = partition.assignment
@@ -382,7 +384,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         partition.pending.insert(0, (batch, start))
         self._partitions[assignment] = self._partitions.pop(assignment)
 
-    def _try_again(self) -> None:
+    def _retry_held(self) -> None:
         """Go on with partitions of which something is held, and that are due."""
         now = time.monotonic()
         for partition in list(self._partitions.values()):
@@ -390,7 +392,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
                 continue
             while partition.pending and now >= partition.due and self._has_time():
                 batch, start = partition.pending.pop(0)
-                self._handle(partition, batch, start)
+                self._handle_batch(partition, batch, start)
                 if partition.assignment not in self._partitions:
                     break
                 if not partition.pending:
@@ -398,15 +400,15 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
 
     # -- giving up
 
-    def _give_up(self, partition: OpenPartition[H], error: LogError) -> None:
+    def _give_up(self, partition: InlinePartition[H], error: LogError) -> None:
         """Nobody knows what stands in the log: begin anew from what it says."""
         assignment = partition.assignment
         self.lost([assignment])
-        self._set_back(assignment, partition.handler.position, error)
+        self._schedule_restart(assignment, partition.handler.position, error)
         if self._setbacks[assignment.topic_partition].pause:
             self._subscription.pause([assignment])
 
-    def _set_back(self, assignment: Assignment, position: int, error: LogError) -> None:
+    def _schedule_restart(self, assignment: Assignment, position: int, error: LogError) -> None:
         """Have a partition assigned again, as it then is: at the next poll, or later where it has
         not got on since it was begun anew the last time."""
         before = self._setbacks.get(assignment.topic_partition)
@@ -415,7 +417,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
             longest = OUTAGE_PAUSE if isinstance(error, Unavailable) else MAX_RETRY_PAUSE
             pause = min(longest, max(RETRY_PAUSE, 2 * before.pause if before else 0.0))
             reason = shorten(describe_error(error), 300)
-        self._setbacks[assignment.topic_partition] = _Setback(position, pause)
+        self._setbacks[assignment.topic_partition] = _PartitionRestart(position, pause)
         self._given_up[assignment] = time.monotonic() + pause
         level = logger.info if isinstance(error, Fenced) else logger.warning
         level(
@@ -424,7 +426,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         )  # fmt: skip
         self._counts_of(assignment).waiting = reason
 
-    def _begin_anew(self, assignments: Sequence[Assignment]) -> None:
+    def _restart_partitions(self, assignments: Sequence[Assignment]) -> None:
         """Have partitions assigned again, as they then are, at the next poll."""
         self.lost(assignments)
         for each in assignments:  # not here: it may raise, and the rest is to be handled
@@ -466,4 +468,4 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
     @override
     def close(self) -> None:
         self._subscription.close()
-        self._forget(list(self._partitions))
+        self._forget_partitions(list(self._partitions))

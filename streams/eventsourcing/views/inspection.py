@@ -35,14 +35,14 @@ from streams.eventsourcing.views.keying_subscription import trial_handler
 from streams.eventsourcing.views.names import group_names
 from streams.eventsourcing.views.registry import (
     TOPIC,
-    KnownVersion,
+    KnownViewVersion,
     evolve,
     registry_codec,
 )
 from streams.eventsourcing.views.registry import (
     KnownView as KnownView,
 )
-from streams.eventsourcing.views.tracker import Coverage, Progress, VersionTracker
+from streams.eventsourcing.views.tracker import Coverage, FoldingProgress, VersionTracker
 from streams.eventsourcing.views.version import ViewVersion, document_store, goal_of, tracker_of
 from streams.log.documents import (
     Checkpoint,
@@ -119,11 +119,11 @@ class InspectedVersion(NamedTuple):
     :param members: the processes that run it, by the IDs that they have in its groups.
     """
 
-    known: KnownVersion
+    known: KnownViewVersion
     serves: bool
     partitions: int
     totals: CollectionTotals
-    progress: Progress
+    progress: FoldingProgress
     members: tuple[str, ...]
 
     @property
@@ -174,7 +174,7 @@ class VersionInspector:
     :raises ConfigError: the log keeps no documents.
     """
 
-    def __init__(self, log: Log, name: str, view: KnownView, known: KnownVersion) -> None:
+    def __init__(self, log: Log, name: str, view: KnownView, known: KnownViewVersion) -> None:
         self._log = log
         self.name = name
         self._view = view
@@ -229,9 +229,11 @@ class VersionInspector:
         topic = self.tracker.folded_topic
         for partition in range(self.partition_count):
             owner = owners.get((topic, partition))
-            yield self._partition(topic, partition, owner)
+            yield self._inspect_partition(topic, partition, owner)
 
-    def _partition(self, topic: str, partition: int, owner: str | None) -> InspectedPartition:
+    def _inspect_partition(
+        self, topic: str, partition: int, owner: str | None
+    ) -> InspectedPartition:
         found, damage = None, ""
         try:
             found = self._store.checkpoint(self.collection, partition)
@@ -243,11 +245,11 @@ class VersionInspector:
             problem = f"{self.collection}: there is no topic {topic!r}, it was deleted; {REMEDY}"
             return InspectedPartition(topic, partition, position, 0, None, owner, damage or problem)
         first, end = bounds
-        problem = damage or self._problem(topic, partition, found)
+        problem = damage or self._checkpoint_problem(topic, partition, found)
         lag = self._log.lag(topic, partition, max(first, position or 0))
         return InspectedPartition(topic, partition, position, end, lag, owner, problem)
 
-    def _problem(self, topic: str, partition: int, checkpoint: Checkpoint | None) -> str:
+    def _checkpoint_problem(self, topic: str, partition: int, checkpoint: Checkpoint | None) -> str:
         """Why the log cannot be what was folded; empty: it can."""
         try:
             if self.known.is_keyed and not self.known.is_clearing:
@@ -258,7 +260,7 @@ class VersionInspector:
             return str(error)
         return ""
 
-    def stopped(self) -> Iterator[StoppedKey]:
+    def stopped_documents(self) -> Iterator[StoppedKey]:
         """The documents that stand still, partition by partition."""
         for partition in range(self.partition_count):
             after: bytes | None = None
@@ -268,7 +270,7 @@ class VersionInspector:
                     yield StoppedKey(key, partition, failure.position, failure.reason)
                 after = page[-1].key
 
-    def find(self, key: bytes) -> tuple[int, StoredDocument] | None:
+    def find_document(self, key: bytes) -> tuple[int, StoredDocument] | None:
         """A document and its partition; None: there is none. One that stands still goes before
         others of its key."""
         found: tuple[int, StoredDocument] | None = None
@@ -280,13 +282,13 @@ class VersionInspector:
 
     def stopped_key(self, key: bytes) -> StoppedKey | None:
         """A document that stands still; None: it does not."""
-        found = self.find(key)
+        found = self.find_document(key)
         if found is None or not found[1].failure:
             return None
         failure = decode_failure(found[1].failure)
         return StoppedKey(key, found[0], failure.position, failure.reason)
 
-    def goal(self) -> Coverage:
+    def goal_coverage(self) -> Coverage:
         """Whether it has folded what it has to by now before it can serve."""
         return Coverage(self.tracker, goal_of(self._log, self.name, self._view, self.known))
 

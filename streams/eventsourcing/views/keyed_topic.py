@@ -102,11 +102,11 @@ class FloorKeeper:
         """Up to where partitions were folded when they were looked at last."""
         self._is_refused = False
 
-    def look_again(self, partition: int) -> None:
+    def request_move(self, partition: int) -> None:
         """A document of a partition was folded on, so its floor may move."""
         self._seen.pop(partition, None)
 
-    def move(self, positions: dict[int, int]) -> None:
+    def move_floors(self, positions: dict[int, int]) -> None:
         """Move floors if it is time; never fails, as there will be another attempt.
 
         :param positions: up to where the partitions are folded that are folded here.
@@ -117,13 +117,13 @@ class FloorKeeper:
         try:
             for partition, position in positions.items():
                 if self._seen.get(partition) != position:
-                    self._move(partition)
+                    self._move_floor(partition)
                     self._seen[partition] = position
         except LogError as error:
             logger.info("%s: the floor stays where it is: %s", self._topic, error)
         self._due = time.monotonic() + FLOOR_INTERVAL
 
-    def _move(self, partition: int) -> None:
+    def _move_floor(self, partition: int) -> None:
         log, topic, group = self._log, self._topic, floor_group(self._topic)
         first, end = log.watermarks(topic, partition)
         kept_from = log.offset_before(topic, partition, end, KEPT)
@@ -135,7 +135,7 @@ class FloorKeeper:
             return
         log.reset_offsets(group, topic, {partition: Committed(floor, TRIMMED)}, force=True)
         if isinstance(log, RecordDeleter):
-            self._delete(log, partition, min(floor, kept_from))
+            self._delete_before(log, partition, min(floor, kept_from))
 
     def _needed_from(self, partition: int) -> int | None:
         """From where on messages are needed; None: that cannot be said now."""
@@ -154,7 +154,7 @@ class FloorKeeper:
         needed += [decode_failure(each.document.failure).place[0] for each in stopped]
         return min(needed)
 
-    def _delete(self, log: RecordDeleter, partition: int, position: int) -> None:
+    def _delete_before(self, log: RecordDeleter, partition: int, position: int) -> None:
         try:
             log.delete_before(self._topic, partition, position)
             self._is_refused = False

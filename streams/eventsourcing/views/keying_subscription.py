@@ -27,7 +27,7 @@ from streams.eventsourcing.views.errors import MissingKey, UnknownDocument
 from streams.eventsourcing.views.event_readers import SourceReader
 from streams.eventsourcing.views.incarnations import Incarnations
 from streams.eventsourcing.views.inline_subscription import (
-    Handled,
+    HandledBatch,
     InlineSubscription,
     PartitionCounts,
     PartitionHandler,
@@ -83,7 +83,7 @@ class KeyingHandler(PartitionHandler):
         return self._incarnations
 
     @override
-    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> Handled:
+    def handle(self, batch: Batch, start: int, until: float = float("inf")) -> HandledBatch:
         records: list[Record] = []
         after: dict[int, tuple[int, int]] = {}
         error: Exception | None = None
@@ -94,7 +94,7 @@ class KeyingHandler(PartitionHandler):
                 stop = index
                 break
             try:
-                count, keyed = self._copies(batch, index)
+                count, keyed = self._make_copies(batch, index)
             except Skip:
                 continue
             except Exception as problem:
@@ -102,13 +102,13 @@ class KeyingHandler(PartitionHandler):
                 break
             events += count
             if keyed:
-                self._add(records, after, batch, index, keyed)
+                self._add_copies(records, after, batch, index, keyed)
         if records:
             self._append(records)
         self._position = max(self._position, position_behind(batch, start, stop))
-        return Handled(stop, error, events)
+        return HandledBatch(stop, error, events)
 
-    def _copies(self, batch: Batch, index: int) -> tuple[int, Sequence[_Copy]]:
+    def _make_copies(self, batch: Batch, index: int) -> tuple[int, Sequence[_Copy]]:
         """How many events a message is, and what is written of it.
 
         Where its own key is the document's, it is not decoded: whoever folds it does that, so that
@@ -134,7 +134,7 @@ class KeyingHandler(PartitionHandler):
             copies = [
                 ((unit.number, len(units)), key)
                 for unit in units
-                for key in self._keys(function, unit.event)
+                for key in self._document_keys(function, unit.event)
             ]
         except (Skip, MissingKey, UnknownTag, ConfigError, MemoryError):
             raise
@@ -142,7 +142,7 @@ class KeyingHandler(PartitionHandler):
             raise UnknownDocument(position, describe_error(error)) from error
         return len(units), copies
 
-    def _keys(self, function: KeyFunction, event: Any) -> Sequence[bytes]:
+    def _document_keys(self, function: KeyFunction, event: Any) -> Sequence[bytes]:
         """The keys of the documents that an event changes.
 
         :raises TypeError: the view's function gives something else.
@@ -157,7 +157,7 @@ class KeyingHandler(PartitionHandler):
             )
         return [each.encode("utf-8", "surrogateescape") for each in dict.fromkeys(keys)]
 
-    def _add(
+    def _add_copies(
         self,
         records: list[Record],
         after: dict[int, tuple[int, int]],
@@ -250,9 +250,11 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
                 check_incarnations(self._incarnations, collection, {topic: made_of[topic]})
 
     @override
-    def _begin(self, assignment: Assignment) -> KeyingHandler:
+    def _begin_partition(self, assignment: Assignment) -> KeyingHandler:
         self._check_source(assignment.topic)
-        incarnations = self._incarnations.among((self._definition.keyed_topic, assignment.topic))
+        incarnations = self._incarnations.known_incarnations(
+            (self._definition.keyed_topic, assignment.topic)
+        )
         committed = assignment.committed
         position = 0 if committed is None else committed.position
         definition, source = self._definition, assignment.topic_partition
@@ -261,12 +263,12 @@ class KeyingSubscription(InlineSubscription[KeyingHandler]):
             definition,
             SourceReader(self._decodings[assignment.topic], repeats),
             self._count,
-            self._append,
+            self._append_records,
             position,
             incarnations,
         )
 
-    def _append(self, records: Sequence[Record]) -> None:
+    def _append_records(self, records: Sequence[Record]) -> None:
         """Write records, and wait until all are confirmed.
 
         :raises LogError: one is not.

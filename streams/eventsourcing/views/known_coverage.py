@@ -34,13 +34,13 @@ class CoveredPartition:
         """Everything below these is in it."""
         return all(self._below.get(each, 0) >= position for each, position in positions.items())
 
-    def holds(self, position: int, sources: Positions) -> bool:
+    def includes_checkpoint(self, position: int, sources: Positions) -> bool:
         """A checkpoint that was read may be one of the documents that this is known of."""
         return position >= self._position and all(
             sources.get(each, 0) >= known for each, known in self._sources.items()
         )
 
-    def add(self, position: int, sources: Positions, below: Positions) -> None:
+    def extend(self, position: int, sources: Positions, below: Positions) -> None:
         """Everything below these is in it, as was seen at a checkpoint that it holds."""
         self._position = position
         self._sources = dict(sources)
@@ -61,22 +61,22 @@ class KnownCoverage:
             for each in partitions
         )
 
-    def holds(self, partition: int, position: int, sources: Positions) -> bool:
+    def includes_checkpoint(self, partition: int, position: int, sources: Positions) -> bool:
         """What is known of a partition is known of the documents whose checkpoint this is."""
         known = self._partitions.get(partition)
-        return known is not None and known.holds(position, sources)
+        return known is not None and known.includes_checkpoint(position, sources)
 
-    def add(self, partition: int, position: int, sources: Positions, below: Positions) -> None:
+    def extend(self, partition: int, position: int, sources: Positions, below: Positions) -> None:
         """Everything below these was seen to be in a partition.
 
         :param position: of the checkpoint at which it was seen.
         :param sources: how far that checkpoint says that each source is folded.
         """
         known = self._partitions.get(partition)
-        if known is None or not known.holds(position, sources):
+        if known is None or not known.includes_checkpoint(position, sources):
             known = self._partitions[partition] = CoveredPartition(position, sources)
-        known.add(position, sources, below)
+        known.extend(position, sources, below)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Nothing is known any more."""
         self._partitions.clear()

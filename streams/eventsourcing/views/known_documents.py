@@ -60,11 +60,11 @@ class KnownDocuments:
         if missing:
             found = self._writer.read(missing)
             for key, stored in zip(missing, found, strict=True):
-                known[key] = self._decoded(key, stored)
+                known[key] = self._decode_document(key, stored)
                 self._bytes += len(key) + len(known[key].value or b"")
         return known
 
-    def _decoded(self, key: bytes, stored: StoredDocument | None) -> KnownDocument:
+    def _decode_document(self, key: bytes, stored: StoredDocument | None) -> KnownDocument:
         if stored is None or stored.value is None:
             return KnownDocument(None, None, b"" if stored is None else stored.failure)
         try:

@@ -29,8 +29,8 @@ from streams.errors import NotFound, StreamsError
 from streams.eventsourcing.views.family import HEARD_AFTER, PROMOTION_LAG, wait_until
 from streams.eventsourcing.views.inspection import VersionInspector
 from streams.eventsourcing.views.registry import (
-    KnownVersion,
     KnownView,
+    KnownViewVersion,
     ViewRegistry,
     drop,
     goal_texts,
@@ -63,7 +63,7 @@ class ViewOperator:
 
     async def _version(self, number: int) -> tuple[KnownView, VersionInspector]:
         view = await self.load()
-        known = view.version(number)
+        known = view.find_version(number)
         if known is None:
             raise NotFound(f"view {self.name!r} has no version {number}")
         return view, VersionInspector(self._app.log, self.name, view, known)
@@ -100,7 +100,7 @@ class ViewOperator:
         """It has folded what the version that serves has now, or has in a moment."""
         deadline = time.monotonic() + PROMOTION_LAG
         try:
-            goal = await run_in_thread(inspector.goal)
+            goal = await run_in_thread(inspector.goal_coverage)
             await wait_until(goal.is_reached, deadline)
         except TimeoutError:
             return False
@@ -164,7 +164,7 @@ class ViewOperator:
             partial(log.delete_group, floor_group(topic)),
         )
 
-    def _interrupted(self, known: KnownVersion) -> str:
+    def _interrupted(self, known: KnownViewVersion) -> str:
         return (
             f"view {self.name!r}: the documents of version {known.version} are being deleted, or "
             f"that was interrupted: streams views rebuild {self.name} --version {known.version} "
@@ -223,7 +223,7 @@ class ViewOperator:
         :raises NotFound: there is no such document.
         """
         _, inspector = await self._version(number)
-        found = await run_in_thread(inspector.find, key)
+        found = await run_in_thread(inspector.find_document, key)
         if found is None:
             raise NotFound(f"view {self.name!r}: version {number} has no document of this key")
         partition, document = found
@@ -233,7 +233,7 @@ class ViewOperator:
             self.name, number, partition, key, timeout, while_waiting
         ):
             return None
-        found = await run_in_thread(inspector.find, key)
+        found = await run_in_thread(inspector.find_document, key)
         return found is None or not found[1].failure
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from streams.app import Streams
 from streams.errors import ConfigError, InvalidValue
-from streams.eventsourcing.definition import CONFLICT_RETRY, Definition, Options
+from streams.eventsourcing.definition import CONFLICT_RETRY, AggregateDefinition, DecisionOptions
 from streams.eventsourcing.event_codec import EventCodec
 from streams.eventsourcing.event_topic import EventTopic
 from streams.eventsourcing.results import Decided
@@ -33,7 +33,7 @@ MAX_RETRIES = 1_000
 """Requests to fold a document on that wait at once, at most."""
 
 
-class Declared(msgspec.Struct, frozen=True, tag="declared"):
+class VersionDeclared(msgspec.Struct, frozen=True, tag="declared"):
     """A version was declared for the first time.
 
     :param shape: the fingerprint of its documents.
@@ -50,16 +50,16 @@ class Declared(msgspec.Struct, frozen=True, tag="declared"):
     goal: dict[str, str]
 
 
-class Promoted(msgspec.Struct, frozen=True, tag="promoted"):
+class VersionPromoted(msgspec.Struct, frozen=True, tag="promoted"):
     """From now on this version serves, wherever it is declared."""
 
     version: int
 
 
-class Rebuilding(msgspec.Struct, frozen=True, tag="rebuilding"):
+class RebuildStarted(msgspec.Struct, frozen=True, tag="rebuilding"):
     """The documents of a version were deleted, and are made anew.
 
-    :param goal: as in :class:`Declared`.
+    :param goal: as in :class:`VersionDeclared`.
     :param is_clearing: they are being deleted at this moment; the same without it follows.
     """
 
@@ -69,19 +69,19 @@ class Rebuilding(msgspec.Struct, frozen=True, tag="rebuilding"):
     is_clearing: bool = False
 
 
-class Rebuilt(msgspec.Struct, frozen=True, tag="rebuilt"):
+class RebuildFinished(msgspec.Struct, frozen=True, tag="rebuilt"):
     """A version that was made anew has reached its goal."""
 
     version: int
 
 
-class Dropped(msgspec.Struct, frozen=True, tag="dropped"):
+class VersionDropped(msgspec.Struct, frozen=True, tag="dropped"):
     """A version and its documents were deleted."""
 
     version: int
 
 
-class RetryAsked(msgspec.Struct, frozen=True, tag="retry_asked"):
+class RetryRequested(msgspec.Struct, frozen=True, tag="retry_asked"):
     """A document that stands still is to be folded on.
 
     :param id: of the request.
@@ -92,12 +92,12 @@ class RetryAsked(msgspec.Struct, frozen=True, tag="retry_asked"):
     key: bytes
     id: str
 
-    def asks_the_same(self, other: RetryAsked) -> bool:
+    def asks_the_same(self, other: RetryRequested) -> bool:
         """It is about the same document."""
         return (self.version, self.key) == (other.version, other.key)
 
 
-class RetryDone(msgspec.Struct, frozen=True, tag="retry_done"):
+class RetryFinished(msgspec.Struct, frozen=True, tag="retry_done"):
     """That was carried out.
 
     :param goes_on: the document stands still no more.
@@ -107,10 +107,18 @@ class RetryDone(msgspec.Struct, frozen=True, tag="retry_done"):
     goes_on: bool
 
 
-RegistryEvent = Declared | Promoted | Rebuilding | Rebuilt | Dropped | RetryAsked | RetryDone
+RegistryEvent = (
+    VersionDeclared
+    | VersionPromoted
+    | RebuildStarted
+    | RebuildFinished
+    | VersionDropped
+    | RetryRequested
+    | RetryFinished
+)
 
 
-class KnownVersion(msgspec.Struct, frozen=True):
+class KnownViewVersion(msgspec.Struct, frozen=True):
     """One version of a view.
 
     :param is_building: it has not reached its goal, and cannot serve.
@@ -135,15 +143,15 @@ class KnownView(msgspec.Struct, frozen=True):
     :param promoted: the version that serves; 0: none yet.
     """
 
-    versions: tuple[KnownVersion, ...] = ()
+    versions: tuple[KnownViewVersion, ...] = ()
     promoted: int = 0
-    retries: tuple[RetryAsked, ...] = ()
+    retries: tuple[RetryRequested, ...] = ()
 
-    def version(self, number: int) -> KnownVersion | None:
+    def find_version(self, number: int) -> KnownViewVersion | None:
         """One of its versions."""
         return next((each for each in self.versions if each.version == number), None)
 
-    def before(self, number: int) -> KnownVersion | None:
+    def before(self, number: int) -> KnownViewVersion | None:
         """The version that serves for as long as this one does not; None: there is none."""
         ready = [
             each
@@ -157,31 +165,33 @@ def evolve(view: KnownView, event: RegistryEvent) -> KnownView:
     """A view after an event."""
     replace = msgspec.structs.replace
     match event:
-        case Declared(version, shape, topics, is_keyed, goal):
+        case VersionDeclared(version, shape, topics, is_keyed, goal):
             if not _is_sound(topics, is_keyed, goal):
                 return view
-            known = KnownVersion(version, shape, topics, is_keyed, goal)
+            known = KnownViewVersion(version, shape, topics, is_keyed, goal)
             others = [each for each in view.versions if each.version != version]
             versions = sorted([*others, known], key=lambda each: each.version)
             return replace(view, versions=tuple(versions))
-        case Promoted(version):
-            return replace(_with(view, version, is_building=False), promoted=version)
-        case Rebuilding(version, shape, goal, is_clearing):
-            before = view.version(version)
+        case VersionPromoted(version):
+            return replace(_with_version(view, version, is_building=False), promoted=version)
+        case RebuildStarted(version, shape, goal, is_clearing):
+            before = view.find_version(version)
             if before is None or not _is_sound(before.topics, before.is_keyed, goal):
                 return view
             changes = {"shape": shape, "goal": goal, "is_clearing": is_clearing}
-            return _with(view, version, is_building=True, builds=before.builds + 1, **changes)
-        case Rebuilt(version):
-            return _with(view, version, is_building=False)
-        case Dropped(version):
+            return _with_version(
+                view, version, is_building=True, builds=before.builds + 1, **changes
+            )
+        case RebuildFinished(version):
+            return _with_version(view, version, is_building=False)
+        case VersionDropped(version):
             left = tuple(each for each in view.versions if each.version != version)
             retries = tuple(each for each in view.retries if each.version != version)
             promoted = 0 if view.promoted == version else view.promoted
             return KnownView(left, promoted, retries)
-        case RetryAsked():
+        case RetryRequested():
             return replace(view, retries=(*view.retries, event))
-        case RetryDone(id):
+        case RetryFinished(id):
             return replace(view, retries=tuple(each for each in view.retries if each.id != id))
 
 
@@ -209,7 +219,7 @@ def goal_texts(positions: Mapping[TopicPartition, int]) -> dict[str, str]:
     return {f"{topic}/{partition}": str(end) for (topic, partition), end in positions.items()}
 
 
-def _with(view: KnownView, version: int, **changes: Any) -> KnownView:
+def _with_version(view: KnownView, version: int, **changes: Any) -> KnownView:
     return msgspec.structs.replace(
         view,
         versions=tuple(
@@ -222,12 +232,12 @@ def _with(view: KnownView, version: int, **changes: Any) -> KnownView:
 # -- decisions ------------------------------------------------------------------------------------
 
 
-def declare(view: KnownView, name: str, declared: Declared) -> Declared | None:
+def declare(view: KnownView, name: str, declared: VersionDeclared) -> VersionDeclared | None:
     """A version is declared by a process.
 
     :raises ConfigError: with documents of another shape, or other topics, than before.
     """
-    known = view.version(declared.version)
+    known = view.find_version(declared.version)
     if known is None:
         return declared
     check_declaration(name, known, declared.shape, declared.topics, declared.is_keyed)
@@ -235,7 +245,7 @@ def declare(view: KnownView, name: str, declared: Declared) -> Declared | None:
 
 
 def check_declaration(
-    name: str, known: KnownVersion, shape: str, topics: tuple[str, ...], is_keyed: bool
+    name: str, known: KnownViewVersion, shape: str, topics: tuple[str, ...], is_keyed: bool
 ) -> None:
     """See that a version is declared as it was first.
 
@@ -260,52 +270,54 @@ def check_declaration(
         raise ConfigError(f"view {name!r}: version {version} was declared {was}: {advice}")
 
 
-def promote(view: KnownView, version: int, builds: int | None = None) -> Promoted | None:
+def promote(view: KnownView, version: int, builds: int | None = None) -> VersionPromoted | None:
     """A version is to serve; nothing where a later one does, or this one.
 
     :param builds: of the time that it was seen to have come far enough; None: whatever it has.
     """
-    known = view.version(version)
+    known = view.find_version(version)
     if known is None or version <= view.promoted or not _is_current(known, builds):
         return None
-    return Promoted(version)
+    return VersionPromoted(version)
 
 
-def finish_rebuild(view: KnownView, version: int, builds: int | None = None) -> Rebuilt | None:
+def finish_rebuild(
+    view: KnownView, version: int, builds: int | None = None
+) -> RebuildFinished | None:
     """A version has reached its goal again."""
-    known = view.version(version)
+    known = view.find_version(version)
     if known is None or not known.is_building or not _is_current(known, builds):
         return None
-    return Rebuilt(version)
+    return RebuildFinished(version)
 
 
-def _is_current(known: KnownVersion, builds: int | None) -> bool:
+def _is_current(known: KnownViewVersion, builds: int | None) -> bool:
     return not known.is_clearing and builds in (None, known.builds)
 
 
 def rebuild(
     view: KnownView, version: int, goal: dict[str, str], clearing: bool
-) -> Rebuilding | None:
+) -> RebuildStarted | None:
     """The documents of a version are to be made anew."""
-    known = view.version(version)
-    return None if known is None else Rebuilding(version, known.shape, goal, clearing)
+    known = view.find_version(version)
+    return None if known is None else RebuildStarted(version, known.shape, goal, clearing)
 
 
-def drop(view: KnownView, version: int) -> Dropped | None:
+def drop(view: KnownView, version: int) -> VersionDropped | None:
     """A version is to be forgotten."""
-    return Dropped(version) if view.version(version) is not None else None
+    return VersionDropped(version) if view.find_version(version) is not None else None
 
 
-def ask_retry(view: KnownView, request: RetryAsked) -> RetryAsked | None:
+def ask_retry(view: KnownView, request: RetryRequested) -> RetryRequested | None:
     """A document is to be folded on; nothing where that is asked for already."""
     if any(each.asks_the_same(request) for each in view.retries):
         return None
     return request if len(view.retries) < MAX_RETRIES else None
 
 
-def end_retry(view: KnownView, id: str, goes_on: bool) -> RetryDone | None:
+def end_retry(view: KnownView, id: str, goes_on: bool) -> RetryFinished | None:
     """A request was carried out."""
-    return RetryDone(id, goes_on) if any(each.id == id for each in view.retries) else None
+    return RetryFinished(id, goes_on) if any(each.id == id for each in view.retries) else None
 
 
 # -- the registry ---------------------------------------------------------------------------------
@@ -329,7 +341,7 @@ class ViewRegistry:
         codec = registry_codec()
         self._topic: EventTopic[RegistryEvent] = EventTopic(app, NAME, codec, 1)
         self._runtime = AggregateRuntime(
-            Definition(
+            AggregateDefinition(
                 app,
                 NAME,
                 self._topic,
@@ -360,7 +372,7 @@ class ViewRegistry:
         :raises ConfigError: it refuses.
         :raises LogError: the log cannot be reached.
         """
-        options = Options(cause=False, retry=CONFLICT_RETRY)
+        options = DecisionOptions(cause=False, retry=CONFLICT_RETRY)
 
         def decide(state: KnownView) -> Sequence[RegistryEvent]:
             found = decision(state, *given)
@@ -382,7 +394,7 @@ class ViewRegistry:
         :raises InvalidValue: there are too many such requests.
         """
         deadline = time.monotonic() + timeout
-        request = RetryAsked(version, partition, key, uuid4().hex)
+        request = RetryRequested(version, partition, key, uuid4().hex)
         known = (await self.decide(view, ask_retry, request)).state
         asked = next((each for each in known.retries if each.asks_the_same(request)), None)
         if asked is None:

@@ -44,7 +44,7 @@ class RecentIdentities:
         """It had as many messages as it remembers."""
         return self._count >= self._size
 
-    def take(self, identities: Sequence[str | None]) -> frozenset[int]:
+    def find_repeats(self, identities: Sequence[str | None]) -> frozenset[int]:
         """Which of the next messages are repeats, by their indices."""
         repeats = NO_REPEATS
         last, size, begin = self._last, self._size, self._count
@@ -62,10 +62,10 @@ class RecentIdentities:
             last.update(zip(identities, range(begin, begin + len(identities)), strict=True))
         self._count += len(identities)
         self._order.extend(identities)
-        self._forget()
+        self._drop_oldest()
         return repeats
 
-    def _forget(self) -> None:
+    def _drop_oldest(self) -> None:
         order, last = self._order, self._last
         oldest = self._count - len(order)
         for number in range(oldest, self._count - self._size):
@@ -74,7 +74,7 @@ class RecentIdentities:
                 del last[identity]
 
 
-class Taken(NamedTuple):
+class BatchRepeats(NamedTuple):
     """What is known of a batch once its identities are.
 
     :param repeated: the indices of its repeats.
@@ -85,7 +85,7 @@ class Taken(NamedTuple):
     values: Sequence[Any] | None
 
 
-class Repeats:
+class RepeatDetector:
     """Tells the repeats among the messages of one source partition, batch by batch.
 
     :param size: of the window.
@@ -110,12 +110,14 @@ class Repeats:
         self._keep_alive = keep_alive
         self._recent: RecentIdentities | None = None
 
-    def begin_at(self, position: int) -> Repeats:
+    def begin_at(self, position: int) -> RepeatDetector:
         """The same for batches from another position on."""
         place = self._topic, self._partition
-        return Repeats(self._log, self._decoding, place, self._size, position, self._keep_alive)
+        return RepeatDetector(
+            self._log, self._decoding, place, self._size, position, self._keep_alive
+        )
 
-    def take(self, batch: Batch) -> Taken:
+    def take_batch(self, batch: Batch) -> BatchRepeats:
         """What a batch repeats; each batch once, in order. The first time, what stands
         in front of it is read from the log (blocks).
 
@@ -125,7 +127,7 @@ class Repeats:
         if self._recent is None:
             self._recent = self._recent_before(self._position)
         found = identify_batch(self._decoding, batch)
-        return Taken(self._recent.take(found.ids), found.values)
+        return BatchRepeats(self._recent.find_repeats(found.ids), found.values)
 
     def _recent_before(self, position: int) -> RecentIdentities:
         first, _ = self._log.watermarks(self._topic, self._partition)
@@ -138,7 +140,9 @@ class Repeats:
             for batch in read_batches_alive(
                 self._log, self._topic, self._partition, start, position, self._keep_alive
             ):
-                recent.take(identify_batch(self._decoding, self._decoding.unwrap(batch)).ids)
+                recent.find_repeats(
+                    identify_batch(self._decoding, self._decoding.unwrap(batch)).ids
+                )
             if recent.is_full or start <= first or start == looked_from:
                 return recent
             wanted *= 4  # offsets have gaps, which some logs count

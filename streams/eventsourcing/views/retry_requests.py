@@ -37,34 +37,34 @@ class RetryRequests:
         self._is_stale = False
         self._error: ConfigError | None = None
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Let the threads go on folding."""
         self._error = None
 
-    def end(self, error: ConfigError) -> None:
+    def fail(self, error: ConfigError) -> None:
         """Have the threads end with this error."""
         self._error = error
 
-    def check(self) -> None:
+    def check_running(self) -> None:
         """Check that folding may go on.
 
-        :raises ConfigError: the error that :meth:`end` was called with.
+        :raises ConfigError: the error that :meth:`fail` was called with.
         """
         if self._error is not None:
             raise self._error
 
-    def begin_anew(self) -> None:
+    def request_restart(self) -> None:
         """The documents were deleted: have their writer start over, even if no event arrives."""
         self._is_stale = True
 
-    def take_stale(self) -> bool:
+    def take_restart(self) -> bool:
         """Whether to begin anew now."""
         if not self._is_stale:
             return False
         self._is_stale = False
         return True
 
-    def offer(self, requests: Iterable[RetryRequest]) -> None:
+    def add_requests(self, requests: Iterable[RetryRequest]) -> None:
         """Have these carried out, unless that is done or being done, and no others."""
         with self._lock:
             listed = {each.id: each for each in requests}
@@ -73,7 +73,7 @@ class RetryRequests:
                 del listed[id]
             self._waiting = listed
 
-    def take(self, partition: int) -> list[RetryRequest]:
+    def take_requests(self, partition: int) -> list[RetryRequest]:
         """The requests for a partition, to be carried out now."""
         if not self._waiting:
             return []
@@ -89,6 +89,6 @@ class RetryRequests:
         with self._lock:
             self._taken.difference_update(each.id for each in requests)
 
-    def done(self, request: RetryRequest, goes_on: bool) -> None:
+    def finish_request(self, request: RetryRequest, goes_on: bool) -> None:
         """It was carried out."""
         self._on_done(request, goes_on)

@@ -24,7 +24,7 @@ STANDS_STILL = 0.5
 """Real seconds after which a source that does not move is looked at for messages."""
 
 
-class Progress(NamedTuple):
+class FoldingProgress(NamedTuple):
     """How much of a version's sources is in its documents.
 
     :param folded: messages that are, about; None where the log cannot count them.
@@ -106,7 +106,7 @@ class VersionTracker:
         except NotFound:
             return CollectionTotals(0, 0)
 
-    def stopped(self) -> int:
+    def count_stopped(self) -> int:
         """How many of its documents stand still."""
         return self.totals().stopped
 
@@ -114,7 +114,7 @@ class VersionTracker:
         """Up to where a partition of its documents is folded, in the topic that it is made of; 0,
         too, where they are made of a topic that is there no more."""
         found = self._stored_checkpoint(partition)
-        return 0 if found is None or self._replaced(found) else found.position
+        return 0 if found is None or self._find_replaced(found) else found.position
 
     def _stored_checkpoint(self, partition: int) -> Checkpoint | None:
         try:
@@ -122,19 +122,19 @@ class VersionTracker:
         except (NotFound, TopicMismatch):
             return None
 
-    def _replaced(self, checkpoint: Checkpoint) -> str:
+    def _find_replaced(self, checkpoint: Checkpoint) -> str:
         try:
-            return self._incarnations.replaced(decode_checkpoint(checkpoint).incarnations)
+            return self._incarnations.find_replaced(decode_checkpoint(checkpoint).incarnations)
         except UnreadableCheckpoint:
             return ""
 
     def replaced_topic(self) -> str:
         """A topic that its documents are made of and that was deleted, or made anew, since; empty:
         there is none."""
-        self._incarnations.forget()
+        self._incarnations.clear()
         for partition in range(self.partitions()):
             found = self._stored_checkpoint(partition)
-            if found is not None and (replaced := self._replaced(found)):
+            if found is not None and (replaced := self._find_replaced(found)):
                 return replaced
         return ""
 
@@ -168,7 +168,7 @@ class VersionTracker:
         except NotFound:
             return None
 
-    def progress(self, partitions: int | None = None) -> Progress:
+    def progress(self, partitions: int | None = None) -> FoldingProgress:
         """How much of its sources is in its documents.
 
         :param partitions: of its documents; None: the log is asked.
@@ -182,7 +182,7 @@ class VersionTracker:
             whole = self.log.lag(topic, partition, first)
             lag = self.log.lag(topic, partition, position)
             if whole is None or lag is None:
-                return Progress(None, None)
+                return FoldingProgress(None, None)
             total += whole
             left += lag
         if self.is_keyed:
@@ -190,9 +190,9 @@ class VersionTracker:
                 try:
                     behind = self.log.lag(self.keyed_topic, partition, self.checkpoint(partition))
                 except NotFound:  # what is written again by key is to be written once more
-                    return Progress(0, total)
+                    return FoldingProgress(0, total)
                 left += behind or 0
-        return Progress(max(0, total - left), total)
+        return FoldingProgress(max(0, total - left), total)
 
 
 class Coverage:

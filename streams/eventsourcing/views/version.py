@@ -24,8 +24,8 @@ from streams.eventsourcing.views.keying_subscription import KeyingSubscription
 from streams.eventsourcing.views.names import collection_name
 from streams.eventsourcing.views.processors import declare_inline
 from streams.eventsourcing.views.registry import (
-    KnownVersion,
     KnownView,
+    KnownViewVersion,
     check_declaration,
     goal_positions,
 )
@@ -49,7 +49,7 @@ PAGE = 1_000
 """Documents of a partition that are read at once, where many are."""
 
 
-class Found(NamedTuple):
+class FoundDocument(NamedTuple):
     """A document as it was read.
 
     :param document: None: there is none.
@@ -62,7 +62,7 @@ class Found(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-class FoundMany(NamedTuple):
+class FoundDocuments(NamedTuple):
     """Documents as they were read.
 
     :param documents: with their keys.
@@ -100,7 +100,7 @@ def key_bytes(where: str, key: Any) -> bytes:
         ) from None
 
 
-def tracker_of(log: Log, view: str, known: KnownVersion) -> VersionTracker:
+def tracker_of(log: Log, view: str, known: KnownViewVersion) -> VersionTracker:
     """How far a version has come that is known from the registry."""
     collection = collection_name(view, known.version)
     store = document_store(log, f"view {view!r}")
@@ -108,7 +108,7 @@ def tracker_of(log: Log, view: str, known: KnownVersion) -> VersionTracker:
 
 
 def goal_of(
-    log: Log, view: str, known_view: KnownView, known: KnownVersion
+    log: Log, view: str, known_view: KnownView, known: KnownViewVersion
 ) -> dict[TopicPartition, int]:
     """How far a version has to come before it can serve: as far as its sources were when it was
     declared, or was to be made anew, and as the version is now that serves until then (blocks)."""
@@ -167,7 +167,7 @@ class ViewVersion:
         """Of its processors; the topic of a keyed version has the name of the second."""
         return self.definition.groups
 
-    def check_declared(self, known: KnownVersion) -> None:
+    def check_declared(self, known: KnownViewVersion) -> None:
         """See that it is declared as it was first declared.
 
         :raises ConfigError: it is not.
@@ -240,12 +240,12 @@ class ViewVersion:
                 source = definition.topics[0], partition
                 position = 0 if writer.checkpoint is None else writer.checkpoint.position
                 repeats = definition.repeats(log, source, position, keep_alive)
-            found = incarnations.among(definition.topics)
+            found = incarnations.known_incarnations(definition.topics)
             reader: Any = SourceReader(self._source.decoding, repeats, found)
         else:
             topic = definition.keyed_topic
             _, sources, before = decode_checkpoint(writer.checkpoint)
-            before |= incarnations.among((topic,))
+            before |= incarnations.known_incarnations((topic,))
             reader = KeyedReader(
                 definition.decodings, self._foreign, sources, log.log_end_offset, topic, before
             )
@@ -272,19 +272,21 @@ class ViewVersion:
             self._incarnations = Incarnations(log)
         return self._incarnations
 
-    def _of_present(self, log: Log, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    def _if_current(self, log: Log, checkpoint: Checkpoint | None) -> Checkpoint | None:
         """A checkpoint with which documents were read; None, too, where a keyed view's are made of
         a topic that is there no more: what this process knows of others is not known of them."""
         if checkpoint is None or not self.definition.is_keyed:
             return checkpoint
         before = decode_checkpoint(checkpoint).incarnations
-        return None if self._incarnations_on(log).replaced(before) else checkpoint
+        return None if self._incarnations_on(log).find_replaced(before) else checkpoint
 
     def partition_of(self, key: bytes, partitions: int) -> int | None:
         """The partition of a document; None: it may be in any."""
         return partition_for(key, "", partitions) if self.definition.places_keys else None
 
-    def _documents(self, log: Log, partitions: int | None = None) -> tuple[DocumentStore, str, int]:
+    def _document_collection(
+        self, log: Log, partitions: int | None = None
+    ) -> tuple[DocumentStore, str, int]:
         """Where its documents are: the store, their collection, and how many partitions it has.
 
         :param partitions: if they are known.
@@ -294,23 +296,23 @@ class ViewVersion:
         count = store.find(collection).partitions if partitions is None else partitions
         return store, collection, count
 
-    def read(self, log: Log, key: bytes, partitions: int | None = None) -> Found:
+    def read(self, log: Log, key: bytes, partitions: int | None = None) -> FoundDocument:
         """A document as it is now (blocks).
 
         :param partitions: of the documents; None: the log is asked.
         :raises DocumentStopped: it stands still.
         :raises NotFound: there are no documents of this version yet.
         """
-        found = self.stored(log, key, partitions)
-        return found._replace(document=self.decoded(key, found.document))
+        found = self.read_stored(log, key, partitions)
+        return found._replace(document=self.decode_document(key, found.document))
 
-    def stored(self, log: Log, key: bytes, partitions: int | None = None) -> Found:
+    def read_stored(self, log: Log, key: bytes, partitions: int | None = None) -> FoundDocument:
         """A document as it is stored (blocks).
 
         :param partitions: of the documents; None: the log is asked.
         :raises NotFound: there are no documents of this version yet.
         """
-        store, collection, count = self._documents(log, partitions)
+        store, collection, count = self._document_collection(log, partitions)
         placed = self.partition_of(key, count)
         guess = partition_for(key, "", count) if placed is None else placed
         found = store.read(collection, guess, [key])
@@ -322,18 +324,18 @@ class ViewVersion:
                     if elsewhere.documents[0] is not None:
                         found, partition = elsewhere, other
                         break
-        checkpoint = self._of_present(log, found.checkpoint)
-        return Found(found.documents[0], partition, checkpoint)
+        checkpoint = self._if_current(log, found.checkpoint)
+        return FoundDocument(found.documents[0], partition, checkpoint)
 
     def read_many(
         self, log: Log, keys: Sequence[bytes], partitions: int | None = None
-    ) -> FoundMany:
+    ) -> FoundDocuments:
         """The documents of these keys; those that there are (blocks).
 
         :param partitions: of the documents; None: the log is asked.
         :raises DocumentStopped: one stands still.
         """
-        store, collection, count = self._documents(log, partitions)
+        store, collection, count = self._document_collection(log, partitions)
         by_partition: dict[int, list[bytes]] = {}
         for key in dict.fromkeys(keys):
             placed = self.partition_of(key, count)
@@ -344,33 +346,33 @@ class ViewVersion:
         checkpoints: dict[int, Checkpoint | None] = {}
         for partition, wanted in by_partition.items():
             found = store.read(collection, partition, wanted)
-            checkpoint = self._of_present(log, found.checkpoint)
+            checkpoint = self._if_current(log, found.checkpoint)
             checkpoints[partition] = checkpoint
             _add_positions(positions, self.source_positions(partition, checkpoint))
             for key, stored in zip(wanted, found.documents, strict=True):
-                document = self.decoded(key, stored)
+                document = self.decode_document(key, stored)
                 if document is not None:
                     documents[key] = document
-        return FoundMany(list(documents.items()), positions, checkpoints)
+        return FoundDocuments(list(documents.items()), positions, checkpoints)
 
     def scan(
         self, log: Log, start: bytes, end: bytes | None, limit: int, *, with_positions: bool
-    ) -> FoundMany:
+    ) -> FoundDocuments:
         """The first documents in the order of their keys, without those that stand still
         (blocks).
 
         :param with_positions: say what of the sources they are made of, too.
         """
-        store, collection, count = self._documents(log)
+        store, collection, count = self._document_collection(log)
         pages = [
-            _pages(partial(store.scan, collection, partition), start, end, min(limit, PAGE))
+            _read_pages(partial(store.scan, collection, partition), start, end, min(limit, PAGE))
             for partition in range(count)
         ]
         documents: list[tuple[bytes, Any]] = []
         for key, stored in heapq.merge(*pages, key=lambda each: each.key):
             if stored.failure:
                 continue
-            document = self.decoded(key, stored)
+            document = self.decode_document(key, stored)
             if document is not None:
                 documents.append((key, document))
                 if len(documents) == limit:
@@ -379,9 +381,9 @@ class ViewVersion:
         for partition in range(count) if with_positions else ():
             checkpoint = store.checkpoint(collection, partition)
             _add_positions(positions, self.source_positions(partition, checkpoint))
-        return FoundMany(documents, positions, {})
+        return FoundDocuments(documents, positions, {})
 
-    def decoded(self, key: bytes, stored: StoredDocument | None) -> Any:
+    def decode_document(self, key: bytes, stored: StoredDocument | None) -> Any:
         """A document.
 
         :raises DocumentStopped: it stands still.
@@ -423,7 +425,7 @@ class ViewVersion:
         return {**self.keyed_counts.copy(), **self.counts.copy()}
 
 
-def _pages(
+def _read_pages(
     scan: Callable[[bytes, bytes | None, int], Sequence[KeyedDocument]],
     start: bytes,
     end: bytes | None,

@@ -23,7 +23,7 @@ from streams.eventsourcing.views.errors import ViewTimeout
 from streams.eventsourcing.views.family import ViewFamily, wait_until
 from streams.eventsourcing.views.known_coverage import KnownCoverage
 from streams.eventsourcing.views.registry import ViewRegistry
-from streams.eventsourcing.views.tracker import Coverage, Progress
+from streams.eventsourcing.views.tracker import Coverage, FoldingProgress
 from streams.eventsourcing.views.version import ViewVersion, key_bytes
 from streams.health import ViewBacklog, ViewHealth, ViewStats
 from streams.log.documents import Checkpoint, end_of_prefix
@@ -52,7 +52,7 @@ MAX_SCAN = 10_000
 """Documents that one scan returns, at most."""
 
 
-class Ready(NamedTuple):
+class ReadyVersion(NamedTuple):
     """What is to be read.
 
     :param version: that serves.
@@ -176,7 +176,7 @@ class View(Generic[D]):
         encoded = key_bytes(self._definition.where, key)
         deadline = time.monotonic() + timeout
         while True:
-            ready = await self._ready([encoded], wait_for, deadline)
+            ready = await self._wait_ready([encoded], wait_for, deadline)
             version = ready.version
             found = await self._in_thread(version.read, self.app.log, encoded, ready.partitions)
             if self._is_confirmed(ready, {found.partition: found.checkpoint}):
@@ -197,7 +197,7 @@ class View(Generic[D]):
         encoded = [key_bytes(self._definition.where, key) for key in keys]
         deadline = time.monotonic() + timeout
         while True:
-            ready = await self._ready(encoded, wait_for, deadline)
+            ready = await self._wait_ready(encoded, wait_for, deadline)
             version = ready.version
             found = await self._in_thread(
                 version.read_many, self.app.log, encoded, ready.partitions
@@ -226,7 +226,7 @@ class View(Generic[D]):
         first = key_bytes(where, prefix)
         end = end_of_prefix(first)
         first = max(first, key_bytes(where, start))
-        version = (await self._ready((), None, time.monotonic() + 10.0)).version
+        version = (await self._wait_ready((), None, time.monotonic() + 10.0)).version
         another = len(self._family.versions) > 1  # may take over, and must not be behind this
         scan = partial(version.scan, with_positions=another)
         found = await self._in_thread(scan, self.app.log, first, end, limit)
@@ -264,7 +264,7 @@ class View(Generic[D]):
         :raises InvalidValue: there are too many such requests.
         """
         encoded = key_bytes(self._definition.where, key)
-        found = await self._in_thread(self._version.stored, self.app.log, encoded)
+        found = await self._in_thread(self._version.read_stored, self.app.log, encoded)
         if found.document is None or not found.document.failure:
             return True
         if not await self._family.retry(self.version, found.partition, encoded, timeout):
@@ -272,7 +272,7 @@ class View(Generic[D]):
                 f"view {self.name!r}: no process that declares version {self.version} has folded "
                 f"document {key!r} on in time: it is done as soon as one runs"
             )
-        found = await self._in_thread(self._version.stored, self.app.log, encoded)
+        found = await self._in_thread(self._version.read_stored, self.app.log, encoded)
         return found.document is None or not found.document.failure
 
     async def promote(self) -> None:
@@ -297,7 +297,7 @@ class View(Generic[D]):
         (any thread)."""
         return self._family.describe_pending_work(self.version)
 
-    async def progress(self) -> Progress:
+    async def progress(self) -> FoldingProgress:
         """How much of its topics this version has folded, whoever folds them."""
         return await self._family.progress(self.version)
 
@@ -322,9 +322,9 @@ class View(Generic[D]):
         """This version, for what looks at it without running the app."""
         return self._version
 
-    async def _ready(
+    async def _wait_ready(
         self, keys: Sequence[bytes], wait_for: WaitFor | None, deadline: float
-    ) -> Ready:
+    ) -> ReadyVersion:
         """The version that serves, once it has folded what is waited for.
 
         :param keys: of the documents that are to be read.
@@ -333,7 +333,7 @@ class View(Generic[D]):
         covered: KnownCoverage | None = None
         coverage: Coverage | None = None
         family = self._family
-        positions = {} if wait_for is None else self._positions(wait_for)
+        positions = {} if wait_for is None else self._wanted_positions(wait_for)
         for topic, partition in positions:
             # Any client may send a token: nothing is waited for that cannot come.
             count = await family.partition_count(topic, partition)
@@ -349,11 +349,11 @@ class View(Generic[D]):
                 tracker = version.tracker(self.app.log)
                 partitions: set[int] | None = None
                 if version.definition.is_keyed:
-                    covered = family.covered(version.definition.version)
+                    covered = family.known_coverage(version.definition.version)
                     if count := await run_in_thread(tracker.partitions) or None:
                         partitions = {partition_for(key, "", count) for key in keys}
                         if covered.covers(positions, partitions):
-                            return Ready(version, count, covered, None)
+                            return ReadyVersion(version, count, covered, None)
                 coverage = Coverage(tracker, positions, partitions)
                 await wait_until(coverage.is_reached, deadline)
         except TimeoutError:
@@ -370,9 +370,11 @@ class View(Generic[D]):
                 f"what was waited for{f' in {shown}' if shown else ''}: is a process running that "
                 "declares it?"
             ) from None
-        return Ready(version, count, covered, coverage)
+        return ReadyVersion(version, count, covered, coverage)
 
-    def _is_confirmed(self, ready: Ready, checkpoints: Mapping[int, Checkpoint | None]) -> bool:
+    def _is_confirmed(
+        self, ready: ReadyVersion, checkpoints: Mapping[int, Checkpoint | None]
+    ) -> bool:
         """Whether documents were read that have what is waited for; False: the log must be asked,
         as what this process knew may be of documents that were deleted.
 
@@ -386,14 +388,14 @@ class View(Generic[D]):
             position = 0 if checkpoint is None else checkpoint.position
             sources = version.source_positions(partition, checkpoint)
             if coverage is None:
-                if not is_current or not covered.holds(partition, position, sources):
-                    covered.forget()
+                if not is_current or not covered.includes_checkpoint(partition, position, sources):
+                    covered.clear()
                     return False
             elif is_current and position >= coverage.keyed_ends.get(partition, position + 1):
-                covered.add(partition, position, sources, coverage.written)
+                covered.extend(partition, position, sources, coverage.written)
         return True
 
-    def _positions(self, wait_for: WaitFor) -> Mapping[TopicPartition, int]:
+    def _wanted_positions(self, wait_for: WaitFor) -> Mapping[TopicPartition, int]:
         """Up to where the sources have to be folded."""
         found: Position | None
         if isinstance(wait_for, Decided):

@@ -52,7 +52,7 @@ def _check_version(
 ) -> Iterator[Finding]:
     from streams.eventsourcing.views.inspection import VersionInspector
 
-    known = all_known.version(view.version)
+    known = all_known.find_version(view.version)
     if known is None:
         yield subject.unknown("it has not been built yet", "run the app once, and ask again")
         return
@@ -94,10 +94,10 @@ def _check_stopped(
     inspection: AppInspection, subject: Subject, view: View[Any], inspector: VersionInspector
 ) -> Iterator[Finding]:
     """No document stands still."""
-    first = next(inspector.stopped(), None)
+    first = next(inspector.stopped_documents(), None)
     if first is None:
         return
-    count = inspector.tracker.stopped()
+    count = inspector.tracker.count_stopped()
     stopped = f"{texts.plural(count, 'document')} {'is' if count == 1 else 'are'} stopped"
     topic = inspector.tracker.folded_topic
     key = shorten(inspection.texts.key(topic, first.key), 60)

@@ -356,7 +356,7 @@ class EventBus:
             subscriber.active_subscriptions += 1
             subscriber.has_predicate |= accepts is not None
             try:
-                self._router.subscribed(subscription)
+                self._router.on_subscribed(subscription)
             except BaseException:
                 self._remove_locked(subscription)
                 raise
@@ -370,7 +370,7 @@ class EventBus:
 
     def _remove_locked(self, subscription: Subscription) -> None:
         self._registry.remove(subscription)
-        self._router.unsubscribed(subscription)
+        self._router.on_unsubscribed(subscription)
 
     async def wait_ready(self, subscription: Subscription) -> None:
         """Wait until what is published from now on reaches the subscription."""

@@ -95,7 +95,7 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
             self._assign()
             return self._read_next(limit, timeout)
         except NotFound as error:
-            self._begin_anew(error)
+            self._restart_reading(error)
             return ()
 
     def _read_next(self, limit: int, timeout: float) -> list[Batch]:
@@ -150,7 +150,7 @@ class EphemeralSubscription(GrouplessSubscription["_PartitionReader"]):
             raise NotFound(f"{topic}/{partition} ends before what was read of it")
         self._probe_due = now + PROBE_INTERVAL
 
-    def _begin_anew(self, error: NotFound) -> None:
+    def _restart_reading(self, error: NotFound) -> None:
         """Go on after the topic was deleted, or the log has lost its end. A partition whose
         position is beyond the end of a recreated topic goes on with that topic's first message, as
         all of its messages are new to every subscriber here; else at the end.

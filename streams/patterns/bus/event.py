@@ -111,7 +111,7 @@ def _event_time(batch: Batch, index: int, headers: Mapping[str, str]) -> datetim
     return wire.parse_iso_time(headers.get(TIME)) or wire.utc_from_seconds(batch.time(index))
 
 
-class EventDecoder:
+class BusEventDecoder:
     """Decodes a bus's messages as events, and skips those without a subscriber here before
     anything of them is decoded (:class:`streams.processing.job.Decoding`).
 

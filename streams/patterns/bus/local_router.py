@@ -86,11 +86,11 @@ class LocalRouter:
         """Drop the cache: a handler was subscribed or unsubscribed (the lock is held)."""
         self._matches = {}
 
-    def subscribed(self, subscription: Subscription) -> None:
+    def on_subscribed(self, subscription: Subscription) -> None:
         """A handler was subscribed (the lock is held)."""
         self.invalidate()
 
-    unsubscribed = subscribed
+    on_unsubscribed = on_subscribed
 
     async def publish(
         self,
@@ -157,12 +157,12 @@ class LocalRouter:
             subscriber, subscription, _, is_unfiltered = each
             inline_policy, handler = subscriber.inline_policy, subscriber.handler
             if subscriber.asynchronous:
-                other_calls.append(self._call(each, event, None))
+                other_calls.append(self._call_handler(each, event, None))
                 continue
             if not inline_policy.runs_inline or inline_policy.in_threads:
                 thread = ThreadCall(inline_policy, timer)
                 thread_calls.append(thread)
-                other_calls.append(self._call(each, event, thread))
+                other_calls.append(self._call_handler(each, event, thread))
                 continue
             try:
                 if not (subscription.active if is_unfiltered else each.wants(event)):
@@ -198,7 +198,9 @@ class LocalRouter:
             await asyncio.sleep(0)
             self._yielded_at = timer()
 
-    async def _call(self, match: SubscriberMatch, event: Event, thread: ThreadCall | None) -> None:
+    async def _call_handler(
+        self, match: SubscriberMatch, event: Event, thread: ThreadCall | None
+    ) -> None:
         """Call one handler on the loop or in a thread, if it still wants the event."""
         handler = match.subscriber.handler
         try:

@@ -28,8 +28,8 @@ from streams.own_subscription import OwnSubscriptionProcessor
 from streams.patterns.bus.bus_processor import BusProcessor
 from streams.patterns.bus.ephemeral import EphemeralSubscription
 from streams.patterns.bus.event import (
+    BusEventDecoder,
     Event,
-    EventDecoder,
     EventSource,
     UndecodableData,
     attach_message,
@@ -112,7 +112,7 @@ class LogRouter:
 
     # -- subscribing
 
-    def subscribed(self, subscription: Subscription) -> None:
+    def on_subscribed(self, subscription: Subscription) -> None:
         """Make sure that a processor serves the subscription (the registry's lock is held)."""
         subscriber, declare = subscription.subscriber, self._app.declare
         if subscriber.group is not None:
@@ -128,7 +128,7 @@ class LogRouter:
         elif self._app.runtime.runs_processors:
             self._resolve_start(subscription)
 
-    def unsubscribed(self, subscription: Subscription) -> None:
+    def on_unsubscribed(self, subscription: Subscription) -> None:
         """Stop a processor that served only this subscription (the registry's lock is held)."""
         subscriber = subscription.subscriber
         if subscriber.active_subscriptions:
@@ -176,8 +176,8 @@ class LogRouter:
 
     # -- the processors
 
-    def _source(self, wants: Callable[[str], bool], *, keep_undecodable: bool) -> EventSource:
-        decoder = EventDecoder(wants, self._topic.decoding, keep_undecodable=keep_undecodable)
+    def _event_source(self, wants: Callable[[str], bool], *, keep_undecodable: bool) -> EventSource:
+        decoder = BusEventDecoder(wants, self._topic.decoding, keep_undecodable=keep_undecodable)
         return EventSource(self._topic.name, decoder)
 
     def _wanted_in(self, trie: Trie[Subscription]) -> Callable[[str], bool]:
@@ -188,7 +188,9 @@ class LogRouter:
             await self._deliver(event, message)
 
         deliver.__name__ = self._topic.name
-        source = self._source(self._wanted_in(self._registry.shared_trie), keep_undecodable=True)
+        source = self._event_source(
+            self._wanted_in(self._registry.shared_trie), keep_undecodable=True
+        )
         # It reads in no group; the name is a label of metrics, and the same after each restart.
         taken = {each.group for each in self._app.processors if self._topic.name in each.topics}
         names = (f"ephemeral-{number}" for number in count(1))
@@ -245,7 +247,7 @@ class LogRouter:
             found = self._registry.match(subscriber.trie, event.topic)
             return any(each.accepts is None or each.accepts(event) for each in found)
 
-        source = self._source(self._wanted_in(subscriber.trie), keep_undecodable=False)
+        source = self._event_source(self._wanted_in(subscriber.trie), keep_undecodable=False)
         return ProcessorOptions(
             (source,), subscriber.group or "", filter=accepts, **subscriber.options
         )
@@ -284,7 +286,7 @@ class LogRouter:
         """The events that the log holds of a topic or pattern; see :meth:`EventBus.read`."""
         topics: Trie[None] = Trie()
         topics.add(topic, None)
-        source = self._source(lambda found: bool(topics.match(found)), keep_undecodable=False)
+        source = self._event_source(lambda found: bool(topics.match(found)), keep_undecodable=False)
         app = self._app
         reader = partial(TopicReader, app, source, start, end, errors=errors)
         async with await asyncio.to_thread(reader) as reading:

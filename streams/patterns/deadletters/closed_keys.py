@@ -102,7 +102,7 @@ class ClosedKeyReader:
             )
             raise not_found("topic", self.name, why) from None
 
-    def states(self) -> Iterator[tuple[int, ParkingState]]:
+    def read_states(self) -> Iterator[tuple[int, ParkingState]]:
         """By partition, the state that follows from its records."""
         for partition in range(self.partitions):
             yield partition, read_state(self.log, self.name, partition, self.on_ignored)
@@ -114,7 +114,7 @@ class ClosedKeyReader:
         :param limit: how many at most.
         """
         remaining = 1 << 62 if limit is None else limit
-        for partition, state in self.states():
+        for partition, state in self.read_states():
             queues = {
                 queue.position_of(0): (each, queue)
                 for each, queue in state.keys.items()
@@ -178,7 +178,7 @@ class ClosedKeyReader:
             headers = headers_without(head.record.headers, (EDITED,))
             edited = Record(value, head.key, "", [*headers, (EDITED, b"1")])
         target = CommandTarget(head.key, head.partition, head.position)
-        self._append([_command(command, target, edited)])
+        self._append_commands([_command(command, target, edited)])
 
     def send_commands(
         self, command: Literal["retry", "drop"], targets: Sequence[CommandTarget]
@@ -187,9 +187,9 @@ class ClosedKeyReader:
 
         :raises LogError: as :meth:`send_command`; some of them may be written.
         """
-        self._append([_command(command, each) for each in targets])
+        self._append_commands([_command(command, each) for each in targets])
 
-    def _append(self, commands: Sequence[Record]) -> None:
+    def _append_commands(self, commands: Sequence[Record]) -> None:
         for answer in append_and_wait(self.log, self.name, commands):
             if isinstance(answer, BaseException):
                 raise answer

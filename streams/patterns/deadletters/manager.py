@@ -114,7 +114,7 @@ class DeadLetterManager:
         """
         _check_limit("get_dead_letters", limit)
         _check_filter("get_dead_letters", filter)
-        return await asyncio.to_thread(self._waiting, limit, filter, everything=everything)
+        return await asyncio.to_thread(self._waiting_letters, limit, filter, everything=everything)
 
     async def count(self, filter: Filter | None = None) -> int:
         """How many dead letters wait; 0 if there is no such topic yet. Reads them all.
@@ -167,7 +167,7 @@ class DeadLetterManager:
         name = target.name if isinstance(target, Topic) else target
         if name is not None and check_topic(name) == self.name:
             raise ConfigError(f"reprocess(target={name!r}): that is where the letters are")
-        chosen = self._refs("reprocess", only)
+        chosen = self._check_refs("reprocess", only)
 
         def reprocess(stop: threading.Event) -> int:
             topic = DeadLetterTopic(self._app.log, self.name)
@@ -197,7 +197,7 @@ class DeadLetterManager:
         :raises EncodeError: the value does not fit the topic's type.
         :raises ReprocessStopped: the log refuses it.
         """
-        name = self._ref("edit", letter)
+        name = self._check_ref("edit", letter)
 
         def edit(stop: threading.Event) -> int:
             topic = DeadLetterTopic(self._app.log, self.name)
@@ -240,7 +240,7 @@ class DeadLetterManager:
         """
         _check_limit("purge", limit)
         _check_filter("purge", filter)
-        chosen = self._refs("purge", only)
+        chosen = self._check_refs("purge", only)
 
         def purge(stop: threading.Event) -> int:
             topic = DeadLetterTopic(self._app.log, self.name)
@@ -256,7 +256,9 @@ class DeadLetterManager:
         # Even if the caller is cancelled, the letters already written have to be marked.
         return await run_to_completion(asyncio.to_thread(operation, stop), stop.set)
 
-    def _waiting(self, limit: int, filter: Filter | None, *, everything: bool) -> list[DeadLetter]:
+    def _waiting_letters(
+        self, limit: int, filter: Filter | None, *, everything: bool
+    ) -> list[DeadLetter]:
         try:
             topic = DeadLetterTopic(self._app.log, self.name)
             rows = topic.rows(everything=everything, scan_limit=SCAN_LIMIT)
@@ -277,17 +279,17 @@ class DeadLetterManager:
             )  # fmt: skip
         return found
 
-    def _refs(
+    def _check_refs(
         self, what: str, only: DeadLetterRef | Collection[DeadLetterRef] | None
     ) -> list[str | Position] | None:
         """The named dead letters, for :meth:`DeadLetterTopic.select_named`; None: all."""
         if only is None:
             return None
         if isinstance(only, (DeadLetter, Position, str)) or not isinstance(only, Collection):
-            return [self._ref(what, only)]
-        return [self._ref(what, each) for each in only]
+            return [self._check_ref(what, only)]
+        return [self._check_ref(what, each) for each in only]
 
-    def _ref(self, what: str, ref: DeadLetterRef) -> str | Position:
+    def _check_ref(self, what: str, ref: DeadLetterRef) -> str | Position:
         position = ref.position if isinstance(ref, DeadLetter) else ref
         if isinstance(position, str):
             return position

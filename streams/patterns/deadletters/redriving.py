@@ -99,7 +99,7 @@ class ResolvedOffsets:
         return encode_progress(self.position, 0, self.ranges)
 
 
-class _Chunk(NamedTuple):
+class _DeadLetterChunk(NamedTuple):
     """The next dead letters of a partition."""
 
     passed: list[tuple[int, bool]]
@@ -107,7 +107,7 @@ class _Chunk(NamedTuple):
     chosen: list[LogRow]
 
 
-class _Resolving:
+class _ResolvedSoFar:
     """The resolved dead letters of one partition, as far as it was read."""
 
     def __init__(self, before: ResolvedOffsets) -> None:
@@ -118,9 +118,9 @@ class _Resolving:
         """Whether the last dead letter was resolved."""
         self._next_offset = before.position
 
-    def after(self, chunk: _Chunk, count: int) -> _Resolving:
+    def after_chunk(self, chunk: _DeadLetterChunk, count: int) -> _ResolvedSoFar:
         """The state after a chunk of which the first ``count`` chosen ones were resolved."""
-        after = _Resolving(self._before)
+        after = _ResolvedSoFar(self._before)
         runs, in_run = list(self._runs), self._in_run
         for offset, is_chosen in chunk.passed:
             if (is_chosen and count > 0) or offset in self._before:
@@ -133,7 +133,7 @@ class _Resolving:
         after._next_offset = chunk.passed[-1][0] + 1 if chunk.passed else self._next_offset
         return after
 
-    def resolved(self) -> ResolvedOffsets:
+    def resolved_offsets(self) -> ResolvedOffsets:
         """The dead letters that are resolved now."""
         (_, position), *runs = self._runs
         later = [(max(low, self._next_offset), high) for low, high in self._before.ranges]
@@ -190,7 +190,7 @@ class DeadLetterTopic:
             hint = suggestion(name, known) if known else "there is none at all"
             raise NotFound(f"there is no dead letter topic {name!r}; {hint}") from None
 
-    def resolved(self) -> dict[int, ResolvedOffsets]:
+    def read_resolved(self) -> dict[int, ResolvedOffsets]:
         """By partition, the resolved dead letters."""
         return resolved_offsets(self.log, self.name, self.partitions)
 
@@ -363,7 +363,9 @@ class DeadLetterTopic:
                     answers[at] = answer if isinstance(answer, BaseException) else None
             return answers
 
-        return self._resolve(ResolveRequest(write, matches, limit, stop, end_offsets, on_progress))
+        return self._resolve_request(
+            ResolveRequest(write, matches, limit, stop, end_offsets, on_progress)
+        )
 
     def purge(
         self,
@@ -384,7 +386,7 @@ class DeadLetterTopic:
         request = ResolveRequest(
             lambda rows: [None] * len(rows), matches, limit, stop, end_offsets, on_progress
         )
-        return self._resolve(request)
+        return self._resolve_request(request)
 
     def has_reader(self) -> bool:
         """Whether a group with this topic's name is a reader: it runs, or it has positions in
@@ -406,10 +408,10 @@ class DeadLetterTopic:
 
     # -- inside
 
-    def _resolve(self, request: ResolveRequest) -> int:
+    def _resolve_request(self, request: ResolveRequest) -> int:
         self.require_no_reader()
         count = 0
-        for partition, resolved in self.resolved().items():
+        for partition, resolved in self.read_resolved().items():
             first, end = self.log.watermarks(self.name, partition)
             if request.end_offsets is not None:
                 end = min(end, request.end_offsets.get(partition, 0))
@@ -428,13 +430,13 @@ class DeadLetterTopic:
         resolved: ResolvedOffsets,
         count_before: int,
     ) -> int:
-        resolving, count = _Resolving(resolved), 0
-        for chunk in _chunks(rows, resolved, request.matches, request.limit):
+        resolving, count = _ResolvedSoFar(resolved), 0
+        for chunk in _read_chunks(rows, resolved, request.matches, request.limit):
             if request.stop is not None and request.stop.is_set():
                 break
             chosen = chunk.chosen
-            ahead = resolving.after(chunk, len(chosen))
-            if chosen and not ahead.resolved().encoded().complete:
+            ahead = resolving.after_chunk(chunk, len(chosen))
+            if chosen and not ahead.resolved_offsets().encoded().complete:
                 raise ReprocessStopped(
                     f"{chosen[0].position}: more dead letters are picked out one here, one there "
                     "than can be noted; deal with the older ones first, without a filter",
@@ -443,9 +445,9 @@ class DeadLetterTopic:
             answers = request.action(chosen) if chosen else ()
             refused = (at for at, answer in enumerate(answers) if answer is not None)
             failed_at = next(refused, len(chosen))
-            resolving = resolving.after(chunk, failed_at)
+            resolving = resolving.after_chunk(chunk, failed_at)
             if failed_at:
-                self._commit_resolved(partition, resolving.resolved())
+                self._commit_resolved(partition, resolving.resolved_offsets())
             count += failed_at
             if failed_at and request.on_progress is not None:
                 request.on_progress(count_before + count)
@@ -458,7 +460,7 @@ class DeadLetterTopic:
 
     def _commit_resolved(self, partition: int, found: ResolvedOffsets) -> None:
         # Never move it back: another process may have committed more meanwhile.
-        current = self.resolved()[partition]
+        current = self.read_resolved()[partition]
         if current.position > found.position:
             low = current.position
             found = ResolvedOffsets(low, [(max(low, a), b) for a, b in found.ranges if b > low])
@@ -467,11 +469,11 @@ class DeadLetterTopic:
         self.log.reset_offsets(self.name, self.name, {partition: position})
 
 
-def _chunks(
+def _read_chunks(
     rows: RangeReader, resolved: ResolvedOffsets, matches: RowPredicate | None, limit: int | None
-) -> Iterator[_Chunk]:
+) -> Iterator[_DeadLetterChunk]:
     """:param limit: how many are chosen at most, in all chunks together."""
-    chunk, size = _Chunk([], []), 0
+    chunk, size = _DeadLetterChunk([], []), 0
     for row in rows:
         is_chosen = row.offset not in resolved and (matches is None or matches(row))
         chunk.passed.append((row.offset, is_chosen))
@@ -485,7 +487,7 @@ def _chunks(
             if count == limit:
                 return
             limit = None if limit is None else limit - count
-            chunk, size = _Chunk([], []), 0
+            chunk, size = _DeadLetterChunk([], []), 0
     yield chunk
 
 
@@ -508,7 +510,7 @@ class DeadLetterRows:
         start_offsets: Mapping[int, int] | None = None,
         read_limit: int = READ_LIMIT,
     ) -> None:
-        self.resolved = topic.resolved()
+        self.resolved = topic.read_resolved()
         self.is_truncated = False
         """Whether there are more that were not searched."""
         self._everything = everything

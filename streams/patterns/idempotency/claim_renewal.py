@@ -42,7 +42,7 @@ class renewed_claim(interrupt_after):  # noqa: N801 - it is used like a function
         super().__init__(
             client.clock,
             _first_renewal(lease, claimed_at),
-            lambda: _renew(client, store_key, token, lease, claimed_at),
+            lambda: _renew_until_lost(client, store_key, token, lease, claimed_at),
         )
         self._key = key
 
@@ -63,7 +63,7 @@ def _first_renewal(lease: float, claimed_at: float) -> float:
     return claimed_at + lease / 3
 
 
-async def _renew(
+async def _renew_until_lost(
     client: ClaimsClient, store_key: bytes, token: str, lease: float, claimed_at: float
 ) -> str:
     """Renew it repeatedly; returns the reason when it is lost."""

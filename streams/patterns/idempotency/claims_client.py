@@ -27,7 +27,7 @@ MAX_REQUESTS = 1000
 """The most requests in one call."""
 
 
-class _Pending(NamedTuple):
+class _PendingRequest(NamedTuple):
     """A request, and the future of its caller, if one waits."""
 
     request: Request
@@ -42,7 +42,7 @@ class ClaimsClient:
         self._claims = claims
         self._name = name
         self._changed = threading.Condition()
-        self._pending: list[_Pending] = []
+        self._pending: list[_PendingRequest] = []
         self._closed = False
         self._thread: threading.Thread | None = None
         self._pid = 0
@@ -64,7 +64,7 @@ class ClaimsClient:
         if self._claims.never_blocks:
             return self._send_inline(request)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._enqueue(_Pending(request, future))
+        self._enqueue(_PendingRequest(request, future))
         return await future
 
     def send_unanswered(self, request: Request) -> None:
@@ -73,7 +73,7 @@ class ClaimsClient:
             if self._claims.never_blocks:
                 self._send_inline(request)
             else:
-                self._enqueue(_Pending(request))
+                self._enqueue(_PendingRequest(request))
 
     async def close(self) -> None:
         """Finish all requests, and close the claims."""
@@ -95,7 +95,7 @@ class ClaimsClient:
             raise answer
         return answer
 
-    def _enqueue(self, pending: _Pending) -> None:
+    def _enqueue(self, pending: _PendingRequest) -> None:
         with self._changed:
             if self._closed:
                 raise self._closed_error()

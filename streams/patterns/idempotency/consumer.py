@@ -62,7 +62,7 @@ class DeduplicatedConsumer:
         id = _message_identity(message)
 
         async def handle_once(flight: SharedCall[None]) -> None:
-            await await_call(handler, self._handle(id, message, handler))
+            await await_call(handler, self._handle_message(id, message, handler))
 
         was_called = False
         if id not in self._seen_ids:
@@ -71,7 +71,7 @@ class DeduplicatedConsumer:
             self.duplicates += 1
         return was_called
 
-    async def _handle(self, id: str, message: Any, handler: Callable[[Any], Any]) -> None:
+    async def _handle_message(self, id: str, message: Any, handler: Callable[[Any], Any]) -> None:
         await call_operation(handler, message)
         self.handled += 1
         self._seen_ids[id] = None

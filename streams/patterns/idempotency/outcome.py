@@ -22,12 +22,12 @@ MAX_REASON = 2_000
 """The longest stored text of an exception, in characters."""
 
 
-class _Failure(msgspec.Struct, frozen=True):
+class _StoredFailure(msgspec.Struct, frozen=True):
     kind: str
     reason: str
 
 
-_decode_failure = msgspec.json.Decoder(_Failure).decode
+_decode_failure = msgspec.json.Decoder(_StoredFailure).decode
 
 
 def encode_result(data: bytes) -> bytes:
@@ -38,7 +38,7 @@ def encode_result(data: bytes) -> bytes:
 def encode_failure(error: BaseException) -> bytes:
     """The stored form of a failure that is an outcome."""
     reason = " ".join(error_text(error).encode("utf-8", "replace").decode().split())[:MAX_REASON]
-    return _FAILURE_PREFIX + msgspec.json.encode(_Failure(type(error).__name__, reason))
+    return _FAILURE_PREFIX + msgspec.json.encode(_StoredFailure(type(error).__name__, reason))
 
 
 def decode_outcome(key: str, stored: bytes, decode: Any) -> Any:

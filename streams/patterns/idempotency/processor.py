@@ -47,14 +47,14 @@ POLL_PAUSES = 0.005, 0.25
 """Seconds between two polls of another process's claim, at first and at most."""
 
 
-class _Stored(NamedTuple):
+class _StoredOutcome(NamedTuple):
     """A stored outcome, and the fingerprint of its request."""
 
     fingerprint: str
     value: bytes
 
 
-class _Call(NamedTuple):
+class _OperationCall(NamedTuple):
     """One call of :meth:`IdempotentProcessor.process`."""
 
     key: str
@@ -107,7 +107,7 @@ class IdempotentProcessor(Generic[T]):
         self.wait = wait
         self._errors = _exception_types(errors)
         self._bound = bind_codec(type, codec)
-        self._single_flight: SingleFlight[_Stored] = SingleFlight()
+        self._single_flight: SingleFlight[_StoredOutcome] = SingleFlight()
 
     @property
     def _client(self) -> ClaimsClient:
@@ -146,9 +146,9 @@ class IdempotentProcessor(Generic[T]):
         store_key = self.store.store_key(key)
         fingerprint_hash = hash_fingerprint(fingerprint)
         waits = self.wait if wait is None else wait
-        call = _Call(key, store_key, operation, fingerprint_hash, waits, [])
+        call = _OperationCall(key, store_key, operation, fingerprint_hash, waits, [])
 
-        async def run_as_leader(shared_call: SharedCall[_Stored]) -> _Stored:
+        async def run_as_leader(shared_call: SharedCall[_StoredOutcome]) -> _StoredOutcome:
             shared_call.fingerprint, shared_call.is_running = fingerprint_hash, False
             return await self._claim_or_wait(call, shared_call)
 
@@ -173,7 +173,9 @@ class IdempotentProcessor(Generic[T]):
             raise
         return result
 
-    async def _claim_or_wait(self, call: _Call, shared_call: SharedCall[_Stored]) -> _Stored:
+    async def _claim_or_wait(
+        self, call: _OperationCall, shared_call: SharedCall[_StoredOutcome]
+    ) -> _StoredOutcome:
         """Claim the key, or wait for the outcome of another caller's claim."""
         token = new_token()
         claim = Claim(call.store_key, token, self.lease, call.fingerprint)
@@ -194,13 +196,13 @@ class IdempotentProcessor(Generic[T]):
             if _are_different(existing.fingerprint, call.fingerprint):
                 raise KeyReused(call.key)
             if existing.value is not None:
-                return _Stored(existing.fingerprint, existing.value)
+                return _StoredOutcome(existing.fingerprint, existing.value)
             if not call.waits:
                 raise InProgress(call.key, existing.expires_in)
             await asyncio.sleep(min(pause, self._client.clock.real_timeout(existing.expires_in)))
             pause = min(longest, 2 * pause)
 
-    async def _execute(self, call: _Call, token: str, claimed_at: float) -> _Stored:
+    async def _execute(self, call: _OperationCall, token: str, claimed_at: float) -> _StoredOutcome:
         """Run the operation under the claim, and store its outcome."""
         key, store_key, failures = call.key, call.store_key, call.failures
         async with renewed_claim(self._client, key, store_key, token, self.lease, claimed_at):
@@ -208,7 +210,7 @@ class IdempotentProcessor(Generic[T]):
                 result = await call_operation(call.operation)
             except Exception as error:
                 if not isinstance(error, self._errors) or find_config_error(error) is not None:
-                    await self._release(store_key, token)
+                    await self._release_claim(store_key, token)
                     raise
                 failures.append(error)
                 value = outcome.encode_failure(error)
@@ -224,15 +226,15 @@ class IdempotentProcessor(Generic[T]):
                     failures.append(error)
                     value = outcome.encode_failure(error)
             try:
-                is_stored = await self._complete(Complete(store_key, token, value, self.ttl))
+                is_stored = await self._store_outcome(Complete(store_key, token, value, self.ttl))
             except LogError as error:
                 # The operation ran: the error must not say that it was not begun.
                 raise ClaimLost(key, f"its outcome cannot be stored: {error}") from error
             if not is_stored:
                 raise ClaimLost(key, "another caller has taken it over")
-        return _Stored(call.fingerprint, value)
+        return _StoredOutcome(call.fingerprint, value)
 
-    async def _complete(self, request: Complete) -> bool:
+    async def _store_outcome(self, request: Complete) -> bool:
         """Store an outcome, retrying through an outage while the claim lasts (else it is lost)."""
         pause, longest = POLL_PAUSES
         while True:
@@ -242,7 +244,7 @@ class IdempotentProcessor(Generic[T]):
                 await asyncio.sleep(pause)
                 pause = min(longest, 2 * pause)
 
-    async def _release(self, store_key: bytes, token: str) -> None:
+    async def _release_claim(self, store_key: bytes, token: str) -> None:
         with suppress(LogError, NotRunning):  # if that fails, the claim ends with its lease
             await self._client.send(Release(store_key, token))
 

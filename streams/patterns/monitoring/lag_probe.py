@@ -39,14 +39,14 @@ class PartitionLag(NamedTuple):
     age: float | None
 
 
-class Backlog(NamedTuple):
+class LagReport(NamedTuple):
     """The remaining work."""
 
     partitions: Sequence[PartitionLag]
     views: Sequence[ViewBacklog]
 
 
-def measure_backlog(app: Streams, stats: Stats) -> Backlog:
+def measure_backlog(app: Streams, stats: Stats) -> LagReport:
     """Ask the log about the app's processors and views; blocks. Figures that it does not give are
     left out."""
     views: list[ViewBacklog] = []
@@ -55,7 +55,7 @@ def measure_backlog(app: Streams, stats: Stats) -> Backlog:
             views.append(view.backlog())
         except LogError as error:
             logger.debug("view %s: %s", name, error)
-    return Backlog(measure_lag(app, stats), views)
+    return LagReport(measure_lag(app, stats), views)
 
 
 def measure_lag(app: Streams, stats: Stats) -> list[PartitionLag]:
@@ -98,9 +98,9 @@ class LagProbe:
     def __init__(self, app: Streams) -> None:
         self._app = app
         self._lock = threading.Lock()
-        self._running: Future[Backlog | None] | None = None
+        self._running: Future[LagReport | None] | None = None
 
-    def measure(self, stats: Stats, timeout: float) -> Backlog | None:
+    def measure(self, stats: Stats, timeout: float) -> LagReport | None:
         """The remaining work now; None if the log has not answered within ``timeout``
         seconds. One measurement runs at a time."""
         with self._lock:
@@ -115,7 +115,7 @@ class LagProbe:
         except TimeoutError:
             return None
 
-    def _run(self, running: Future[Backlog | None], stats: Stats) -> None:
+    def _run(self, running: Future[LagReport | None], stats: Stats) -> None:
         found = None
         try:
             found = measure_backlog(self._app, stats)

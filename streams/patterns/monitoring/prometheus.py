@@ -25,7 +25,7 @@ from streams.health import (
     ViewStats,
 )
 from streams.patterns.arguments import check_app, check_seconds
-from streams.patterns.monitoring.lag_probe import Backlog, LagProbe
+from streams.patterns.monitoring.lag_probe import LagProbe, LagReport
 from streams.processing import BUCKET_BOUNDS, Durations
 
 try:
@@ -342,7 +342,7 @@ def _outbox_metrics(outboxes: Mapping[str, OutboxStats]) -> Iterator[Metric]:
             yield family
 
 
-def _view_backlog_metrics(found: Backlog | None) -> Iterator[Metric]:
+def _view_backlog_metrics(found: LagReport | None) -> Iterator[Metric]:
     """The metrics that the log is asked for; they are the same in each process."""
     for field, name, documentation in _VIEW_BACKLOG:
         family = GaugeMetricFamily(name, documentation, labels=_VIEW_LABELS)
@@ -353,7 +353,7 @@ def _view_backlog_metrics(found: Backlog | None) -> Iterator[Metric]:
         yield family
 
 
-def _lag_metrics(found: Backlog | None, groups: dict[str, str]) -> Iterator[Metric]:
+def _lag_metrics(found: LagReport | None, groups: dict[str, str]) -> Iterator[Metric]:
     known = "1 where the log said in time how far behind the processors are"
     yield GaugeMetricFamily("streams_backlog_known", known, int(found is not None))
     lag = GaugeMetricFamily(

@@ -88,13 +88,13 @@ class SagaEngine:
         """
         if not entry.plan:
             if not self.plan:
-                return self._stop(entry, f"{self.name} has no steps here")
+                return self._stop_saga(entry, f"{self.name} has no steps here")
             # Written down before the first step runs, so that the plan of a saga never changes.
             return entry.next_entry(self.now(), plan=self.plan)
         missing = self._missing_steps(entry)
         if missing:
             names = ", ".join(map(repr, missing))
-            return self._stop(
+            return self._stop_saga(
                 entry,
                 f"{self.name} has no step {names} any more: give it its name back and resume, or "
                 "abandon the saga",
@@ -102,7 +102,7 @@ class SagaEngine:
         try:
             self.contexts.load(entry.context)
         except Exception as error:
-            return self._stop(entry, f"its context cannot be read: {error}")
+            return self._stop_saga(entry, f"its context cannot be read: {error}")
         if entry.status == "compensating":
             return await self._step_backward(entry, errors)
         return await self._step_forward(entry, errors)
@@ -155,7 +155,7 @@ class SagaEngine:
             if name not in known or (compensating and known[name].compensate is None)
         ]
 
-    def _stop(self, entry: JournalEntry, reason: str) -> JournalEntry:
+    def _stop_saga(self, entry: JournalEntry, reason: str) -> JournalEntry:
         logger.error("saga %s %s: stopped: %s", self.name, entry.saga, reason)
         status = entry.status
         return entry.next_entry(self.now(), status="stopped", stood=status, error=reason, due=0.0)
@@ -186,7 +186,7 @@ class SagaEngine:
                 delays.append(delay)
             if took_effect or self.steps[step].compensate_failed:
                 partly_done.append(step)
-            self._log(entry, failure, "failed", delay)
+            self._log_failure(entry, failure, "failed", delay)
         done = (*entry.done, *(each.step for each in finished))
         context = entry.context
         try:
@@ -195,7 +195,7 @@ class SagaEngine:
             failed_step = finished[-1].step
             errors[failed_step, False] = error
             final_failures.append(make_failure(failed_step, error, 1))
-            self._log(entry, final_failures[-1], "failed", None)
+            self._log_failure(entry, final_failures[-1], "failed", None)
         if cancelled is not None:
             errors["", False] = cancelled
             if not final_failures:
@@ -257,7 +257,7 @@ class SagaEngine:
         (outcome,), _ = await self._call_steps(entry, (name,), compensating=True)
         remaining, now = entry.done[:-1], self.now()
         if outcome.error is None:
-            return self._compensated(entry, remaining, entry.uncompensated, outcome.context)
+            return self._compensated_entry(entry, remaining, entry.uncompensated, outcome.context)
         attempts = entry.attempts.get(name, 0) + 1
         failure = make_failure(name, outcome.error, attempts)
         errors[name, True] = outcome.error
@@ -265,13 +265,15 @@ class SagaEngine:
         if not outcome.took_effect:
             policy = self.steps[name].compensation_retry
             delay = retry_delay(policy, attempts, outcome.error, random())
-        self._log(entry, failure, "could not be compensated", delay)
+        self._log_failure(entry, failure, "could not be compensated", delay)
         if delay is not None:
             due = now + min(MAX_WAIT, delay)
             return entry.next_entry(now, attempts={name: attempts}, last=(failure,), due=due)
-        return self._compensated(entry, remaining, (*entry.uncompensated, failure), entry.context)
+        return self._compensated_entry(
+            entry, remaining, (*entry.uncompensated, failure), entry.context
+        )
 
-    def _compensated(
+    def _compensated_entry(
         self,
         entry: JournalEntry,
         remaining: tuple[str, ...],
@@ -284,7 +286,9 @@ class SagaEngine:
             self.now(), status=status, context=context, done=remaining, uncompensated=uncompensated
         )
 
-    def _log(self, entry: JournalEntry, failure: Failure, verb: str, delay: float | None) -> None:
+    def _log_failure(
+        self, entry: JournalEntry, failure: Failure, verb: str, delay: float | None
+    ) -> None:
         text = str(failure.error)
         if delay is None:
             logger.warning(
@@ -306,12 +310,12 @@ class SagaEngine:
         """Call steps side by side; returns how each ended, in their order, and the cancellation
         that interrupted them, if any."""
         if len(names) == 1 and not self._compensate_cancelled:
-            return (await self._call(entry, names[0], compensating=compensating),), None
+            return (await self._call_step(entry, names[0], compensating=compensating),), None
         outcomes: dict[str, StepOutcome] = {}
         interrupted: asyncio.CancelledError | None = None
 
         async def call_one(name: str) -> None:
-            outcomes[name] = await self._call(entry, name, compensating=compensating)
+            outcomes[name] = await self._call_step(entry, name, compensating=compensating)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -327,7 +331,9 @@ class SagaEngine:
             raise several.exceptions[0] from None  # SystemExit and the like, as it was raised
         return [outcomes[name] for name in names], interrupted
 
-    async def _call(self, entry: JournalEntry, name: str, *, compensating: bool) -> StepOutcome:
+    async def _call_step(
+        self, entry: JournalEntry, name: str, *, compensating: bool
+    ) -> StepOutcome:
         step = self.steps[name]
         attempt = entry.attempts.get(name, 0) + 1
         call = StepCall(self.name, entry.saga, name, attempt, compensating)

@@ -96,9 +96,11 @@ class SagaStep(Generic[C]):
             raise ConfigError(f"{where}: timeout={seconds!r}: must be a positive number of seconds")
         if self.compensate_failed and self.compensate is None:
             raise ConfigError(f"{where}: compensate_failed=True without a compensate")
-        object.__setattr__(self, "_execute", _inspect(where, "execute", self.execute, seconds))
+        object.__setattr__(
+            self, "_execute", _inspect_action(where, "execute", self.execute, seconds)
+        )
         if self.compensate is not None:
-            found = _inspect(where, "compensate", self.compensate, seconds)
+            found = _inspect_action(where, "compensate", self.compensate, seconds)
             object.__setattr__(self, "_compensate", found)
 
     def check_context(self, saga: str, type: Any) -> None:
@@ -127,7 +129,7 @@ class StepAction(NamedTuple):
     asynchronous: bool
 
 
-def _inspect(where: str, option: str, function: Any, timeout: object) -> StepAction:
+def _inspect_action(where: str, option: str, function: Any, timeout: object) -> StepAction:
     """:raises ConfigError: it cannot be called as an action."""
     expected = "(context) or (context, call)"
     if not callable(function) or inspect.isclass(function):

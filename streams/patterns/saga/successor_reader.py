@@ -42,8 +42,8 @@ class SuccessorReader:
     partition. Used on the app's loop."""
 
     def __init__(self) -> None:
-        self._last_numbers: dict[int, _LastNumbers] = {}
-        self._abandonments: dict[int, _Abandonments] = {}
+        self._last_numbers: dict[int, _LastEntryNumbers] = {}
+        self._abandonments: dict[int, _AbandonedSagas] = {}
 
     async def has_successor(
         self, journal: Journal, entry: JournalEntry, message: Message[Any]
@@ -61,7 +61,7 @@ class SuccessorReader:
         partition = message.partition
         reading = self._last_numbers.get(partition)
         if reading is None or reading.assignment is not assignment or reading.is_over:
-            reading = self._last_numbers[partition] = _LastNumbers(journal, assignment)
+            reading = self._last_numbers[partition] = _LastEntryNumbers(journal, assignment)
         numbers = await reading.wait()
         last = numbers.get(entry.saga, -1)
         if last <= entry.n:
@@ -78,7 +78,7 @@ class SuccessorReader:
         partition, behind = message.partition, int(message.offset) + 1
         reading = self._abandonments.get(partition)
         if reading is None or reading.assignment is not assignment:
-            reading = self._abandonments[partition] = _Abandonments(journal, assignment, behind)
+            reading = self._abandonments[partition] = _AbandonedSagas(journal, assignment, behind)
         return await reading.last_number(entry.saga, behind) > entry.n
 
     def forget(self, entry: JournalEntry, message: Message[Any]) -> None:
@@ -88,7 +88,7 @@ class SuccessorReader:
             reading.numbers.pop(entry.saga, None)
 
 
-class _LastNumbers:
+class _LastEntryNumbers:
     """The number of each saga's last entry behind the position of an assignment. Reading goes on as
     long as a caller waits for it."""
 
@@ -122,7 +122,7 @@ class _LastNumbers:
                 self._task.cancel()
 
 
-class _Abandonments:
+class _AbandonedSagas:
     """The sagas of one partition that were abandoned, in the part of the journal that was read.
 
     :param start: the offset at which that part begins, for now.

@@ -14,9 +14,9 @@ from streams.errors import Fatal, LogError, NotFound, StreamsError, Unavailable
 from streams.eventsourcing import Aggregate
 from streams.eventsourcing.inspection import (
     AggregateInspector,
+    HistoryReplay,
     InspectedRefusal,
-    Replay,
-    Replayed,
+    ReplayedEvent,
     StoppedAt,
     json_document,
     read_refusals,
@@ -303,7 +303,7 @@ def show_history(page: Page) -> Response:
     )
 
 
-def _state(page: Page, topic: str, found: Replay) -> tuple[Shown, int]:
+def _state(page: Page, topic: str, found: HistoryReplay) -> tuple[Shown, int]:
     """The last known state, and its version."""
     for each in reversed(found.events):
         if each.has_state:
@@ -319,7 +319,7 @@ def _stopped(page: Page, topic: str, stopped: StoppedAt | None) -> Shown | None:
     return None if stopped is None else page.payloads.error(topic, stopped.reason)
 
 
-def _event_row(page: Page, topic: str, found: Replay, each: Replayed) -> EventRow:
+def _event_row(page: Page, topic: str, found: HistoryReplay, each: ReplayedEvent) -> EventRow:
     event, stored = each.event, each.event.stored
     record = stored.record
     if event.events:
@@ -350,7 +350,7 @@ def _event_row(page: Page, topic: str, found: Replay, each: Replayed) -> EventRo
 
 
 def _refusals(
-    page: Page, log: EventLog, topic: str, key: bytes, found: Replay, first: int
+    page: Page, log: EventLog, topic: str, key: bytes, found: HistoryReplay, first: int
 ) -> list[RefusalRow]:
     """The refusals that belong among the shown events, one more than fits on a page.
 
@@ -379,7 +379,7 @@ def _refusal_row(
 
 
 def _history_rows(
-    page: Page, topic: str, found: Replay, refusals: Sequence[RefusalRow]
+    page: Page, topic: str, found: HistoryReplay, refusals: Sequence[RefusalRow]
 ) -> list[EventRow | RefusalRow]:
     """Events and refusals, the newest first; a refusal is newer than the event of its version."""
     rows: list[tuple[int, EventRow | RefusalRow]] = [
@@ -437,7 +437,7 @@ def list_stopped(page: Page) -> Response:
         if not chunk:
             is_over = True
             break
-        for key, found in zip(chunk, inspector.check(chunk), strict=True):
+        for key, found in zip(chunk, inspector.find_stops(chunk), strict=True):
             if found is not None:
                 rows.append(_stopped_row(page, info.name, key, found))
         looked_at += len(chunk)

@@ -120,7 +120,7 @@ def _count(page: Page, name: str) -> ManagerRow:
     inspector = _inspector(page, name)
     if not _is_ready(page, inspector):
         return ManagerRow(name, error=page._("It does not exist yet, or is still being read."))
-    totals, timeouts = inspector.totals(NEWEST), inspector.timeouts(NEWEST)
+    totals, timeouts = inspector.count_reactions(NEWEST), inspector.timeouts(NEWEST)
     now = page.now * 1000
     names = dict.fromkeys(each.name for each in inspector.dead_letters)
     return ManagerRow(
@@ -300,7 +300,7 @@ def show_instance(page: Page) -> Response:
         raise NotFound(page._("The key is missing."))
     found: InspectedInstance | None = None
     if _is_ready(page, inspector):
-        found = inspector.instance(key, MAX_REACTIONS)
+        found = inspector.inspect_instance(key, MAX_REACTIONS)
     if found is None:
         raise NotFound(page._("There is no such instance."))
     topic = inspector.reactions_topic

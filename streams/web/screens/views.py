@@ -77,7 +77,7 @@ def _keeps_documents(log: Log) -> bool:
 
 def _state(view: KnownView, number: int) -> str:
     """A version's state, as its inspector reports it (without reading its documents)."""
-    known = view.version(number)
+    known = view.find_version(number)
     if known is None or known.is_clearing:
         return "clearing"
     if known.is_building:
@@ -161,7 +161,7 @@ def _view_of(page: Page) -> tuple[str, KnownView]:
 def _version_of(page: Page) -> tuple[str, KnownView, VersionInspector]:
     """The version that a form names (``view=``, ``version=``)."""
     name, view = _view_of(page)
-    known = view.version(page.fields.number("version", 0))
+    known = view.find_version(page.fields.number("version", 0))
     if known is None:
         raise NotFound(page._("The view has no such version."))
     return name, view, VersionInspector(page.log, name, view, known)
@@ -213,7 +213,7 @@ def _version_page(
     try:
         members = inspector.members()
         partitions = list(islice(inspector.partitions(), MAX_PARTITIONS))
-        for each in islice(inspector.stopped(), after, after + MAX_STOPPED + 1):
+        for each in islice(inspector.stopped_documents(), after, after + MAX_STOPPED + 1):
             if len(stopped) == MAX_STOPPED:
                 more = True
                 break
@@ -385,7 +385,7 @@ def retry(page: Page) -> Background:
     """Have a stopped document folded further, by the process that folds it."""
     name, _, inspector = _version_of(page)
     number, key = inspector.known.version, key_of(page)
-    if inspector.find(key) is None:
+    if inspector.find_document(key) is None:
         raise NotFound(page._("The version has no such document."))
     goes_on = page._("The document has been resumed.")
     again = page._("The document has stopped again: check the reason.")
@@ -441,7 +441,7 @@ def _problems_of(page: Page, name: str, inspector: VersionInspector) -> Iterator
             name=name,
         )
         yield Problem(1, text, url)
-    stopped = inspector.tracker.stopped()
+    stopped = inspector.tracker.count_stopped()
     if stopped:
         text = page.plural(
             "%(number)s document of the view %(name)s is stopped.",
