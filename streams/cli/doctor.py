@@ -23,7 +23,7 @@ from streams.text import one_line
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.inspection.doctor.app_inspection import Finding, Verdict
+    from streams.inspection.doctor.app_inspection import Finding, CheckVerdict
     from streams.inspection.doctor.prometheus import PrometheusClient
     from streams.log.protocol import Log
 
@@ -58,7 +58,7 @@ def doctor(
       [cyan]streams doctor shop:app --prometheus http://localhost:9090[/cyan]
       [cyan]streams doctor shop:app --json | jq '.findings\[] | select(.verdict == "no")'[/cyan]
     """
-    from streams.inspection.doctor.app_inspection import AppInspection, Verdict
+    from streams.inspection.doctor.app_inspection import AppInspection, CheckVerdict
     from streams.inspection.doctor.checklist import run_checks
 
     prometheus_client = _prometheus_client(prometheus)
@@ -67,7 +67,7 @@ def doctor(
         inspection = AppInspection(app, log, open_error, prometheus_client, target)
         findings = list(run_checks(inspection))
     counts = Counter(finding.verdict for finding in findings)
-    passed = not counts[Verdict.no] and not (strict and counts[Verdict.unknown])
+    passed = not counts[CheckVerdict.no] and not (strict and counts[CheckVerdict.unknown])
     if json:
         _print_json(target, app, findings, passed=passed)
     else:
@@ -95,9 +95,9 @@ def _print_json(target: str, app: Streams, findings: Sequence[Finding], *, passe
 
 
 def _print_for_people(
-    target: str, app: Streams, findings: Sequence[Finding], counts: Counter[Verdict]
+    target: str, app: Streams, findings: Sequence[Finding], counts: Counter[CheckVerdict]
 ) -> None:
-    from streams.inspection.doctor.app_inspection import Verdict
+    from streams.inspection.doctor.app_inspection import CheckVerdict
 
     output.print_line(f"{target} on {app.url_source}")
     if app.lifespan is not None:
@@ -106,7 +106,7 @@ def _print_for_people(
         ["", "item", "of", "why", "do"],
         [[f.verdict.value, f.item, f.subject, f.reason, f.advice or None] for f in findings],
     )
-    texts = (f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+    texts = (f"{counts[verdict]} {verdict.value}" for verdict in CheckVerdict if counts[verdict])
     output.print_line(", ".join(texts))
 
 

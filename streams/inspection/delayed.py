@@ -75,7 +75,7 @@ class PendingCounts(NamedTuple):
     is_complete: bool
 
 
-class PendingPlace(NamedTuple):
+class PendingPosition(NamedTuple):
     """A pending message, without its payload.
 
     :param due: the due time, in seconds since the epoch.
@@ -118,7 +118,7 @@ class DelayIndex(CountingReader[PendingCounts]):
                 with self._lock:
                     for index, key in enumerate(batch.keys):
                         if key is not None:
-                            self._apply(
+                            self._apply_record(
                                 pending, key, batch.offsets[index], batch.values[index],
                                 batch.headers(index),
                             )  # fmt: skip
@@ -130,7 +130,7 @@ class DelayIndex(CountingReader[PendingCounts]):
         return True
 
     @staticmethod
-    def _apply(
+    def _apply_record(
         pending: DueIndex,
         key: bytes,
         position: int,
@@ -158,7 +158,7 @@ class DelayIndex(CountingReader[PendingCounts]):
             is_complete,
         )
 
-    def places(self, start: int, count: int) -> list[PendingPlace]:
+    def places(self, start: int, count: int) -> list[PendingPosition]:
         """The pending messages, by due time.
 
         :param start: how many to skip at the beginning.
@@ -166,7 +166,7 @@ class DelayIndex(CountingReader[PendingCounts]):
         with self._lock:
             nearest = [
                 [
-                    PendingPlace(due_time(entry) / 1000, partition, log_position(entry))
+                    PendingPosition(due_time(entry) / 1000, partition, log_position(entry))
                     for entry in each.first_due(start + count)
                 ]
                 for partition, each in self._pending.items()

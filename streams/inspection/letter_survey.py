@@ -169,7 +169,7 @@ def kind_of(headers: Headers) -> str:
     return KindHeaders.of(headers).kind_id()
 
 
-class _Kind:
+class _SurveyedKind:
     """A kind as a survey stores it."""
 
     __slots__ = ("example", "id", "last")
@@ -180,7 +180,7 @@ class _Kind:
         self.last: bytes | None = None
 
 
-class _Partition:
+class _SurveyedPartition:
     """The letters of one partition that were read: the offset and kind of each."""
 
     __slots__ = ("high", "kinds", "low", "next", "start", "total")
@@ -237,9 +237,9 @@ class LetterSurvey(BackgroundReader):
 
     @override
     def _forget(self) -> None:
-        self._partitions: dict[int, _Partition] = {}
+        self._partitions: dict[int, _SurveyedPartition] = {}
         self._resolved: dict[int, ResolvedOffsets] = {}
-        self._kinds: list[_Kind] = []
+        self._kinds: list[_SurveyedKind] = []
         self._by_id: dict[str, int] = {}
         self._cache: dict[KindHeaders, int] = {}
         self._looked_at = 0
@@ -342,7 +342,7 @@ class LetterSurvey(BackgroundReader):
             for partition, each in resolved.items():
                 known = self._partitions.get(partition)
                 if known is None or each.position < known.start:  # moved back: they wait again
-                    known = self._partitions[partition] = _Partition()
+                    known = self._partitions[partition] = _SurveyedPartition()
                 known.drop_before(each.position)
             letters = sum(len(each.kinds) for each in self._partitions.values())
             self._is_truncated = letters >= MAX_LETTERS
@@ -375,7 +375,7 @@ class LetterSurvey(BackgroundReader):
         same = found.without_what_varies()
         number = self._cache.get(same)
         if number is None:
-            number = self._number(found)
+            number = self._kind_number(found)
             if len(self._cache) >= _CACHE:
                 self._cache.clear()
             self._cache[same] = number
@@ -384,15 +384,15 @@ class LetterSurvey(BackgroundReader):
                 self._kinds[number].last = value
         return number
 
-    def _number(self, found: KindHeaders) -> int:
+    def _kind_number(self, found: KindHeaders) -> int:
         id = found.kind_id()
         number = self._by_id.get(id)
         if number is not None:
             return number
         if len(self._kinds) < MAX_KINDS - 1:
-            kept = _Kind(id, found)
+            kept = _SurveyedKind(id, found)
         elif len(self._kinds) < MAX_KINDS:
-            kept = _Kind("", KindHeaders(b"", b"", b"", b""))
+            kept = _SurveyedKind("", KindHeaders(b"", b"", b"", b""))
         else:
             return MAX_KINDS - 1
         with self._lock:

@@ -102,7 +102,7 @@ _OVER = frozenset(("completed", "compensated", "abandoned"))
 
 
 @dataclass(slots=True)
-class _Part:
+class _ReadRange:
     """The range of a partition that was read: from ``low`` to before ``high``."""
 
     low: int
@@ -124,7 +124,7 @@ class SagaIndex:
     most: int = DEFAULT_NEWEST
     max_sagas: int = MAX_SAGAS
     _sagas: dict[str, KnownSaga] = field(default_factory=dict)
-    _parts: dict[int, _Part] = field(default_factory=dict)
+    _parts: dict[int, _ReadRange] = field(default_factory=dict)
     _order: dict[frozenset[Status] | None, Sequence[KnownSaga]] = field(default_factory=dict)
     """Results of :meth:`sagas` since the last change, by statuses."""
     _incarnation: str | None = None
@@ -162,32 +162,32 @@ class SagaIndex:
         for partition in range(partitions):
             if partition not in self._parts:
                 first, end = log.watermarks(topic, partition)
-                self._parts[partition] = _Part(end, end, first, first >= end)
+                self._parts[partition] = _ReadRange(end, end, first, first >= end)
 
-    def _read_new(self, partition: int, part: _Part, deadline: float) -> None:
+    def _read_new(self, partition: int, part: _ReadRange, deadline: float) -> None:
         """Read the entries written since the last read."""
         end = self.journal.log.watermarks(self.journal.topic, partition)[1]
         if end <= part.high:
             return
         count = 0
         for each in self.journal.read_range(partition, part.high, end):
-            self._add(each.entry, partition, each.position.offset)
+            self._add_entry(each.entry, partition, each.position.offset)
             part.high, count = each.position.offset + 1, count + 1
             if not count % 500 and time.monotonic() > deadline:
                 break
         else:
             part.high = end
         part.looked += count
-        self._bound()
+        self._drop_oldest()
 
-    def _read_older(self, partition: int, part: _Part) -> None:
+    def _read_older(self, partition: int, part: _ReadRange) -> None:
         """Read a chunk of the entries before those that were read."""
         log, topic = self.journal.log, self.journal.topic
         size = min(CHUNK, max(1, self.most - part.looked))
         start = max(part.first, log.offset_before(topic, partition, part.low, size))
         count = 0
         for each in self.journal.read_range(partition, start, part.low):
-            self._add(each.entry, partition, each.position.offset)
+            self._add_entry(each.entry, partition, each.position.offset)
             count += 1
         part.is_whole = (
             start >= part.low
@@ -195,12 +195,12 @@ class SagaIndex:
             or log.offset_before(topic, partition, start, 1) >= start
         )
         part.low, part.looked = start, part.looked + count
-        self._bound()
+        self._drop_oldest()
 
-    def _is_done(self, part: _Part) -> bool:
+    def _is_done(self, part: _ReadRange) -> bool:
         return part.is_whole or self._is_full or part.looked >= self.most
 
-    def _add(self, entry: JournalEntry, partition: int, offset: int) -> None:
+    def _add_entry(self, entry: JournalEntry, partition: int, offset: int) -> None:
         known = self._sagas.get(entry.saga)
         if known is not None:
             if entry.n < known.number:
@@ -221,7 +221,7 @@ class SagaIndex:
         )
         self._order = {}
 
-    def _bound(self) -> None:
+    def _drop_oldest(self) -> None:
         if len(self._sagas) <= self.max_sagas * 5 // 4:
             return
         # Stop reading older entries, and drop finished sagas first: they need no action.

@@ -33,7 +33,7 @@ REPORT_INTERVAL = 0.1
 """Seconds between two reports of progress."""
 
 
-class _Failures(FailureLog):
+class _HandlerFailures(FailureLog):
     """Messages that failed for good; added only by the thread that may change the dispatcher."""
 
     def __init__(self, *, skip_failed: bool) -> None:
@@ -130,7 +130,7 @@ async def handle_range(
     :raises ReplayFailed: a message failed for good, and ``options.skip_failed`` is not set.
     """
     loop = asyncio.get_running_loop()
-    failures = _Failures(skip_failed=options.skip_failed)
+    failures = _HandlerFailures(skip_failed=options.skip_failed)
     job = replace(_replay_job(app, source, topic, function, options), on_rejected=failures.reject)
     for wrap in app.replay_wrappers:
         job = wrap(job)

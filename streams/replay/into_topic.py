@@ -90,7 +90,7 @@ class _CopyRun:
             while (rows := await next_rows) or not self._rows.is_at_end:
                 next_rows = asyncio.ensure_future(self._read_chunk())
                 for unlike in self._split_at_repeats(rows):
-                    await self._write(unlike)
+                    await self._write_records(unlike)
                 if self._options.progress is not None:
                     self._options.progress(self.result())
         finally:
@@ -119,7 +119,7 @@ class _CopyRun:
         identity = row.batch.ids[row.index]
         return identity is not None and identity in self._windows[row.batch.partition]
 
-    def _remember(self, row: LogRow) -> None:
+    def _remember_ids(self, row: LogRow) -> None:
         identity = row.batch.ids[row.index]
         if self._windows and identity is not None:
             self._windows[row.batch.partition].add(identity)
@@ -137,7 +137,7 @@ class _CopyRun:
                 seen.add(identity)
         yield rows[start:]
 
-    async def _write(self, rows: Sequence[LogRow]) -> None:
+    async def _write_records(self, rows: Sequence[LogRow]) -> None:
         new_rows = self._without_duplicates(rows)
         self._duplicates += len(rows) - len(new_rows)
         answers: AppendResults = ()
@@ -150,7 +150,7 @@ class _CopyRun:
         for row, answer in zip(new_rows, answers, strict=True):
             if not isinstance(answer, LogError):
                 self._written += 1
-                self._remember(row)
+                self._remember_ids(row)
             elif skip_failed and not isinstance(answer, (Unavailable, OutcomeUnknown)):
                 self._failures.add(row.batch, row.index, 1, answer)
             elif refused is None:

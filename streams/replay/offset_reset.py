@@ -106,7 +106,7 @@ def plan_reset(
         resolve_partition(topic, {"to": when}, number, partitions)
         committed = positions.get((topic, number))
         after = _target_offset(log, topic, number, committed, when, now)
-        moves.append(_plan(log, topic, number, committed, after))
+        moves.append(_plan_moves(log, topic, number, committed, after))
     return moves
 
 
@@ -129,7 +129,9 @@ def _target_offset(
     return max(first, found)
 
 
-def _plan(log: Log, topic: str, partition: int, committed: Committed | None, after: int) -> Move:
+def _plan_moves(
+    log: Log, topic: str, partition: int, committed: Committed | None, after: int
+) -> Move:
     if committed is None:
         return Move(partition, None, after, 0, 0)
     before = committed.position

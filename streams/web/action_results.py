@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class ActionDone:
     """The result of an action: shown to the visitor, and logged.
 
     :param text: a sentence, translated.
@@ -29,7 +29,7 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Confirm:
+class Confirmation:
     """A description of an action, to be confirmed: it is called again with the same fields.
 
     :param title: a question, translated.
@@ -55,7 +55,7 @@ class Confirm:
     confirm: str = ""
 
 
-class Report(Protocol):
+class ReportProgress(Protocol):
     """The function by which a job reports its progress."""
 
     def __call__(self, done: int, total: int | None = None) -> None:
@@ -67,7 +67,7 @@ class Report(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Background:
+class BackgroundAction:
     """The work of an action in the background, as it may take longer than a visitor waits.
 
     :param title: a description of it, translated.
@@ -79,7 +79,7 @@ class Background:
     """
 
     title: str
-    work: Callable[[Report], Done]
+    work: Callable[[ReportProgress], ActionDone]
     back: tuple[str, str]
     subject: str = ""
     is_alone: bool = False

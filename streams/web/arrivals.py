@@ -18,7 +18,7 @@ from streams.web.addresses import topic_of
 from streams.web.browsing import MAX_PARTITIONS
 from streams.web.page import Page
 from streams.web.rendering import environment
-from streams.web.rows import Row, row_of
+from streams.web.rows import ListedMessage, row_of
 from streams.web.search import parse_positions
 
 ROWS = 25
@@ -91,7 +91,7 @@ class Arrivals:
         given = parse_positions(log, fields.text("positions")) or {}
         return {number: min(end, given.get(number, end)) for number, end in ends.items()}
 
-    def _arrived(self, topic: str, ends: dict[int, int]) -> tuple[list[Row], int]:
+    def _arrived(self, topic: str, ends: dict[int, int]) -> tuple[list[ListedMessage], int]:
         """The messages since the last poll, the newest first; and how many more there were."""
         log = self._page.log
         ranges: dict[int, OffsetRange] = {}
@@ -107,7 +107,7 @@ class Arrivals:
                 )
             ranges[number] = OffsetRange(begin, end)
             ends[number] = end
-        rows: list[Row] = []
+        rows: list[ListedMessage] = []
         reader = RangeReader(log, topic, ranges)
         try:
             for each in reader:

@@ -10,7 +10,7 @@ from streams.errors import InvalidValue
 from streams.log.range_reader import OffsetRange, read_batches
 from streams.replay.result import count_messages
 from streams.topic_reader import resolve_ranges
-from streams.web.rows import Row, row_of
+from streams.web.rows import ListedMessage, row_of
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
@@ -24,7 +24,7 @@ AT_ONCE = 50
 """How many messages are read at once, whatever their size."""
 
 
-class Leaf(NamedTuple):
+class MessagePage(NamedTuple):
     """The messages of a topic on one page.
 
     :param rows: the newest first, or from a position on the oldest first.
@@ -32,7 +32,7 @@ class Leaf(NamedTuple):
     :param after: the start positions of the later messages; empty: there are none.
     """
 
-    rows: list[Row]
+    rows: list[ListedMessage]
     before: str
     after: str
 
@@ -46,10 +46,10 @@ def newest(
     partition: int | None,
     until: Mapping[int, int] | None,
     now: float,
-) -> Leaf:
+) -> MessagePage:
     """The newest messages before some positions (blocks)."""
     ranges = _ranges(log, topic, "earliest", partition, now)
-    rows: list[Row] = []
+    rows: list[ListedMessage] = []
     ends: dict[int, int] = {}
     for number, (low, high) in ranges.items():
         end = ends[number] = high if until is None else min(high, until.get(number, high))
@@ -62,7 +62,7 @@ def newest(
         count_messages(log, topic, number, low, ends[number]) != 0
         for number, (low, _) in ranges.items()
     )
-    return Leaf(shown, _written(log, ends) if more and shown else "", "")
+    return MessagePage(shown, _format_positions(log, ends) if more and shown else "", "")
 
 
 def from_place(
@@ -74,10 +74,10 @@ def from_place(
     partition: int | None,
     start: OffsetSpec | Mapping[int, OffsetSpec],
     now: float,
-) -> Leaf:
+) -> MessagePage:
     """The first messages from a position on (blocks)."""
     ranges = _ranges(log, topic, start, partition, now)
-    rows: list[Row] = []
+    rows: list[ListedMessage] = []
     for number, each in ranges.items():
         rows += _read(log, topic, payloads, number, each, count, last=False)
     shown = nsmallest(count, rows, key=lambda row: (row.time, row.partition, row.number))
@@ -89,7 +89,9 @@ def from_place(
         for number, (_, high) in ranges.items()
     )
     before = {number: low for number, (low, _) in ranges.items()}
-    return Leaf(shown, _written(log, before), _written(log, starts) if more else "")
+    return MessagePage(
+        shown, _format_positions(log, before), _format_positions(log, starts) if more else ""
+    )
 
 
 def _ranges(
@@ -121,9 +123,9 @@ def _read(
     count: int,
     *,
     last: bool,
-) -> list[Row]:
+) -> list[ListedMessage]:
     """The last or the first messages of a range, up to a number."""
-    found: list[Row] = []
+    found: list[ListedMessage] = []
     for batch in read_batches(log, topic, partition, range.start, range.end, AT_ONCE):
         found += [row_of(log, payloads, batch, index) for index, _ in enumerate(batch.offsets)]
         if last:
@@ -133,5 +135,5 @@ def _read(
     return found[:count]
 
 
-def _written(log: Log, positions: Mapping[int, int]) -> str:
+def _format_positions(log: Log, positions: Mapping[int, int]) -> str:
     return ",".join(f"{number}/{log.format_offset(at)}" for number, at in sorted(positions.items()))

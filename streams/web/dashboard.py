@@ -38,7 +38,7 @@ except ImportError as error:
 
 from streams.web import passwords
 from streams.web.access import Access, AccessRule
-from streams.web.action_results import Background, Confirm, Done, Report
+from streams.web.action_results import ActionDone, BackgroundAction, Confirmation, ReportProgress
 from streams.web.dashboard_state import DashboardState
 from streams.web.forms import Fields, FormTooLarge, parse_fields, read_form
 from streams.web.guard import (
@@ -49,10 +49,10 @@ from streams.web.guard import (
     refuse_host,
     refuse_origin,
 )
-from streams.web.jobs import Job
+from streams.web.jobs import BackgroundJob
 from streams.web.live import live_response
 from streams.web.log_source import NoAnswer
-from streams.web.page import Action, Page, Screen, Site
+from streams.web.page import Action, DashboardSite, Page, Screen
 from streams.web.passwords import PasswordInTheClear, PasswordNeeded, TooManyWrong
 from streams.web.redaction import Redact
 from streams.web.rendering import compile_templates
@@ -122,7 +122,7 @@ class Dashboard(DashboardState):
             self._hosts: frozenset[str] | None = check_hosts(hosts)
         else:
             self._hosts = None if self._rule.asks else loopback_hosts()
-        self.site = Site(tuple(screens()), tuple(problem_finders()))
+        self.site = DashboardSite(tuple(screens()), tuple(problem_finders()))
         self._asgi = self._make_asgi()
         compile_templates()
 
@@ -159,10 +159,10 @@ class Dashboard(DashboardState):
         routes.append(Mount("/static", static))
         starlette = Starlette(
             routes=routes,
-            exception_handlers={HTTPException: self._http_error, Exception: self._crash},
+            exception_handlers={HTTPException: self._http_error, Exception: self._crash_response},
         )
         starlette.router.redirect_slashes = False  # it would trust the Host header
-        return _Guard(starlette, self)
+        return _GuardMiddleware(starlette, self)
 
     def refuse(self, request: Request) -> Response | None:
         """A response that refuses a request for any sender; None: it is allowed."""
@@ -252,22 +252,22 @@ class Dashboard(DashboardState):
                 return self._error(page, 413, page._("This form is too large."))
             except InvalidValue as error:
                 return self._error(page, 400, str(error))
-            return await self._answer(page, lambda: self._act(page, action))
+            return await self._answer(page, lambda: self._run_action(page, action))
 
         return do
 
-    def _act(self, page: Page, action: Action) -> Response:
+    def _run_action(self, page: Page, action: Action) -> Response:
         try:
             found = action.do(page)
         except StreamsError as error:
             self.expire()  # a part of the action may be done
             self._log_action(page, action, f"failed: {one_line(str(error))}", 0, "")
             raise
-        if isinstance(found, Done):
+        if isinstance(found, ActionDone):
             self.expire(found.changed)
             self._log_action(page, action, "done", found.count, found.subject)
             return page.render("done.html", done=found, title=found.text)
-        if isinstance(found, Background):
+        if isinstance(found, BackgroundAction):
             job = self.jobs.start(
                 self._using_log(found.work),
                 action=action.name,
@@ -280,24 +280,26 @@ class Dashboard(DashboardState):
             )
             self._log_action(page, action, "began", 0, found.title)
             return RedirectResponse(page.url(f"/jobs/{job.id}"), 303)
-        if isinstance(found, Confirm):
+        if isinstance(found, Confirmation):
             fields = [pair for pair in page.fields.pairs if pair[0] != "confirm"]
             return page.render("confirm.html", confirm=found, fields=fields, title=found.title)
         if found.status_code >= 500:  # it is unknown what the action did
             self.expire()
         return found
 
-    def _using_log(self, work: Callable[[Report], Done]) -> Callable[[Report], Done]:
+    def _using_log(
+        self, work: Callable[[ReportProgress], ActionDone]
+    ) -> Callable[[ReportProgress], ActionDone]:
         """The same work, with the log that the action has used, however long it takes."""
         lease = self.source.keep()
 
-        def do(report: Report) -> Done:
+        def do(report: ReportProgress) -> ActionDone:
             with self.source.using(lease):
                 return work(report)
 
         return do
 
-    def _log_job(self, page: Page, action: Action, job: Job) -> None:
+    def _log_job(self, page: Page, action: Action, job: BackgroundJob) -> None:
         result = job.result
         self.expire(() if result is None else result.changed)
         self.sampler.renew()
@@ -356,7 +358,7 @@ class Dashboard(DashboardState):
         text = page._("There is no such page.") if status == 404 else page._("Invalid request.")
         return self._error(page, status, text)
 
-    async def _crash(self, request: Request, error: Exception) -> Response:
+    async def _crash_response(self, request: Request, error: Exception) -> Response:
         # Starlette raises it once more, so that the server logs it.
         return HTMLResponse("<!doctype html><title>Error</title><p>See the log.</p>", 500)
 
@@ -367,7 +369,7 @@ class Dashboard(DashboardState):
         return live_response(self, self._page, request, access)
 
 
-class _Guard:
+class _GuardMiddleware:
     """Wraps everything, the files of ``static/`` too: the checks, and the headers.
 
     An ASGI application by itself, and no middleware of Starlette's, so that streams pass through.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _Kept(Protocol):
+class _CachedFacts(Protocol):
     """Cached facts that are kept for the next visitor."""
 
     def expire(self, names: Collection[str] = ()) -> None:
@@ -83,7 +83,7 @@ class DashboardState:
         """Functions that end the streams to browsers: of figures, and of messages that arrive."""
         self.is_closed = False
         self._answers = SharedAnswers()
-        self._kept: tuple[_Kept, ...] = (
+        self._kept: tuple[_CachedFacts, ...] = (
             self.groups,
             self.sagas,
             self.dead_topics,

@@ -152,14 +152,14 @@ class DeadTopicIndex:
                 for gone in [name for name in kept if name not in there]:
                     del kept[gone]
             known = [name for name in unnamed if name in self._known]
-        self._look(log, [*named, *known], changes, deadline)
+        self._count_letters(log, [*named, *known], changes, deadline)
         self._look_at_others(log, unnamed, changes, deadline)
         return not self._runs.is_to_stop
 
     def _is_over(self, deadline: float) -> bool:
         return time.monotonic() > deadline or self._runs.is_to_stop
 
-    def _look(self, log: Log, names: list[str], changes: int, deadline: float) -> None:
+    def _count_letters(self, log: Log, names: list[str], changes: int, deadline: float) -> None:
         """Count the letters of topics that hold some, or are named like dead letter topics."""
         changed = self._changed
 
@@ -174,7 +174,7 @@ class DeadTopicIndex:
         for name in sorted((name for name in names if not is_fresh(name)), key=rank):
             if self._is_over(deadline):
                 return
-            self._keep(name, self._look_at(log, name, changes))
+            self._store_topic(name, self._look_at(log, name, changes))
 
     def _look_at_others(self, log: Log, names: list[str], changes: int, deadline: float) -> None:
         """Check topics that held no letters."""
@@ -182,9 +182,9 @@ class DeadTopicIndex:
         for name in sorted(unknown, key=lambda each: self._empty.get(each, 0.0)):
             if is_recent(self._empty.get(name, 0.0), SAMPLED) or self._is_over(deadline):
                 return
-            self._keep(name, self._look_at(log, name, changes))
+            self._store_topic(name, self._look_at(log, name, changes))
 
-    def _keep(self, name: str, found: DeadTopic | None) -> None:
+    def _store_topic(self, name: str, found: DeadTopic | None) -> None:
         with self._lock:
             if found is not None:
                 self._known[name] = found

@@ -49,7 +49,7 @@ class DoctorResult(NamedTuple):
     changes: int = 0
 
 
-class _Redacted(MessageTexts):
+class _RedactedTexts(MessageTexts):
     """The contents of messages, as a visitor may see them."""
 
     def __init__(self, payloads: Payloads) -> None:
@@ -156,7 +156,7 @@ class DoctorRuns:
         findings: list[Finding] = []
         error = ""
         try:
-            findings = self._look(payloads=payloads)
+            findings = self._run_doctor(payloads=payloads)
         except StreamsError as found:
             error = describe_error(found)
         except Exception as found:
@@ -170,7 +170,7 @@ class DoctorRuns:
                 self._looked.notify_all()
             self._on_result()
 
-    def _look(self, *, payloads: bool) -> list[Finding]:
+    def _run_doctor(self, *, payloads: bool) -> list[Finding]:
         log, open_error = None, ""
         try:
             log = self._open_log()
@@ -179,6 +179,6 @@ class DoctorRuns:
         except StreamsError as error:
             open_error = str(error)
         prometheus = PrometheusClient(os.environ.get(PROMETHEUS))
-        shown = _Redacted(Payloads(allowed=payloads, redact=self._redact))
+        shown = _RedactedTexts(Payloads(allowed=payloads, redact=self._redact))
         inspection = AppInspection(self._app, log, open_error, prometheus, texts=shown)
         return list(run_checks(inspection))

@@ -12,7 +12,7 @@ KEPT = 1_800
 """How many samples of a subject are kept: an hour of them."""
 
 
-class Series:
+class TimeSeries:
     """Numbers with their times, the last :data:`KEPT` of them (any thread)."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Series:
 
 
 @dataclass(slots=True)
-class Figures:
+class SubjectFigures:
     """The figures of a subject.
 
     :param now: the figures of the last sample, by name; None: not known.
@@ -56,7 +56,7 @@ class Figures:
     missing: bool = False
     stale: bool = False
     """Whether something was changed since."""
-    series: Series = field(default_factory=Series)
+    series: TimeSeries = field(default_factory=TimeSeries)
     partitions: int = 0
     partitions_at: float = 0.0
     size: int | None = None

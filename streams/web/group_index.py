@@ -282,9 +282,9 @@ class GroupIndex:
         due_since = began
         while not self._closed.is_set():
             log, round_began = self._open_log(), time.monotonic()
-            self._list(log)
+            self._list_groups(log)
             if not due or due_since < max(self._listed_at, self._expired_at):
-                due, due_since = self._due(began_at), round_began
+                due, due_since = self._due_groups(began_at), round_began
             some = due[-LOOKED_AT:]
             del due[-LOOKED_AT:]
             self._known.update(self._threads.map(partial(self._look_at, log), some))
@@ -298,7 +298,7 @@ class GroupIndex:
             if now - began > AT_FULL_SPEED:
                 self._closed.wait(REST * (now - round_began))
 
-    def _list(self, log: Log) -> None:
+    def _list_groups(self, log: Log) -> None:
         began = time.monotonic()
         age = max(FRESH / 2, LIST_SHARE * self._listing_took)
         if began - self._listed_at < age and self._listed_at > self._expired_at:
@@ -314,7 +314,7 @@ class GroupIndex:
             self._listed_at, self._listing_took = began, time.monotonic() - began
             self._state.notify_all()
 
-    def _due(self, began_at: float) -> list[str]:
+    def _due_groups(self, began_at: float) -> list[str]:
         """The groups that are not fresh; last those that were changed or read longest ago.
 
         :param began_at: real seconds since the epoch.

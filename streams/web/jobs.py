@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from streams.errors import InvalidValue, StreamsError
 from streams.text import get_logger, one_line
-from streams.web.action_results import Done, Report
+from streams.web.action_results import ActionDone, ReportProgress
 
 logger = get_logger("streams.web")
 
@@ -33,7 +33,7 @@ class JobStopped(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class BackgroundJob:
     """A job that runs, or has ended.
 
     :param action: one of :data:`streams.web.access.ACTION_NAMES`.
@@ -53,7 +53,7 @@ class Job:
     done: int = 0
     total: int | None = None
     ended: float | None = None
-    result: Done | None = None
+    result: ActionDone | None = None
     error: str = ""
     stop_requested: bool = False
 
@@ -68,7 +68,7 @@ class Job:
         return (self.ended or time.time()) - self.began
 
     def report(self, done: int, total: int | None = None) -> None:
-        """See :class:`~streams.web.action_results.Report`."""
+        """See :class:`~streams.web.action_results.ReportProgress`."""
         self.done = done
         if total is not None:
             self.total = total
@@ -81,27 +81,27 @@ class Jobs:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._jobs: OrderedDict[str, BackgroundJob] = OrderedDict()
 
     def start(
         self,
-        work: Callable[[Report], Done],
+        work: Callable[[ReportProgress], ActionDone],
         *,
         action: str,
         who: str,
         title: str,
         back: tuple[str, str],
-        on_end: Callable[[Job], None],
+        on_end: Callable[[BackgroundJob], None],
         subject: str = "",
         is_alone: bool = False,
-    ) -> Job:
+    ) -> BackgroundJob:
         """Start a job, in a thread of its own.
 
         :param on_end: called when it has ended, in whatever way.
         :param is_alone: it is refused while the same action on the same subject runs.
         :raises InvalidValue: it is refused, or too many run.
         """
-        job = Job(secrets.token_urlsafe(12), action, who, title, back, subject)
+        job = BackgroundJob(secrets.token_urlsafe(12), action, who, title, back, subject)
         with self._lock:
             if sum(each.is_running for each in self._jobs.values()) >= MAX_RUNNING:
                 raise InvalidValue(
@@ -134,12 +134,12 @@ class Jobs:
         threading.Thread(target=run, name=f"streams-web-{action}", daemon=True).start()
         return job
 
-    def find(self, id: str) -> Job | None:
+    def find(self, id: str) -> BackgroundJob | None:
         """The job with an ID, if it is known here."""
         with self._lock:
             return self._jobs.get(id)
 
-    def all(self) -> list[Job]:
+    def all(self) -> list[BackgroundJob]:
         """All known jobs, the newest first."""
         with self._lock:
             return list(reversed(self._jobs.values()))

@@ -90,14 +90,14 @@ class LetterQuery:
         :raises InvalidValue: a time is invalid.
         """
         times = DeadLetterFilter(
-            since=_moment(page, self.since, page._("Failed since"), -inf),
-            until=_moment(page, self.until, page._("Failed before"), inf),
+            since=_parse_moment(page, self.since, page._("Failed since"), -inf),
+            until=_parse_moment(page, self.until, page._("Failed before"), inf),
         )
-        return _Predicate(self, times, page.payloads)
+        return _LetterPredicate(self, times, page.payloads)
 
 
 @dataclass(frozen=True, slots=True)
-class _Predicate:
+class _LetterPredicate:
     """Uses no part of a message that its visitor may not see."""
 
     query: LetterQuery
@@ -129,7 +129,7 @@ class _Predicate:
         return False
 
 
-def _moment(page: Page, written: str, label: str, default: float) -> float:
+def _parse_moment(page: Page, written: str, label: str, default: float) -> float:
     """A time, or an age, in seconds since the epoch."""
     if not written:
         return default

@@ -152,7 +152,7 @@ async def _events(
                 message = b""
             if tails and not is_over and time.monotonic() >= look_at:
                 for tail in list(tails):
-                    arrived = await _look(dashboard, tails, tail)
+                    arrived = await _poll_arrivals(dashboard, tails, tail)
                     if arrived is None:
                         break
                     message += arrived
@@ -162,7 +162,9 @@ async def _events(
     yield _event("again", {})
 
 
-async def _look(dashboard: DashboardState, tails: list[Arrivals], tail: Arrivals) -> bytes | None:
+async def _poll_arrivals(
+    dashboard: DashboardState, tails: list[Arrivals], tail: Arrivals
+) -> bytes | None:
     """The new messages for a tab; None: the log cannot be reached. A tab with an invalid tail gets
     the error, and is left out from then on."""
     try:

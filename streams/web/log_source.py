@@ -48,7 +48,7 @@ class NoAnswer(StreamsError):
     """A resource other than the log, such as an outbox's database, did not answer in time."""
 
 
-class Lease:
+class LogLease:
     """The logs that one user has in use."""
 
     __slots__ = ("__weakref__", "began", "logs", "waits_for")
@@ -79,7 +79,7 @@ class LogSource:
         self._opened_at = 0.0
         self._replaced: list[Log] = []
         """Replaced logs that are not closed yet, as they are in use."""
-        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+        self._leases: weakref.WeakSet[LogLease] = weakref.WeakSet()
         self._thread = threading.local()
         self._threads = ThreadPoolExecutor(THREADS, "streams-web")
         self._closed = False
@@ -99,11 +99,11 @@ class LogSource:
         own = self.app.runtime.log
         if own is not None:
             return own
-        found = self._current()
+        found = self._current_log()
         if found is not None:
             return found
         with self._opening:
-            found = self._current()
+            found = self._current_log()
             if found is not None:
                 return found
             app = self.app
@@ -111,34 +111,34 @@ class LogSource:
             with self._state:
                 if not self._closed:
                     self._opened, self._opened_at = opened, time.monotonic()
-                    return self._used(opened)
+                    return self._mark_used(opened)
         _let_go([opened])
         raise NotRunning("the dashboard is closed")
 
-    def _current(self) -> Log | None:
+    def _current_log(self) -> Log | None:
         with self._state:
             if self._closed:
                 raise NotRunning("the dashboard is closed")
-            return None if self._opened is None else self._used(self._opened)
+            return None if self._opened is None else self._mark_used(self._opened)
 
-    def _used(self, log: Log) -> Log:
+    def _mark_used(self, log: Log) -> Log:
         """Record that this thread uses a log (the state is held)."""
         lease = self._lease()
         if lease is not None:
             if log not in lease.logs:
                 lease.logs = (*lease.logs, log)
             return log
-        last: Lease | None = getattr(self._thread, "last", None)
+        last: LogLease | None = getattr(self._thread, "last", None)
         if last is None:  # dropped with the thread
-            last = self._thread.last = Lease()
+            last = self._thread.last = LogLease()
             self._leases.add(last)
         if last.logs != (log,):
             last.logs = (log,)
             self._close_unused()
         return log
 
-    def _lease(self) -> Lease | None:
-        found: Lease | None = getattr(self._thread, "lease", None)
+    def _lease(self) -> LogLease | None:
+        found: LogLease | None = getattr(self._thread, "lease", None)
         return found
 
     def can_open(self) -> bool:
@@ -152,17 +152,17 @@ class LogSource:
 
     # -- who uses it
 
-    def keep(self) -> Lease:
+    def keep(self) -> LogLease:
         """A lease on this thread's logs, for work that continues elsewhere after it:
         :meth:`using` ends it, and so does dropping it."""
-        lease, own = Lease(), self._lease()
+        lease, own = LogLease(), self._lease()
         with self._state:
             lease.logs = () if own is None else own.logs
             self._leases.add(lease)
         return lease
 
     @contextmanager
-    def using(self, lease: Lease | None = None, *, ends: bool = True) -> Iterator[Lease]:
+    def using(self, lease: LogLease | None = None, *, ends: bool = True) -> Iterator[LogLease]:
         """Keep the logs that this thread requests in the block in use until its end.
 
         :param lease: continues this one.
@@ -177,7 +177,7 @@ class LogSource:
             if ends:
                 self.release(lease)
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: LogLease) -> None:
         """End a lease."""
         with self._state:
             self._leases.discard(lease)
@@ -211,7 +211,7 @@ class LogSource:
 
     # -- failures
 
-    def note_failure(self, lease: Lease | None = None) -> None:
+    def note_failure(self, lease: LogLease | None = None) -> None:
         """The log did not answer: the next request gets a new one, unless it was replaced
         already, or was opened a moment ago.
 
@@ -246,7 +246,7 @@ class LogSource:
             _let_go([*self._replaced, *opened])
             self._opened, self._replaced = None, []
 
-    async def run(self, function: Callable[[], T], lease: Lease | None = None) -> T:
+    async def run(self, function: Callable[[], T], lease: LogLease | None = None) -> T:
         """Call a function in one of the threads.
 
         :param lease: the lease of the work that the function is a part of, which continues after
@@ -256,7 +256,7 @@ class LogSource:
         :raises NoAnswer: the same, while a resource other than the log was asked.
         """
         loop, ends = asyncio.get_running_loop(), lease is None
-        held = Lease() if lease is None else lease
+        held = LogLease() if lease is None else lease
 
         def call() -> T:
             with self._state:

@@ -15,10 +15,10 @@ from starlette.responses import HTMLResponse, Response
 
 from streams.errors import InvalidValue
 from streams.web.access import Access
-from streams.web.action_results import Background, Confirm, Done
+from streams.web.action_results import ActionDone, BackgroundAction, Confirmation
 from streams.web.forms import Fields
-from streams.web.jobs import Job
-from streams.web.problem_board import Problem, Unfinished
+from streams.web.jobs import BackgroundJob
+from streams.web.problem_board import Problem, UnfinishedCheck
 from streams.web.redaction import Payloads
 from streams.web.rendering import environment
 from streams.web.translations import LANGUAGES, catalogue
@@ -57,7 +57,7 @@ class Page:
     def __init__(
         self,
         dashboard: DashboardState,
-        site: Site,
+        site: DashboardSite,
         request: Request,
         access: Access,
         fields: Fields,
@@ -160,7 +160,7 @@ class Page:
         ``group:NAME``, ``processor:NAME``."""
         self.watched.extend(subjects)
 
-    def running_jobs(self, subject: str) -> list[Job]:
+    def running_jobs(self, subject: str) -> list[BackgroundJob]:
         """The running jobs on a subject whose actions this visitor may do. Their progress is kept
         up to date while the page is open."""
         found = [
@@ -272,7 +272,7 @@ class Page:
 
 
 ScreenFunction = Callable[[Page], Response]
-ActionFunction = Callable[[Page], "Done | Confirm | Background | Response"]
+ActionFunction = Callable[[Page], "ActionDone | Confirmation | BackgroundAction | Response"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,8 +302,8 @@ class Action:
     """A form that changes state (POST).
 
     :param path: the address that the form is sent to.
-    :param do: does it, or returns a description to confirm (:class:`Confirm`), or the work to do
-        in the background (:class:`Background`).
+    :param do: does it, or returns a description to confirm (:class:`Confirmation`), or the work to
+        do in the background (:class:`BackgroundAction`).
     :param name: one of :data:`streams.web.access.ACTION_NAMES`: the permission that it needs.
     """
 
@@ -312,11 +312,11 @@ class Action:
     name: str
 
 
-ProblemFinder = Callable[[Page], "Iterable[Problem | Unfinished]"]
+ProblemFinder = Callable[[Page], "Iterable[Problem | UnfinishedCheck]"]
 """Finds problems within about a second; blocks. Subjects that it cannot reach are left out."""
 
 
-class Site(NamedTuple):
+class DashboardSite(NamedTuple):
     """All screens and actions of a dashboard.
 
     :param screens: those of the navigation in its order.

@@ -47,7 +47,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Unfinished:
+class UnfinishedCheck:
     """A part of a search for problems that is not finished.
 
     :param text: a sentence, translated.
@@ -71,7 +71,7 @@ class Board(NamedTuple):
     at: float
 
 
-class _Search:
+class _ProblemSearch:
     """A search for problems that runs now."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class ProblemBoard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._boards: dict[Hashable, Board] = {}
-        self._searches: dict[Hashable, _Search] = {}
+        self._searches: dict[Hashable, _ProblemSearch] = {}
         self._changes = 0
 
     def look(self, key: Hashable, find: Callable[[], Board], patience: float) -> Board | None:
@@ -104,7 +104,7 @@ class ProblemBoard:
                 return found
             search = self._searches.get(key)
             if search is None:
-                search = self._searches[key] = _Search()
+                search = self._searches[key] = _ProblemSearch()
                 threading.Thread(
                     target=self._find,
                     args=(key, search, find),
@@ -117,7 +117,7 @@ class ProblemBoard:
             raise search.error
         return search.board
 
-    def _find(self, key: Hashable, search: _Search, find: Callable[[], Board]) -> None:
+    def _find(self, key: Hashable, search: _ProblemSearch, find: Callable[[], Board]) -> None:
         try:
             while True:
                 changes = self._changes

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from streams.app import Streams
     from streams.log.protocol import Log
     from streams.processing import Durations
-    from streams.web.figures import Figures
+    from streams.web.figures import SubjectFigures
     from streams.web.sampler import Sample
 
 QUANTILES = (0.5, 0.95, 0.99)
@@ -28,7 +28,7 @@ STALE = 20.0
 def processor_sample(app: Streams) -> Sample:
     """Samples ``processor:NAME`` (:mod:`streams.web.sampler`)."""
 
-    def sample(log: Log, name: str, figures: Figures, now: float) -> None:
+    def sample(log: Log, name: str, figures: SubjectFigures, now: float) -> None:
         processor = next((each for each in app.processors if each.name == name), None)
         stats = None if processor is None else processor.stats()
         if stats is None:

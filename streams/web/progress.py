@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from streams.inspection.reading_on import KeptReaders
     from streams.log.protocol import Log
     from streams.web.doctor_runs import DoctorRuns
-    from streams.web.figures import Figures
+    from streams.web.figures import SubjectFigures
     from streams.web.jobs import Jobs
     from streams.web.saga_indexes import SagaIndexes
     from streams.web.sampler import LocalSample, Sample
@@ -120,7 +120,7 @@ class ReadingProgress:
         }
 
     def _reading(self, readers: KeptReaders[R], count: Callable[[R], int]) -> Sample:
-        def sample(log: Log, name: str, figures: Figures, now: float) -> None:
+        def sample(log: Log, name: str, figures: SubjectFigures, now: float) -> None:
             if name not in readers.values_by_name():
                 raise NotFound(f"nobody has looked at {name!r} lately")
             reader = readers.get(name)
@@ -129,7 +129,7 @@ class ReadingProgress:
 
         return sample
 
-    def _sample_sagas(self, log: Log, name: str, figures: Figures, now: float) -> None:
+    def _sample_sagas(self, log: Log, name: str, figures: SubjectFigures, now: float) -> None:
         looked_at, is_complete = self._sagas.progress(name)
         figures.now = self._told(looked_at, is_complete=is_complete)
 
@@ -138,13 +138,13 @@ class ReadingProgress:
         return {"over": int(is_complete), "version": version, "looked_at": looked_at}
 
 
-def _sample_history(log: Log, topic: str, figures: Figures, now: float) -> None:
+def _sample_history(log: Log, topic: str, figures: SubjectFigures, now: float) -> None:
     if not isinstance(log, EventLog) or not log.describe_topic(topic).is_event_topic:
         raise NotFound(f"{topic!r} holds no histories")
     passed, total = log.index_progress(topic)
     figures.now = {"over": int(passed >= total), "version": 0, "passed": passed, "total": total}
 
 
-def _sample_log(log: Log, name: str, figures: Figures, now: float) -> None:
+def _sample_log(log: Log, name: str, figures: SubjectFigures, now: float) -> None:
     log.list_topics()  # raises while the log is out of reach
     figures.now = {"version": 1}

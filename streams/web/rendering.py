@@ -156,7 +156,7 @@ def payload(context: Context, shown: Shown, length: int = CUT_AT) -> Markup | st
     return Markup('<code class="payload">{}</code>').format(escape(cut(text, length)))
 
 
-class _Compiled(BytecodeCache):
+class _TemplateCache(BytecodeCache):
     """Compiled templates, which are the same in each language."""
 
     def __init__(self) -> None:
@@ -173,7 +173,7 @@ class _Compiled(BytecodeCache):
         self._codes[bucket.key] = bucket.bytecode_to_string()
 
 
-_compiled = _Compiled()
+_compiled = _TemplateCache()
 
 
 @cache

@@ -17,7 +17,7 @@ KEPT_BYTES = 1_500
 """The bytes of a key or a value that a row keeps."""
 
 
-class Row(NamedTuple):
+class ListedMessage(NamedTuple):
     """A message in a list.
 
     :param offset: in its log's notation.
@@ -44,11 +44,11 @@ class Row(NamedTuple):
         return f"{self.partition}/{self.offset}"
 
 
-def row_of(log: Log, payloads: Payloads, batch: Batch, index: int) -> Row:
+def row_of(log: Log, payloads: Payloads, batch: Batch, index: int) -> ListedMessage:
     """A message of a batch as a row."""
     value = batch.values[index]
     headers = batch.headers(index)
-    return Row(
+    return ListedMessage(
         batch.topic,
         batch.partition,
         log.format_offset(batch.offsets[index]),

@@ -35,7 +35,7 @@ MAX_JOURNALS = 100
 """The most journals with an index; those that were not requested for longest are forgotten."""
 
 
-class _Kept:
+class _JournalIndex:
     def __init__(self, index: SagaIndex) -> None:
         self.index = index
         self.lock = threading.Lock()
@@ -57,7 +57,7 @@ class SagaIndexes:
     def __init__(self, open_log: Callable[[], Log]) -> None:
         self._open_log = open_log
         self._lock = threading.Lock()
-        self._kept = IdleCache(self._make, MAX_JOURNALS, FORGET_AFTER)
+        self._kept = IdleCache(self._make_index, MAX_JOURNALS, FORGET_AFTER)
         self._thread: threading.Thread | None = None
         self._changes = 0
         self._closed = threading.Event()
@@ -116,10 +116,10 @@ class SagaIndexes:
         with self._lock:
             self._changes += 1
 
-    def _make(self, name: str) -> _Kept:
-        return _Kept(SagaIndex(Journal(self._open_log(), name)))
+    def _make_index(self, name: str) -> _JournalIndex:
+        return _JournalIndex(SagaIndex(Journal(self._open_log(), name)))
 
-    def _read(self, kept: _Kept, name: str, seconds: float) -> None:
+    def _read(self, kept: _JournalIndex, name: str, seconds: float) -> None:
         log = self._open_log()
         if kept.index.journal.log is not log:  # the log was reopened
             kept.index.journal = Journal(log, name)

@@ -25,7 +25,7 @@ from streams.errors import Fatal, NotFound, StreamsError, Unavailable
 from streams.inspection.groups import total_lag
 from streams.log.protocol import SizedLog
 from streams.text import get_logger
-from streams.web.figures import Figures, Series
+from streams.web.figures import SubjectFigures, TimeSeries
 from streams.web.view_samples import sample_view
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ Told = Callable[[Mapping[str, Mapping[str, float | int | None]], bool], None]
 and whether the log answers; if it does not, they are those that need no log."""
 
 
-Sample = Callable[["Log", str, Figures, float], None]
+Sample = Callable[["Log", str, SubjectFigures, float], None]
 """Fills in the figures of a subject: the log, the subject's name, its figures, and the time."""
 
 LocalSample = Callable[[str], dict[str, float | int | None]]
@@ -81,7 +81,7 @@ KINDS = (
 """The kinds of subjects."""
 
 
-class _Watcher:
+class _SubjectWatcher:
     def __init__(self, subjects: frozenset[str], told: Told) -> None:
         self.subjects = subjects
         self.told = told
@@ -108,8 +108,8 @@ class Sampler:
         self._open_log = open_log
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, Figures] = OrderedDict()
-        self._watchers: set[_Watcher] = set()
+        self._known: OrderedDict[str, SubjectFigures] = OrderedDict()
+        self._watchers: set[_SubjectWatcher] = set()
         self._watching = threading.Event()
         """Set when a visitor begins to watch, or ends."""
         self._changed: Collection[str] = ()
@@ -121,12 +121,12 @@ class Sampler:
 
     # -- requests of pages
 
-    def figures(self, subject: str) -> Figures:
+    def figures(self, subject: str) -> SubjectFigures:
         """The known figures of a subject, without asking the log."""
         with self._lock:
             found = self._known.get(subject)
             if found is None:
-                found = self._known[subject] = Figures()
+                found = self._known[subject] = SubjectFigures()
                 self._forget()
             else:
                 self._known.move_to_end(subject)
@@ -160,13 +160,13 @@ class Sampler:
         changed."""
         self._watching.set()
 
-    def past(self, subject: str) -> Series:
+    def past(self, subject: str) -> TimeSeries:
         """The past of a subject, as far as it was watched."""
         with self._lock:
             found = self._known.get(subject)
-        return Series() if found is None else found.series
+        return TimeSeries() if found is None else found.series
 
-    def ask(self, subjects: Iterable[str], seconds: float) -> dict[str, Figures]:
+    def ask(self, subjects: Iterable[str], seconds: float) -> dict[str, SubjectFigures]:
         """The figures of subjects; the log is asked about those that were not sampled lately,
         for at most this many seconds (blocks). The others are filled in later.
 
@@ -194,7 +194,7 @@ class Sampler:
 
         :param told: see :data:`Told`; called soon for the first time.
         """
-        watcher = _Watcher(frozenset(subjects), told)
+        watcher = _SubjectWatcher(frozenset(subjects), told)
         with self._lock:
             self._watchers.add(watcher)
             if self._thread is None and not self._closed:
@@ -237,13 +237,13 @@ class Sampler:
                 if not watchers or self._closed:
                     self._thread = None
                     return
-            self._round(watchers)
+            self._sample_round(watchers)
             # A new watcher gets the known figures at once; the rest is sampled.
             while (left := started + INTERVAL - time.monotonic()) > 0:
                 if self._closed or self._watching.wait(left):
                     break
 
-    def _round(self, watchers: Sequence[_Watcher]) -> None:
+    def _sample_round(self, watchers: Sequence[_SubjectWatcher]) -> None:
         subjects = set[str]().union(*(each.subjects for each in watchers))
         known = {subject: self.figures(subject) for subject in subjects}
         local = {each for each in subjects if each.partition(":")[0] in self._local}
@@ -263,7 +263,7 @@ class Sampler:
             shown = watcher.subjects if reachable else watcher.subjects & local
             watcher.told({each: known[each].now for each in shown if known[each].at}, reachable)
 
-    def _ask_log(self, known: Mapping[str, Figures]) -> None:
+    def _ask_log(self, known: Mapping[str, SubjectFigures]) -> None:
         log = self._open_log()
         deadline = time.monotonic() + INTERVAL
         for subject, figures in sorted(known.items(), key=lambda each: each[1].at):
@@ -272,7 +272,7 @@ class Sampler:
             if time.monotonic() > deadline or self._closed:
                 break
 
-    def _sample_local(self, subject: str, figures: Figures) -> None:
+    def _sample_local(self, subject: str, figures: SubjectFigures) -> None:
         kind, _, name = subject.partition(":")
         try:
             figures.now, figures.missing = self._local[kind](name), False
@@ -280,7 +280,7 @@ class Sampler:
             figures.now, figures.missing = {}, True
         figures.at = time.time()
 
-    def _sample(self, log: Log, subject: str, figures: Figures) -> None:
+    def _sample(self, log: Log, subject: str, figures: SubjectFigures) -> None:
         """Sample a subject; figures that the log does not give for this one stay unknown.
 
         :raises Unavailable: the log cannot be reached.
@@ -331,7 +331,7 @@ class Sampler:
         return [each for each in names if each.partition(":")[0] in KINDS]
 
 
-def _sample_topic(log: Log, topic: str, figures: Figures, now: float) -> None:
+def _sample_topic(log: Log, topic: str, figures: SubjectFigures, now: float) -> None:
     if now - figures.partitions_at > TOPIC_FACTS_AGE:
         figures.partitions = log.describe_topic(topic).partitions
         figures.partitions_at = now
@@ -373,7 +373,7 @@ def group_sample(read: Callable[[Log, str], GroupInfo]) -> Sample:
     :param read: reads a group.
     """
 
-    def sample(log: Log, group: str, figures: Figures, now: float) -> None:
+    def sample(log: Log, group: str, figures: SubjectFigures, now: float) -> None:
         info = read(log, group)
         lag = total_lag(log, info)
         figures.now = {"lag": lag, "members": len(info.members)}

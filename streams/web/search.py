@@ -26,7 +26,7 @@ from streams.log.range_reader import OffsetRange
 from streams.replay.result import count_messages, total_messages
 from streams.topic_reader import resolve_ranges
 from streams.web.decoded import MAX_DECODED, NO_DOCUMENT, document_of
-from streams.web.rows import Row, row_of
+from streams.web.rows import ListedMessage, row_of
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -69,7 +69,7 @@ _PATH_PART = re.compile(r"([^.\[\]]+)|\[([0-9]{1,9})\]")
 _MISSING: Any = object()
 
 
-class Query(NamedTuple):
+class MessageQuery(NamedTuple):
     """A query: a message must meet all given conditions.
 
     :param key: its key equals this.
@@ -149,7 +149,7 @@ class Matcher:
     :raises InvalidValue: the path is invalid.
     """
 
-    def __init__(self, app: Streams, query: Query, payloads: Payloads) -> None:
+    def __init__(self, app: Streams, query: MessageQuery, payloads: Payloads) -> None:
         self._app = app
         self._query = query
         self._payloads = payloads
@@ -212,7 +212,7 @@ def _bytes(text: str) -> bytes:
 
 
 @dataclass(slots=True)
-class Progress:
+class SearchProgress:
     """The progress of a search, and the messages found since the last report.
 
     :param looked: messages checked.
@@ -232,7 +232,7 @@ class Progress:
     total: int | None = None
     oldest: float | None = None
     newest: float | None = None
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ListedMessage] = field(default_factory=list)
     found: int = 0
     ended: str = ""
     positions: str = ""
@@ -259,7 +259,7 @@ class Search:
         app: Streams,
         log: Log,
         topic: str,
-        query: Query,
+        query: MessageQuery,
         payloads: Payloads,
         *,
         start: OffsetSpec | Mapping[int, OffsetSpec] = "earliest",
@@ -284,11 +284,11 @@ class Search:
             }
         self._left = {number: each for number, each in ranges.items() if each.start < each.end}
         self._all = dict(ranges)
-        self.progress = Progress(total=total_messages(log, topic, ranges))
+        self.progress = SearchProgress(total=total_messages(log, topic, ranges))
         self._readers: dict[int, Reader] = {}
         self._bytes = 0
 
-    def __iter__(self) -> Iterator[Progress]:
+    def __iter__(self) -> Iterator[SearchProgress]:
         """Its progress, repeatedly; the last one says why it ended."""
         progress = self.progress
         if not _at_once.acquire(blocking=False):
@@ -303,37 +303,37 @@ class Search:
             for reader in self._readers.values():
                 reader.close()
 
-    def _run(self) -> Iterator[Progress]:
+    def _run(self) -> Iterator[SearchProgress]:
         progress = self.progress
         began = reported = rested = time.monotonic()
         try:
             while self._left and not progress.ended:
                 for partition in list(self._left):
-                    for batch in self._chunk(partition):
-                        for index in self._order(batch):
-                            self._look(batch, index)
+                    for batch in self._read_chunk(partition):
+                        for index in self._row_order(batch):
+                            self._check_message(batch, index)
                             now = time.monotonic()
                             if now - rested > WORK:
                                 time.sleep(REST)
                                 rested = time.monotonic()
-                            if progress.ended or self._over(began, now):
+                            if progress.ended or self._is_exhausted(began, now):
                                 break
                         if progress.ended:
                             break
                     if progress.ended:
                         break
                     if time.monotonic() - reported > REPORT:
-                        yield self._report()
+                        yield self._take_progress()
                         reported = time.monotonic()
             progress.ended = progress.ended or "all"
         except StreamsError as error:
             progress.ended, progress.error = "error", str(error)
-        yield self._report()
+        yield self._take_progress()
 
-    def _order(self, batch: Batch) -> range:
+    def _row_order(self, batch: Batch) -> range:
         return range(len(batch) - 1, -1, -1) if self._backwards else range(len(batch))
 
-    def _chunk(self, partition: int) -> Iterator[Batch]:
+    def _read_chunk(self, partition: int) -> Iterator[Batch]:
         """The next messages of a partition, in batches."""
         low, high = self._left[partition]
         if not self._backwards:
@@ -375,7 +375,7 @@ class Search:
         low, high = self._left.pop(partition)
         self._all[partition] = OffsetRange(low, low) if self._backwards else OffsetRange(high, high)
 
-    def _look(self, batch: Batch, index: int) -> None:
+    def _check_message(self, batch: Batch, index: int) -> None:
         progress = self.progress
         progress.looked += 1
         self._bytes += len(batch.values[index] or b"")
@@ -392,7 +392,7 @@ class Search:
             if progress.found >= MAX_FOUND:
                 progress.ended = "found"
 
-    def _over(self, began: float, now: float) -> bool:
+    def _is_exhausted(self, began: float, now: float) -> bool:
         progress = self.progress
         if now - began > MAX_SECONDS:
             progress.ended = "seconds"
@@ -402,7 +402,7 @@ class Search:
             progress.ended = "bytes"
         return bool(progress.ended)
 
-    def _report(self) -> Progress:
+    def _take_progress(self) -> SearchProgress:
         self.progress.positions = self._positions()
         self.progress.too_large = self._matches.too_large
         report = replace(self.progress)

@@ -19,7 +19,7 @@ MAX_ANSWERS = 1_000
 """The most answers that are kept; expired ones are forgotten first."""
 
 
-class _Answer(Generic[T]):
+class _SharedAnswer(Generic[T]):
     """An answer that is being requested, or was given.
 
     :param until: when it expires; unknown until it was given.
@@ -51,7 +51,7 @@ class SharedAnswers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._answers: dict[Hashable, _Answer[Any]] = {}
+        self._answers: dict[Hashable, _SharedAnswer[Any]] = {}
 
     def get(self, key: Hashable, seconds: float, make: Callable[[], T]) -> T:
         """The result of ``make`` for this key within the last ``seconds`` of real time, whoever
@@ -64,10 +64,10 @@ class SharedAnswers:
             found = self._answers.get(key)
             if found is not None and time.monotonic() < found.until:
                 is_own = False
-                answer = cast("_Answer[T]", found)
+                answer = cast("_SharedAnswer[T]", found)
             else:
                 is_own = True
-                answer = self._answers[key] = _Answer[T]()
+                answer = self._answers[key] = _SharedAnswer[T]()
                 self._bound()
         if not is_own:
             return answer.take()
@@ -95,7 +95,7 @@ class SharedAnswers:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def _forget(self, key: Hashable, answer: _Answer[Any]) -> None:
+    def _forget(self, key: Hashable, answer: _SharedAnswer[Any]) -> None:
         if self._answers.get(key) is answer:
             del self._answers[key]
 

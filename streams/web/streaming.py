@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from streams.web.rendering import environment
 
 if TYPE_CHECKING:
-    from streams.web.log_source import Lease
+    from streams.web.log_source import LogLease
     from streams.web.page import Page
 
 FLUSH = "<!-- -->"
@@ -29,7 +29,7 @@ def stream_page(page: Page, template: str, **context: Any) -> StreamingResponse:
     )
 
 
-async def _send(page: Page, pieces: Iterator[str], lease: Lease) -> AsyncIterator[str]:
+async def _send(page: Page, pieces: Iterator[str], lease: LogLease) -> AsyncIterator[str]:
     source = page.dashboard.source
     while True:
         part = await source.run(lambda: _until_flush(pieces), lease)

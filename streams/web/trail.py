@@ -82,7 +82,7 @@ def trail_of(page: Page, row: LogRow) -> Trail:
     outputs = [name for name in declared if name in groups.topics]
     others = [] if declared else [name for name in groups.topics if name not in groups.internal]
     wanted = [name for name in dict.fromkeys([*derived, *outputs, *others]) if name != topic]
-    stops, complete = _look(page, [*wanted, topic], row)
+    stops, complete = _find_copies(page, [*wanted, topic], row)
     return Trail(states, stops, complete and groups.is_complete)
 
 
@@ -110,7 +110,7 @@ def _state(log: Log, group: str, row: LogRow) -> str:
     return "settled" if settled else "waits"
 
 
-def _look(page: Page, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]:
+def _find_copies(page: Page, topics: list[str], row: LogRow) -> tuple[list[Stop], bool]:
     """The same message in other topics, and the messages that name it as their cause."""
     log, id, began = page.log, row.id, time.monotonic()
     when = row.batch.time(row.index)

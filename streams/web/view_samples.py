@@ -9,7 +9,7 @@ from streams.eventsourcing.views.inspection import VersionInspector, read_view
 
 if TYPE_CHECKING:
     from streams.log.protocol import Log
-    from streams.web.figures import Figures
+    from streams.web.figures import SubjectFigures
 
 TOTALS_AGE = 10.0
 """Seconds of real time after which documents are counted again."""
@@ -23,7 +23,7 @@ def view_subject(name: str, version: int) -> str:
     return f"view:{version}:{name}"
 
 
-def sample_view(log: Log, subject: str, figures: Figures, now: float) -> None:
+def sample_view(log: Log, subject: str, figures: SubjectFigures, now: float) -> None:
     """Sample a version's progress; its series is of the messages that are folded.
 
     :raises NotFound: there is no such version.

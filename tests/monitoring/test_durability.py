@@ -9,7 +9,7 @@ import pytest
 
 from streams import NotFound, Unavailable
 from streams.errors import EventTopicError
-from streams.inspection.doctor.app_inspection import AppInspection, Verdict
+from streams.inspection.doctor.app_inspection import AppInspection, CheckVerdict
 from streams.inspection.doctor.checklist import run_checks
 from streams.inspection.doctor.prometheus import PrometheusClient
 from streams.log.events import EventLog
@@ -158,11 +158,11 @@ async def test_the_doctor_on_every_log(stage: Stage) -> None:
     verdicts = {(each.item, each.subject.partition(" ")[0]): each.verdict for each in findings}
     persisted = verdicts.pop(("persisted", "topic"))
     # What the shared test servers are: one Kafka broker, one Redis that keeps nothing on a disk.
-    assert persisted is {"sqlite": Verdict.yes}.get(stage.case.name, Verdict.no)
-    assert verdicts.pop(("monitoring", "metrics")) is Verdict.no
-    assert verdicts.pop(("alerts", "Prometheus")) is Verdict.unknown
-    assert verdicts.pop(("retention", "topic")) is Verdict.unknown  # nobody said how long
-    assert set(verdicts.values()) == {Verdict.yes}
+    assert persisted is {"sqlite": CheckVerdict.yes}.get(stage.case.name, CheckVerdict.no)
+    assert verdicts.pop(("monitoring", "metrics")) is CheckVerdict.no
+    assert verdicts.pop(("alerts", "Prometheus")) is CheckVerdict.unknown
+    assert verdicts.pop(("retention", "topic")) is CheckVerdict.unknown  # nobody said how long
+    assert set(verdicts.values()) == {CheckVerdict.yes}
     assert set(verdicts) == {
         ("idempotent", "processor"),
         ("idempotent", "topic"),

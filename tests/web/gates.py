@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from streams.web import Dashboard
-from streams.web.action_results import Done, Report
-from streams.web.jobs import Job
+from streams.web.action_results import ActionDone, ReportProgress
+from streams.web.jobs import BackgroundJob
 from tests.conformance.stage import PATIENCE
 
 
@@ -62,15 +62,17 @@ class Gate:
 
 
 @contextmanager
-def lasting_job(dashboard: Dashboard) -> Iterator[tuple[Job, Callable[[int | None], None]]]:
+def lasting_job(
+    dashboard: Dashboard,
+) -> Iterator[tuple[BackgroundJob, Callable[[int | None], None]]]:
     """A job that runs meanwhile, and what has it say how many of ten are done; None ends it."""
     said: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
-    def work(report: Report) -> Done:
+    def work(report: ReportProgress) -> ActionDone:
         report(1, 10)
         while (done := said.get()) is not None:
             report(done)
-        return Done("It is over.")
+        return ActionDone("It is over.")
 
     job = dashboard.jobs.start(
         work,

@@ -10,8 +10,8 @@ import pytest
 from streams.errors import InvalidValue, Unavailable
 from streams.web import Dashboard
 from streams.web.access import Access
-from streams.web.action_results import Background, Done, Report
-from streams.web.jobs import MAX_RUNNING, Job, Jobs
+from streams.web.action_results import ActionDone, BackgroundAction, ReportProgress
+from streams.web.jobs import MAX_RUNNING, BackgroundJob, Jobs
 from streams.web.page import Action, Page
 from streams.web.screens import groups
 from tests.conformance.stage import Stage
@@ -23,14 +23,14 @@ async def test_a_job_goes_on_without_its_visitor(
 ) -> None:
     go_on = threading.Event()
 
-    def work(report: Report) -> Done:
+    def work(report: ReportProgress) -> ActionDone:
         report(3, 10)
         go_on.wait()
         report(10)
-        return Done("All ten.", count=10, subject="ten")
+        return ActionDone("All ten.", count=10, subject="ten")
 
-    def begin(page: Page) -> Background:
-        return Background("Counting to ten", work, (page.url("/groups"), "Groups"))
+    def begin(page: Page) -> BackgroundAction:
+        return BackgroundAction("Counting to ten", work, (page.url("/groups"), "Groups"))
 
     monkeypatch.setattr(groups, "ACTIONS", (Action("/count", begin, "retry"),))
     dashboard = Dashboard(stage.app(), access={"retry"})
@@ -57,14 +57,14 @@ async def test_a_job_goes_on_without_its_visitor(
 def test_a_job_ends_with_what_went_wrong_or_when_it_is_asked_to() -> None:
     jobs, ended = Jobs(), threading.Semaphore(0)
 
-    def start(work: object) -> Job:
+    def start(work: object) -> BackgroundJob:
         return jobs.start(
             work,  # type: ignore[arg-type]
             action="retry", who="", title="", back=("", ""),
             on_end=lambda job: ended.release(),
         )  # fmt: skip
 
-    def fail(report: Report) -> Done:
+    def fail(report: ReportProgress) -> ActionDone:
         report(2)
         raise Unavailable("no answer")
 
@@ -72,7 +72,7 @@ def test_a_job_ends_with_what_went_wrong_or_when_it_is_asked_to() -> None:
     ended.acquire()
     assert (failed.error, failed.done, failed.is_running) == ("no answer", 2, False)
 
-    def for_ever(report: Report) -> Done:
+    def for_ever(report: ReportProgress) -> ActionDone:
         while True:
             report(1)
 
@@ -88,11 +88,11 @@ def test_a_job_ends_with_what_went_wrong_or_when_it_is_asked_to() -> None:
 def test_what_runs_already_is_not_begun_twice() -> None:
     jobs, over, ended = Jobs(), threading.Event(), threading.Semaphore(0)
 
-    def work(report: Report) -> Done:
+    def work(report: ReportProgress) -> ActionDone:
         over.wait()
-        return Done("done", back=("", ""))
+        return ActionDone("done", back=("", ""))
 
-    def start(subject: str, *, is_alone: bool = True) -> Job:
+    def start(subject: str, *, is_alone: bool = True) -> BackgroundJob:
         return jobs.start(
             work, action="rebuild", who="", title="Rebuild", back=("", ""),
             on_end=lambda job: ended.release(), subject=subject, is_alone=is_alone,

@@ -22,7 +22,7 @@ from streams.log.protocol import Log
 from streams.log.url import open_log
 from streams.web import Dashboard, live, log_source, sampler
 from streams.web.ages import is_recent
-from streams.web.figures import KEPT, Figures, Series
+from streams.web.figures import KEPT, SubjectFigures, TimeSeries
 from streams.web.rendering import environment
 from streams.web.sampler import MAX_WATCHED, Sampler
 from streams.web.server import _Server
@@ -176,7 +176,7 @@ def test_a_token_names_what_a_page_shows() -> None:
 
 
 def test_an_hour_is_kept_and_no_more() -> None:
-    series = Series()
+    series = TimeSeries()
     for number in range(KEPT + 500):
         series.add(float(number), float(-number))
     points = series.points()
@@ -360,7 +360,7 @@ def test_what_lies_ahead_is_not_recent() -> None:
     assert is_recent(now, 3_600)
     assert not is_recent(now - 7_200, 3_600)
     assert not is_recent(now + 3_600, 7_200)
-    assert not Figures(at=now + 3_600).is_fresh(7_200)
+    assert not SubjectFigures(at=now + 3_600).is_fresh(7_200)
 
 
 def test_no_template_is_compiled_while_somebody_visits(stage: Stage) -> None:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from streams.errors import Unavailable
 from streams.web import Dashboard, log_source
-from streams.web.action_results import Background, Done, Report
+from streams.web.action_results import ActionDone, BackgroundAction, ReportProgress
 from streams.web.log_source import LogSource
 from streams.web.page import Action, Page, Screen
 from streams.web.screens import groups
@@ -79,15 +79,15 @@ async def test_a_job_keeps_its_log_while_others_are_given_a_new_one(
     screens, go_on = Hanging(monkeypatch), threading.Event()
     used: list[Log] = []
 
-    def begin(page: Page) -> Background:
+    def begin(page: Page) -> BackgroundAction:
         log = page.log
         used.append(log)
 
-        def work(report: Report) -> Done:
+        def work(report: ReportProgress) -> ActionDone:
             assert go_on.wait(PATIENCE)
-            return Done(f"{len(log.list_topics())} topics.", count=1)
+            return ActionDone(f"{len(log.list_topics())} topics.", count=1)
 
-        return Background("Counting", work, (page.url("/groups"), "Groups"))
+        return BackgroundAction("Counting", work, (page.url("/groups"), "Groups"))
 
     monkeypatch.setattr(groups, "ACTIONS", (Action("/count", begin, "retry"),))
     stage.anchor.create_topic(stage.topic_name, 1)

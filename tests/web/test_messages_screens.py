@@ -22,7 +22,7 @@ from streams.web import Dashboard, Payload, live
 from streams.web import search as search_module
 from streams.web.arrivals import Arrivals, Arrived
 from streams.web.sampler import Sampler
-from streams.web.search import Query, at_path, path_parts
+from streams.web.search import MessageQuery, at_path, path_parts
 from streams.wire import iso_time
 from tests.conformance.stage import PATIENCE, QUICK, Stage
 from tests.managers import purses
@@ -199,8 +199,8 @@ async def test_while_somebody_searches_others_are_answered(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await filled(stage, 3, partitions=1)
-    gate = Gate(search_module.Search._look)
-    monkeypatch.setattr(search_module.Search, "_look", gate.bound())
+    gate = Gate(search_module.Search._check_message)
+    monkeypatch.setattr(search_module.Search, "_check_message", gate.bound())
     async with visit(Dashboard(stage.app(), access="all")) as visitor:
         address = f"/topics/{stage.topic_name}/messages"
         searching = asyncio.create_task(visitor.get(f"{address}?text=customer"))
@@ -388,8 +388,8 @@ async def test_what_is_redacted_cannot_be_searched_for(stage: Stage) -> None:
 
 
 def test_a_query_that_asks_for_nothing_is_empty() -> None:
-    assert Query().is_empty
-    assert not Query(text="x").is_empty
+    assert MessageQuery().is_empty
+    assert not MessageQuery(text="x").is_empty
 
 
 async def test_headers_that_a_page_names_apart_are_redacted_too(stage: Stage) -> None:
@@ -612,13 +612,13 @@ async def test_a_search_keeps_few_bytes_and_looks_at_each_message_once(
     monkeypatch.setattr(search_module, "READ", 3)
     monkeypatch.setattr(search_module, "CHUNK_BYTES", 150)  # of 33 each
     looked: list[tuple[int, int]] = []
-    look = search_module.Search._look
+    look = search_module.Search._check_message
 
     def note(search: Any, batch: Batch, index: int) -> None:
         looked.append((batch.partition, batch.offsets[index]))
         look(search, batch, index)
 
-    monkeypatch.setattr(search_module.Search, "_look", note)
+    monkeypatch.setattr(search_module.Search, "_check_message", note)
     async with visit(Dashboard(stage.app(), access="all")) as visitor:
         path = f"/topics/{stage.topic_name}/messages?text=nothing-like-it&order={order}"
         seen = await visitor.get(path)

@@ -33,7 +33,7 @@ MAX_UNANSWERED = 5
 """Things that the log need not answer about, before it is taken for one that answers nothing."""
 
 
-class Verdict(StrEnum):
+class CheckVerdict(StrEnum):
     """What a check found."""
 
     yes = "yes"
@@ -52,7 +52,7 @@ class Finding:
 
     item: str
     subject: str
-    verdict: Verdict
+    verdict: CheckVerdict
     reason: str
     advice: str = ""
 
@@ -65,15 +65,15 @@ class Subject(NamedTuple):
 
     def yes(self, reason: str, advice: str = "") -> Finding:
         """The finding that the item is fulfilled."""
-        return Finding(*self, Verdict.yes, reason, advice)
+        return Finding(*self, CheckVerdict.yes, reason, advice)
 
     def no(self, reason: str, advice: str) -> Finding:
         """The finding that the item is not fulfilled."""
-        return Finding(*self, Verdict.no, reason, advice)
+        return Finding(*self, CheckVerdict.no, reason, advice)
 
     def unknown(self, reason: str, advice: str) -> Finding:
         """The finding that the item could not be checked."""
-        return Finding(*self, Verdict.unknown, reason, advice)
+        return Finding(*self, CheckVerdict.unknown, reason, advice)
 
 
 class MessageTexts:

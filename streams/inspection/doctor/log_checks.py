@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from streams.errors import NotFound
 from streams.inspection import texts
-from streams.inspection.doctor.app_inspection import AppInspection, Finding, Subject, Verdict
+from streams.inspection.doctor.app_inspection import AppInspection, CheckVerdict, Finding, Subject
 
 if TYPE_CHECKING:
     from streams.config import Retention
@@ -59,7 +59,9 @@ def _check_topic_persistence(
 def _persistence_finding(subject: Subject, facts: Sequence[DurabilityFact]) -> Finding:
     insufficient = [fact for fact in facts if fact.is_safe is False]
     undecided = [fact for fact in facts if fact.is_safe is None]
-    verdict = Verdict.no if insufficient else Verdict.unknown if undecided else Verdict.yes
+    verdict = (
+        CheckVerdict.no if insufficient else CheckVerdict.unknown if undecided else CheckVerdict.yes
+    )
     why = ", ".join(f"{fact.name} {fact.value}" for fact in insufficient or undecided or facts)
     with_advice = [*insufficient, *undecided] or [fact for fact in facts if fact.advice]
     return Finding(*subject, verdict, why, "; ".join(each.advice for each in with_advice))

@@ -69,7 +69,7 @@ def _check_manager(
     yield from found
 
 
-def _show(inspection: AppInspection, inspector: ManagerInspector) -> str:
+def _format_manager(inspection: AppInspection, inspector: ManagerInspector) -> str:
     name = shlex.quote(inspector.manager.name)
     return inspection.command(f"managers show {inspection.target} {name}")
 
@@ -79,7 +79,7 @@ def _check_reading(
 ) -> Iterator[Finding]:
     """Somebody reads its topics and its timeouts, and keeps up."""
     partitions = list(inspector.partitions())
-    show = f"{_show(inspection, inspector)} says how far it is"
+    show = f"{_format_manager(inspection, inspector)} says how far it is"
     for processor in inspector.manager.processors:
         group = processor.group
         own = [each for each in partitions if each.group == group]
@@ -164,5 +164,6 @@ def _check_timeouts(
         f"{printable_text(first.value.name)} of {key!r}",
         "see the log of the processes that run it, and their clocks"
         if runs
-        else f"run the app, which delivers them; {_show(inspection, inspector)} lists them",
+        else "run the app, which delivers them; "
+        f"{_format_manager(inspection, inspector)} lists them",
     )

@@ -128,7 +128,7 @@ class Unlisted:
         self.texts.append(f"{where}: {type(key).__name__}")
 
 
-class KeyRow(NamedTuple):
+class AggregateKeyRow(NamedTuple):
     """An aggregate in the list of one kind."""
 
     id: Shown
@@ -217,9 +217,9 @@ def _address(page: Page, topic: str, key: bytes, shown: Shown) -> str:
     return page.url("/aggregates/history", {"aggregate": topic.removesuffix(SUFFIX), **fields})
 
 
-def _key_row(page: Page, topic: str, found: HistoryKey) -> KeyRow:
+def _key_row(page: Page, topic: str, found: HistoryKey) -> AggregateKeyRow:
     shown = page.payloads.key(topic, found.key)
-    return KeyRow(
+    return AggregateKeyRow(
         shown, _address(page, topic, found.key, shown), found.head.base.version, found.head.is_final
     )
 
@@ -408,7 +408,7 @@ def _snapshots(
 # -- aggregates that the app's code cannot read
 
 
-class StoppedRow(NamedTuple):
+class StoppedAggregateRow(NamedTuple):
     """An aggregate that the app's code cannot read."""
 
     id: Shown
@@ -428,7 +428,7 @@ def list_stopped(page: Page) -> Response:
         return unfinished
     unlisted = Unlisted()
     keys = ordered_keys(log, info, b"", key_behind(page, info.name), CHECK_SIZE, unlisted)
-    rows: list[StoppedRow] = []
+    rows: list[StoppedAggregateRow] = []
     looked_at, last = 0, b""
     deadline = time.monotonic() + PATIENCE
     is_over = False
@@ -453,13 +453,15 @@ def list_stopped(page: Page) -> Response:
     )
 
 
-def _stopped_row(page: Page, topic: str, key: bytes, found: StoppedAt | StreamsError) -> StoppedRow:
+def _stopped_row(
+    page: Page, topic: str, key: bytes, found: StoppedAt | StreamsError
+) -> StoppedAggregateRow:
     shown = page.payloads.key(topic, key)
     url = _address(page, topic, key, shown)
     if isinstance(found, StoppedAt):
         reason = page.payloads.error(topic, found.reason)
-        return StoppedRow(shown, url, found.version, reason)
-    return StoppedRow(shown, url, 0, page.payloads.error(topic, str(found)))
+        return StoppedAggregateRow(shown, url, found.version, reason)
+    return StoppedAggregateRow(shown, url, 0, page.payloads.error(topic, str(found)))
 
 
 SCREENS = (

@@ -26,7 +26,7 @@ from streams.inspection.letters import (
 )
 from streams.log.names import is_valid_name
 from streams.patterns.deadletters import ClosedKeyHead, ClosedKeyReader, CommandTarget
-from streams.web.action_results import Background, Confirm, Done, Report
+from streams.web.action_results import ActionDone, BackgroundAction, Confirmation, ReportProgress
 from streams.web.group_index import LOOK
 from streams.web.kept_topics import MAX_CLOSED_KEYS, counted
 from streams.web.page import Action, Page, Screen
@@ -61,22 +61,22 @@ def index_of(page: Page, name: str) -> ClosedKeyIndex:
     return page.dashboard.closed_keys.get(name)
 
 
-class TopicRow(NamedTuple):
+class ClosedKeyTopicRow(NamedTuple):
     """The closed keys of a group and topic, in a list."""
 
     source: ParkedSource
     counts: KeyCounts | None
 
 
-def _topics(page: Page) -> list[TopicRow]:
+def _topics(page: Page) -> list[ClosedKeyTopicRow]:
     groups = page.dashboard.groups.look(READ_SECONDS)
     sources = {each.name: each for each in parked_sources(groups.topics, groups.names)}
     readers = page.dashboard.closed_keys
     found = counted(list(sources), readers, most=MAX_CLOSED_KEYS, seconds=READ_SECONDS)
-    return [TopicRow(sources[name], counts) for name, counts in found.items()]
+    return [ClosedKeyTopicRow(sources[name], counts) for name, counts in found.items()]
 
 
-class KeyRow(NamedTuple):
+class ShownClosedKey(NamedTuple):
     """A closed key, as it is shown.
 
     :param at: ``PARTITION/OFFSET`` of the record of its first message, which identifies it.
@@ -179,10 +179,10 @@ def _key_search(page: Page, name: str, seconds: float) -> _KeySearch | None:
 
 def _key_row(
     page: Page, name: str, row: ClosedKeyRow, heads: dict[tuple[int, int], ClosedKeyHead]
-) -> KeyRow:
+) -> ShownClosedKey:
     head = heads.get((row.partition, row.position))
     facts = None if head is None else letter_facts(head.row)
-    return KeyRow(
+    return ShownClosedKey(
         f"{row.partition}/{page.log.format_offset(row.position)}" if row.position >= 0 else "",
         page.payloads.key(name, row.key),
         page.payloads.error(name, None if facts is None else facts.error),
@@ -254,17 +254,19 @@ def _find(page: Page, index: ClosedKeyIndex, at: str) -> ClosedKeyRow:
 # -- actions
 
 
-def retry(page: Page) -> Done | Confirm | Background:
+def retry(page: Page) -> ActionDone | Confirmation | BackgroundAction:
     """Let the messages that close keys be handled again."""
-    return _act(page, "retry")
+    return _command_keys(page, "retry")
 
 
-def drop(page: Page) -> Done | Confirm | Background:
+def drop(page: Page) -> ActionDone | Confirmation | BackgroundAction:
     """Drop the messages that close keys."""
-    return _act(page, "drop")
+    return _command_keys(page, "drop")
 
 
-def _act(page: Page, command: Literal["retry", "drop"]) -> Done | Confirm | Background:
+def _command_keys(
+    page: Page, command: Literal["retry", "drop"]
+) -> ActionDone | Confirmation | BackgroundAction:
     source = _source_of(page)
     back = _back(page, source)
     targets = _targets(page, index_of(page, source.name), command)
@@ -273,18 +275,18 @@ def _act(page: Page, command: Literal["retry", "drop"]) -> Done | Confirm | Back
         return _question(page, source, command, count, back)
     reader = ClosedKeyReader(page.log, source.group, source.topic)
 
-    def work(report: Report) -> Done:
+    def work(report: ReportProgress) -> ActionDone:
         report(0, count)
         for begin in range(0, count, AT_ONCE):
             chunk = targets[begin : begin + AT_ONCE]
             reader.send_commands(command, chunk)
             report(begin + len(chunk), count)
-        return Done(_done_text(page, command, count), count, back, subject=source.name)
+        return ActionDone(_done_text(page, command, count), count, back, subject=source.name)
 
     if count <= AT_ONCE:
         return work(lambda done, total=None: None)
     title = page._("Open closed keys of %(topic)s", topic=source.name)
-    return Background(title, work, back, source.name)
+    return BackgroundAction(title, work, back, source.name)
 
 
 def _targets(
@@ -349,7 +351,7 @@ def _done_text(page: Page, command: str, count: int) -> str:
 
 def _question(
     page: Page, source: ParkedSource, command: str, count: int, back: tuple[str, str]
-) -> Confirm:
+) -> Confirmation:
     warning = ""
     if not has_members(page, source.group):
         warning = page._(
@@ -363,7 +365,7 @@ def _question(
             if wanted
             else []
         )
-        return Confirm(
+        return Confirmation(
             page.plural(
                 "Open %(number)s closed key of %(topic)s?",
                 "Open %(number)s closed keys of %(topic)s?",
@@ -382,7 +384,7 @@ def _question(
             ),
             warning=warning,
         )
-    return Confirm(
+    return Confirmation(
         page.plural(
             "Drop the message that closes %(number)s key of %(topic)s?",
             "Drop the messages that close %(number)s keys of %(topic)s?",
@@ -402,7 +404,7 @@ def _back(page: Page, source: ParkedSource) -> tuple[str, str]:
     return page.url("/keys", query), page._("Back to the closed keys")
 
 
-def edit(page: Page) -> Done:
+def edit(page: Page) -> ActionDone:
     """Replace the value of a message that closes a key, and let it be handled."""
     source, log = _source_of(page), page.log
     index = index_of(page, source.name)
@@ -436,7 +438,7 @@ def edit(page: Page) -> Done:
                 )
             )
     ClosedKeyReader(log, source.group, source.topic).send_command("edit", head, value)
-    return Done(
+    return ActionDone(
         page._("The message is handled with the new value, then those behind it.")
         + " "
         + page._("The process that owns the partition does this as soon as it runs."),

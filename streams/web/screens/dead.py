@@ -22,7 +22,7 @@ from streams.web.group_index import LOOK
 from streams.web.letter_query import LetterQuery
 from streams.web.page import MAX_BULK, Page, Screen
 from streams.web.paging import PAGE_SIZE, paged
-from streams.web.problem_board import Problem, Unfinished
+from streams.web.problem_board import Problem, UnfinishedCheck
 from streams.web.redaction import Shown
 from streams.web.rendering import is_text
 from streams.web.translations import mark
@@ -328,11 +328,13 @@ def cursor_text(log: Log, offsets: dict[int, int]) -> str:
 # -- problems
 
 
-def problems(page: Page) -> Iterator[Problem | Unfinished]:
+def problems(page: Page) -> Iterator[Problem | UnfinishedCheck]:
     """Dead letters that wait."""
     found = _dead_topics(page)
     if not found.is_complete:
-        yield Unfinished(page._("Not every topic has been checked yet; each visit checks more."))
+        yield UnfinishedCheck(
+            page._("Not every topic has been checked yet; each visit checks more.")
+        )
     for each in found.topics:
         if each.counts is None or not each.counts.waiting:
             continue

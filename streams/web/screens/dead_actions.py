@@ -21,7 +21,7 @@ from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.inspection.letters import decoding_problem
 from streams.log.protocol import Log
 from streams.patterns.deadletters import DeadLetterTopic, ReprocessStopped, put_back_topic
-from streams.web.action_results import Background, Confirm, Done
+from streams.web.action_results import ActionDone, BackgroundAction, Confirmation
 from streams.web.letter_query import LetterQuery
 from streams.web.page import MAX_BULK, Action, Page
 from streams.web.screens.dead import (
@@ -34,7 +34,7 @@ from streams.web.screens.dead import (
 
 if TYPE_CHECKING:
     from streams.log.range_reader import LogRow
-    from streams.web.action_results import Report
+    from streams.web.action_results import ReportProgress
 
 AT_ONCE = 500
 """The most letters that are handled while the visitor waits; more are handled in the background."""
@@ -56,7 +56,7 @@ Deed = Literal["retry", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenLetters:
     """The letters that an action concerns.
 
     :param end_offsets: by partition, the offset before which they are.
@@ -91,21 +91,21 @@ class Destinations(NamedTuple):
         return topic
 
 
-def retry(page: Page) -> Done | Confirm | Background:
+def retry(page: Page) -> ActionDone | Confirmation | BackgroundAction:
     """Put letters back, to be handled again."""
-    return _act(page, "retry")
+    return _redrive_or_drop(page, "retry")
 
 
-def drop(page: Page) -> Done | Confirm | Background:
+def drop(page: Page) -> ActionDone | Confirmation | BackgroundAction:
     """Set letters aside."""
-    return _act(page, "drop")
+    return _redrive_or_drop(page, "drop")
 
 
-def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
+def _redrive_or_drop(page: Page, deed: Deed) -> ActionDone | Confirmation | BackgroundAction:
     query, log = LetterQuery.of(page), page.log
     topic = _open_to_act(page, query)
     back = page.url("/dead/show", query.fields), page._("Back to the dead letters")
-    chosen = _choose(page, topic, query)
+    chosen = _choose_letters(page, topic, query)
     if not chosen.count:
         raise InvalidValue(
             " ".join((page._("No waiting dead letter matches the selection."), *chosen.facts))
@@ -114,7 +114,7 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
     if not page.confirmed(chosen.count):
         return _question(page, query, chosen, destinations, back)
 
-    def work(report: Report) -> Done:
+    def work(report: ReportProgress) -> ActionDone:
         own = DeadLetterTopic(page.log, query.name)
 
         def tell(done: int) -> None:
@@ -126,7 +126,7 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
         except ReprocessStopped as error:  # the log is not to blame
             raise InvalidValue(str(error)) from error
         text = _done_text(page, deed, done)
-        return Done(text, count=done, back=back, subject=query.name, changed=(query.name,))
+        return ActionDone(text, count=done, back=back, subject=query.name, changed=(query.name,))
 
     if chosen.count <= AT_ONCE:
         return work(lambda done, total=None: None)
@@ -135,12 +135,12 @@ def _act(page: Page, deed: Deed) -> Done | Confirm | Background:
         if deed == "retry"
         else page._("Drop dead letters of %(topic)s")
     )
-    return Background(title % {"topic": query.name}, work, back, query.name)
+    return BackgroundAction(title % {"topic": query.name}, work, back, query.name)
 
 
 def _deal_with(
     topic: DeadLetterTopic,
-    chosen: Chosen,
+    chosen: ChosenLetters,
     destinations: Destinations | None,
     tell: Callable[[int], None],
 ) -> int:
@@ -183,7 +183,7 @@ def _done_text(page: Page, deed: Deed, done: int) -> str:
 # -- the selected letters
 
 
-def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
+def _choose_letters(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> ChosenLetters:
     named = list(dict.fromkeys(page.fields.all("letter")))
     if named:
         return _choose_named(page, topic, named)
@@ -199,7 +199,7 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
         source = LetterSource(query.topic, query.group) if query.topic else None
         known = survey.select(query.kind, source) if survey.read_on(SURVEY_SECONDS) else None
         if known is not None and known.number <= most:
-            return Chosen(
+            return ChosenLetters(
                 matches,
                 known.number,
                 known.sources,
@@ -211,7 +211,7 @@ def _choose(page: Page, topic: DeadLetterTopic, query: LetterQuery) -> Chosen:
     facts = [_looked_at(page, found.looked_at)]
     if not found.is_complete:
         facts.append(page._("More dead letters match; only these will be changed."))
-    return Chosen(matches, found.number, found.sources, found.end_offsets, tuple(facts))
+    return ChosenLetters(matches, found.number, found.sources, found.end_offsets, tuple(facts))
 
 
 def _looked_at(page: Page, number: int) -> str:
@@ -222,14 +222,14 @@ def _looked_at(page: Page, number: int) -> str:
     )
 
 
-def _choose_named(page: Page, topic: DeadLetterTopic, named: list[str]) -> Chosen:
+def _choose_named(page: Page, topic: DeadLetterTopic, named: list[str]) -> ChosenLetters:
     if len(named) > AT_ONCE:
         raise InvalidValue(
             page._("At most %(most)s dead letters can be selected at once.", most=f"{AT_ONCE:,}")
         )
     places = {_place(page, topic, at) for at in named}
     found = select_places(topic, places)
-    return Chosen(
+    return ChosenLetters(
         lambda row: (row.batch.partition, row.offset) in places,
         found.number,
         found.sources,
@@ -251,7 +251,7 @@ def _place(page: Page, topic: DeadLetterTopic, at: str) -> tuple[int, int]:
 # -- destinations
 
 
-def _destinations(page: Page, log: Log, query: LetterQuery, chosen: Chosen) -> Destinations:
+def _destinations(page: Page, log: Log, query: LetterQuery, chosen: ChosenLetters) -> Destinations:
     """The destinations of letters that are put back.
 
     :raises InvalidValue: one does not name its source, or that topic does not exist.
@@ -302,10 +302,10 @@ def _require_topic(page: Page, log: Log, source: LetterSource) -> None:
 def _question(
     page: Page,
     query: LetterQuery,
-    chosen: Chosen,
+    chosen: ChosenLetters,
     destinations: Destinations | None,
     back: tuple[str, str],
-) -> Confirm:
+) -> Confirmation:
     facts = list(chosen.facts)
     if chosen.count > AT_ONCE:
         facts.append(page._("It continues in the background, even if this page is closed."))
@@ -313,7 +313,7 @@ def _question(
         facts.append(
             page._("They are not retried. Nothing is deleted: the topic keeps them as before.")
         )
-        return Confirm(
+        return Confirmation(
             page.plural(
                 "Drop %(number)s dead letter of %(topic)s?",
                 "Drop %(number)s dead letters of %(topic)s?",
@@ -329,7 +329,7 @@ def _question(
     for source, number in chosen.sources.items():
         counts[source or destinations.default or LetterSource("", "")] += number
     idle = [source.group for source in counts if not has_members(page, source.group)]
-    return Confirm(
+    return Confirmation(
         page.plural(
             "Put %(number)s dead letter of %(topic)s back?",
             "Put %(number)s dead letters of %(topic)s back?",
@@ -365,7 +365,7 @@ def has_members(page: Page, group: str) -> bool:
 # -- editing a letter
 
 
-def edit(page: Page) -> Done:
+def edit(page: Page) -> ActionDone:
     """Put one letter back with another value."""
     query, log = LetterQuery.of(page), page.log
     topic = _open_to_act(page, query)
@@ -398,7 +398,7 @@ def edit(page: Page) -> Done:
         raise InvalidValue(str(error)) from error
     if not done:
         raise InvalidValue(page._("This dead letter has been dealt with in the meantime."))
-    return Done(
+    return ActionDone(
         page._("The dead letter was put back with the new value."),
         back=(page.url("/dead/show", query.fields), page._("Back to the dead letters")),
         subject=f"{query.name}/{at}",

@@ -17,7 +17,7 @@ from streams.inspection.delayed import (
     read_entries,
 )
 from streams.retries import DelayEntry
-from streams.web.action_results import Confirm, Done
+from streams.web.action_results import ActionDone, Confirmation
 from streams.web.addresses import topic_of
 from streams.web.kept_topics import MAX_DELAYS, counted
 from streams.web.page import Action, Page, Screen
@@ -48,21 +48,21 @@ def index_of(page: Page, name: str) -> DelayIndex:
     return page.dashboard.delays.get(name)
 
 
-class TopicRow(NamedTuple):
+class DelayTopicRow(NamedTuple):
     """A delay topic, in a list."""
 
     name: str
     counts: PendingCounts | None
 
 
-def _topics(page: Page) -> list[TopicRow]:
+def _topics(page: Page) -> list[DelayTopicRow]:
     groups = page.dashboard.groups.look(READ_SECONDS)
     names, readers = delay_topics(groups.topics, groups.names), page.dashboard.delays
     found = counted(names, readers, most=MAX_DELAYS, seconds=READ_SECONDS)
-    return [TopicRow(*each) for each in found.items()]
+    return [DelayTopicRow(*each) for each in found.items()]
 
 
-class MessageRow(NamedTuple):
+class DelayedMessageRow(NamedTuple):
     """A delayed message in a list.
 
     :param at: ``PARTITION/OFFSET`` of its entry.
@@ -96,7 +96,7 @@ def list_delayed(page: Page) -> Response:
     places = index.places((number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
     shown = places[:PAGE_SIZE]
     entries = read_entries(log, name, {(each.partition, each.position) for each in shown})
-    rows: list[MessageRow] = []
+    rows: list[DelayedMessageRow] = []
     for each in shown:
         entry, offset = (
             entries.get((each.partition, each.position)),
@@ -104,7 +104,7 @@ def list_delayed(page: Page) -> Response:
         )
         record = None if entry is None else entry.record
         rows.append(
-            MessageRow(
+            DelayedMessageRow(
                 f"{each.partition}/{offset}",
                 each.partition,
                 offset,
@@ -161,7 +161,7 @@ def _id_text(page: Page, name: str, entry: DelayEntry) -> str:
     return page._("not shown") if shown.text is None else shown.text
 
 
-def cancel(page: Page) -> Done | Confirm:
+def cancel(page: Page) -> ActionDone | Confirmation:
     """Cancel messages, so that they are not delivered."""
     name, log = _delay_topic(page), page.log
     if _is_of_manager(name):
@@ -175,7 +175,7 @@ def cancel(page: Page) -> Done | Confirm:
             page._("They are not delivered, unless delivery is already under way."),
             *((own,) if (own := _own_kind(page, name)) else ()),
         )
-        return Confirm(
+        return Confirmation(
             page.plural(
                 "Cancel %(number)s message of %(topic)s?",
                 "Cancel %(number)s messages of %(topic)s?",
@@ -200,7 +200,7 @@ def cancel(page: Page) -> Done | Confirm:
         "unknown": page._("not known any more"),
         None: page._("no answer yet; the request remains in effect"),
     }
-    return Done(
+    return ActionDone(
         page.plural(
             "%(number)s message was cancelled.",
             "%(number)s messages were cancelled.",

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from streams.errors import InvalidValue, NotFound
 from streams.inspection.background import AFTER_CHANGE
-from streams.inspection.doctor.app_inspection import Verdict
+from streams.inspection.doctor.app_inspection import CheckVerdict
 from streams.web.doctor_runs import declares_anything
 from streams.web.page import Page, Screen
 from streams.web.problem_board import Problem
@@ -51,7 +51,7 @@ def show_doctor(page: Page) -> Response:
     else:
         shown = [each for each in findings if str(each.verdict) == (wanted or each.verdict)]
         if not wanted:
-            shown = [each for each in shown if each.verdict != Verdict.yes]
+            shown = [each for each in shown if each.verdict != CheckVerdict.yes]
     shown.sort(key=lambda each: rank.index(str(each.verdict)))
     return page.render(
         "doctor.html",
@@ -75,7 +75,7 @@ def problems(page: Page) -> Iterator[Problem]:
     )
     if result is None:
         return
-    wrong = [each for each in result.findings if each.verdict == Verdict.no]
+    wrong = [each for each in result.findings if each.verdict == CheckVerdict.no]
     for each in wrong[:MAX_PROBLEMS]:
         text = page._("Doctor: %(item)s, %(subject)s: %(reason)s", item=each.item,
                       subject=each.subject, reason=cut(each.reason))  # fmt: skip

@@ -15,12 +15,12 @@ from streams.inspection.groups import GroupPosition, group_positions
 from streams.inspection.offset_texts import parse_offsets
 from streams.replay.fixed_groups import check_may_delete_group
 from streams.replay.offset_reset import Move, apply_reset, plan_reset
-from streams.web.action_results import Confirm, Done
+from streams.web.action_results import ActionDone, Confirmation
 from streams.web.addresses import group_of, topic_of
 from streams.web.group_index import LOOK, GroupFacts, lag_grows
 from streams.web.page import Action, Page, Screen
 from streams.web.paging import paged
-from streams.web.problem_board import Problem, Unfinished
+from streams.web.problem_board import Problem, UnfinishedCheck
 from streams.web.redaction import Shown
 from streams.web.rendering import DASH
 from streams.web.translations import mark
@@ -130,7 +130,7 @@ def _positions(log: Log, info: GroupInfo) -> list[GroupPosition]:
 # -- moving a group
 
 
-def reset(page: Page) -> Done | Confirm:
+def reset(page: Page) -> ActionDone | Confirmation:
     """Move a group in a topic: the same as ``streams reset``, with its dry run first."""
     group, topic, log = group_of(page), topic_of(page), page.log
     force = page.fields.flag("force")
@@ -153,7 +153,7 @@ def reset(page: Page) -> Done | Confirm:
         raise GroupNotEmpty(
             f"{error}. " + page._("Stop its processors first, or tick the box to move it anyway.")
         ) from error
-    return Done(
+    return ActionDone(
         page._(
             "%(group)s was moved in %(topic)s. To be handled again: %(again)s; "
             "skipped: %(skipped)s.",
@@ -203,7 +203,7 @@ def _preview(
     back: tuple[str, str],
     *,
     force: bool,
-) -> Done | Confirm:
+) -> ActionDone | Confirmation:
     log = page.log
     rows = [
         (
@@ -231,7 +231,7 @@ def _preview(
             "the box to move it anyway.",
             members,
         )
-    return Confirm(
+    return Confirmation(
         title=page._("Move %(group)s in %(topic)s?", group=group, topic=topic),
         count=1,
         confirm=_plan_text(moves),
@@ -254,13 +254,13 @@ def _preview(
     )
 
 
-def delete(page: Page) -> Done | Confirm:
+def delete(page: Page) -> ActionDone | Confirmation:
     """Delete a group and its positions."""
     group, log = group_of(page), page.log
     positions = len(log.describe_group(group).positions)
     check_may_delete_group(log, group)
     if page.fields.raw("confirm") != group:
-        return Confirm(
+        return Confirmation(
             title=page._("Delete the group %(group)s?", group=group),
             count=1,
             confirm=group,
@@ -276,7 +276,7 @@ def delete(page: Page) -> Done | Confirm:
             ),
         )
     log.delete_group(group)
-    return Done(
+    return ActionDone(
         page._("The group %(group)s was deleted.", group=group),
         count=positions,
         back=(page.url("/groups"), page._("Groups")),
@@ -288,11 +288,11 @@ def delete(page: Page) -> Done | Confirm:
 # -- problems
 
 
-def problems(page: Page) -> Iterator[Problem | Unfinished]:
+def problems(page: Page) -> Iterator[Problem | UnfinishedCheck]:
     """Groups without members, and lags that grow."""
     groups = page.dashboard.groups.look(2 * LOOK)
     if not groups.is_complete:
-        yield Unfinished(
+        yield UnfinishedCheck(
             page._(
                 "%(known)s of %(all)s groups checked so far; each visit checks more.",
                 known=f"{len(groups.known):,}",

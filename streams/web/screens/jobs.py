@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from streams.errors import InvalidValue
-from streams.web.jobs import Job
+from streams.web.jobs import BackgroundJob
 from streams.web.page import Page, Screen
 
 
@@ -15,7 +15,7 @@ def show_job(page: Page) -> Response:
     return page.render("job.html", title=job.title, job=job)
 
 
-def _job(page: Page) -> Job:
+def _job(page: Page) -> BackgroundJob:
     found = page.dashboard.jobs.find(str(page.request.path_params["job"]))
     if found is None or not page.access.may(found.action):
         raise InvalidValue(

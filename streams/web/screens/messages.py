@@ -15,12 +15,12 @@ from streams.message import CAUSATION, CORRELATION, LEGACY_CAUSATION, LEGACY_COR
 from streams.text import printable_text
 from streams.web.addresses import topic_of
 from streams.web.arrivals import tail_of
-from streams.web.browsing import MAX_PARTITIONS, Leaf, from_place, newest
+from streams.web.browsing import MAX_PARTITIONS, MessagePage, from_place, newest
 from streams.web.decoded import NO_DOCUMENT, document_of, events_today
 from streams.web.documents import indented_document, indented_json
 from streams.web.page import Page, Screen
 from streams.web.rendering import path_part
-from streams.web.search import Query, Search, parse_positions
+from streams.web.search import MessageQuery, Search, parse_positions
 from streams.web.streaming import stream_page
 from streams.web.trail import trail_of
 
@@ -45,7 +45,7 @@ HEX_ROWS = 256
 LOOKS_BACK = (1, 20, 400)
 """The distances, one after the other, within which the previous message is searched for."""
 
-SEARCH_FIELDS = Query._fields
+SEARCH_FIELDS = MessageQuery._fields
 
 
 def list_messages(page: Page) -> Response:
@@ -53,7 +53,7 @@ def list_messages(page: Page) -> Response:
     topic, log, fields = topic_of(page), page.log, page.fields
     info = log.describe_topic(topic)
     partition = fields.optional_number("partition")
-    query = Query(**{name: fields.raw(name) for name in SEARCH_FIELDS})
+    query = MessageQuery(**{name: fields.raw(name) for name in SEARCH_FIELDS})
     count = fields.number("count", 50, low=1, high=COUNTS[-1])
     start = fields.text("from")
     context: dict[str, Any] = {
@@ -78,7 +78,7 @@ def list_messages(page: Page) -> Response:
 
 def _browse(
     page: Page, log: Log, topic: str, partition: int | None, count: int, start: str
-) -> Leaf:
+) -> MessagePage:
     if start:
         place = parse_offsets(start, page._("From"), topic)
         return from_place(
@@ -96,7 +96,7 @@ def _search(
     log: Log,
     topic: str,
     partition: int | None,
-    query: Query,
+    query: MessageQuery,
     start: str,
     *,
     forwards: bool,

@@ -23,7 +23,7 @@ from streams.outbox.inspection import (
     state_name,
 )
 from streams.outbox.inspection import retry_rows as retry_rows
-from streams.web.action_results import Confirm, Done
+from streams.web.action_results import ActionDone, Confirmation
 from streams.web.documents import pretty
 from streams.web.page import Action, Page, Screen
 from streams.web.problem_board import Problem
@@ -59,7 +59,7 @@ def has_outboxes(app: Streams) -> bool:
     return bool(app.outboxes)
 
 
-class OutboxRow(NamedTuple):
+class OutboxSummary(NamedTuple):
     """An outbox.
 
     :param found: None: it cannot be read, and ``error`` says why.
@@ -69,10 +69,10 @@ class OutboxRow(NamedTuple):
     relayed_by: str
     found: InspectedOutbox | None
     error: str
-    rows: list[MessageRow]
+    rows: list[OutboxMessageRow]
 
 
-class MessageRow(NamedTuple):
+class OutboxMessageRow(NamedTuple):
     """A row of an outbox."""
 
     row: HeldRow
@@ -126,16 +126,16 @@ def _waiting(page: Page, outbox: Outbox) -> AbstractContextManager[None]:
 def list_outboxes(page: Page) -> Response:
     """The outboxes of the app, each with the rows that failed, or all."""
     every = page.fields.flag("all")
-    rows: list[OutboxRow] = []
+    rows: list[OutboxSummary] = []
     for outbox in page.app.outboxes.values():
         if not isinstance(outbox, Outbox):
             continue
         found = _inspect(page, outbox, every=every)
         if isinstance(found, str):
-            rows.append(OutboxRow(outbox.name, outbox.relayed_by, None, found, []))
+            rows.append(OutboxSummary(outbox.name, outbox.relayed_by, None, found, []))
             continue
         shown = [_row(page, outbox, row) for row in found.rows]
-        rows.append(OutboxRow(outbox.name, outbox.relayed_by, found, "", shown))
+        rows.append(OutboxSummary(outbox.name, outbox.relayed_by, found, "", shown))
     return page.render(
         "outboxes.html",
         title=page._("Outbox"),
@@ -147,8 +147,8 @@ def list_outboxes(page: Page) -> Response:
     )
 
 
-def _row(page: Page, outbox: Outbox, row: HeldRow) -> MessageRow:
-    return MessageRow(
+def _row(page: Page, outbox: Outbox, row: HeldRow) -> OutboxMessageRow:
+    return OutboxMessageRow(
         row,
         state_name(row.state),
         page.payloads.id(str(row.topic), str(row.id), _key_bytes(row)),
@@ -204,7 +204,7 @@ def _find(page: Page, outbox: Outbox, sequence: str) -> InspectedRow:
     raise NotFound(page._("There is no such row; it may have been published."))
 
 
-def retry(page: Page) -> Done | Confirm:
+def retry(page: Page) -> ActionDone | Confirmation:
     """Retry a failed row, or all of them."""
     outbox = _outbox_of(page)
     back = page.url("/outbox"), page._("Outbox")
@@ -213,7 +213,7 @@ def retry(page: Page) -> Done | Confirm:
     if not count:
         raise InvalidValue(page._("No row has failed."))
     if not page.confirmed(count):
-        return Confirm(
+        return Confirmation(
             title=page.plural(
                 "Try %(number)s row of %(name)s again?",
                 "Try %(number)s rows of %(name)s again?",
@@ -229,7 +229,7 @@ def retry(page: Page) -> Done | Confirm:
             ),
         )
     tried = _run(page, outbox, retry_rows(outbox, None if row is None else [str(row)]))
-    return Done(
+    return ActionDone(
         page.plural(
             "%(number)s row of %(name)s will be tried again.",
             "%(number)s rows of %(name)s will be tried again.",

@@ -12,7 +12,7 @@ from streams.errors import StreamsError, Unavailable
 from streams.text import get_logger
 from streams.web.group_index import LOOK
 from streams.web.page import Page, Screen
-from streams.web.problem_board import Board, Problem, Unfinished
+from streams.web.problem_board import Board, Problem, UnfinishedCheck
 from streams.web.translations import mark
 
 logger = get_logger("streams")
@@ -71,7 +71,7 @@ def _find_problems(page: Page) -> Board:
         began = time.monotonic()
         try:
             for each in finder(page):
-                if isinstance(each, Unfinished):
+                if isinstance(each, UnfinishedCheck):
                     unfinished.append(each.text)
                 else:
                     found.append(each)

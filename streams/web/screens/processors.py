@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from starlette.responses import Response
 
 from streams.errors import InvalidValue, NotFound
-from streams.web.action_results import Confirm, Done
-from streams.web.figures import Figures
+from streams.web.action_results import ActionDone, Confirmation
+from streams.web.figures import SubjectFigures
 from streams.web.group_index import LOOK
 from streams.web.page import Action, Page, Screen
 from streams.web.problem_board import Problem
@@ -44,7 +44,7 @@ class ProcessorRow(NamedTuple):
     group: str
     topics: tuple[str, ...]
     subject: str
-    figures: Figures
+    figures: SubjectFigures
     state: str
     tone: str
     error: Shown
@@ -56,7 +56,7 @@ def list_processors(page: Page) -> Response:
     """The processors that the app declares, and their state in this process."""
     _measure(page)
     processors = list(page.app.processors)[:MAX_PROCESSORS]
-    figures = _ask(page, [each.name for each in processors])
+    figures = _sample_figures(page, [each.name for each in processors])
     return page.render(
         "processors.html",
         title=page._("Processors"),
@@ -71,14 +71,14 @@ def _measure(page: Page) -> None:
         page.app.measure()
 
 
-def _ask(page: Page, names: list[str]) -> dict[str, Figures]:
+def _sample_figures(page: Page, names: list[str]) -> dict[str, SubjectFigures]:
     subjects = {name: f"processor:{name}" for name in names}
     page.watch(*subjects.values())
     found = page.sampler.ask(subjects.values(), LOOK)
     return {name: found[subject] for name, subject in subjects.items()}
 
 
-def _row(page: Page, processor: Processor[..., Any], figures: Figures) -> ProcessorRow:
+def _row(page: Page, processor: Processor[..., Any], figures: SubjectFigures) -> ProcessorRow:
     stats, health = processor.stats(), processor.health()
     state, tone = _state(page, processor, health)
     return ProcessorRow(
@@ -122,7 +122,7 @@ def show_processor(page: Page) -> Response:
     """One processor."""
     _measure(page)
     processor = _processor(page)
-    figures = _ask(page, [processor.name])[processor.name]
+    figures = _sample_figures(page, [processor.name])[processor.name]
     row, stats = _row(page, processor, figures), processor.stats()
     partitions = () if stats is None else stats.progress[:MAX_PARTITIONS]
     return page.render(
@@ -138,7 +138,7 @@ def show_processor(page: Page) -> Response:
         points=figures.series.points(),
         bars=[] if stats is None else bars(stats.handler_seconds),
         calls=0 if stats is None else stats.handler_seconds.number,
-        mean=_mean(stats),
+        mean=_mean_text(stats),
         commit_latencies=_commit_latencies(stats),
         quantiles=[f"p{share * 100:g}" for share in QUANTILES],
         seconds_text=seconds_text,
@@ -147,7 +147,7 @@ def show_processor(page: Page) -> Response:
     )
 
 
-def _mean(stats: ProcessorStats | None) -> str:
+def _mean_text(stats: ProcessorStats | None) -> str:
     number = 0 if stats is None else stats.handler_seconds.number
     return seconds_text(stats.handler_seconds.total / number if stats and number else None)
 
@@ -170,11 +170,11 @@ def _processor(page: Page) -> Processor[..., Any]:
 # -- pausing
 
 
-def pause(page: Page) -> Done | Confirm:
+def pause(page: Page) -> ActionDone | Confirmation:
     """Start no further handlers of a processor in this process."""
     processor, back = _running(page)
     if not page.confirmed(1):
-        return Confirm(
+        return Confirmation(
             page._("Pause %(name)s in this process?", name=processor.name),
             1,
             page._("Pause it"),
@@ -186,18 +186,18 @@ def pause(page: Page) -> Done | Confirm:
             ),
         )
     processor.pause()
-    return Done(
+    return ActionDone(
         page._("%(name)s is paused in this process.", name=processor.name),
         back=back,
         subject=f"processor {processor.name}",
     )
 
 
-def resume(page: Page) -> Done:
+def resume(page: Page) -> ActionDone:
     """Resume a paused processor."""
     processor, back = _running(page)
     processor.resume()
-    return Done(
+    return ActionDone(
         page._("%(name)s has been resumed in this process.", name=processor.name),
         back=back,
         subject=f"processor {processor.name}, resumed",

@@ -15,7 +15,7 @@ from streams.log.events import events_only
 from streams.log.range_reader import read_first
 from streams.message import ID, Record
 from streams.patterns.internal_topics import internal_topics
-from streams.web.action_results import Done
+from streams.web.action_results import ActionDone
 from streams.web.addresses import topic_of
 from streams.web.page import Action, Page, Screen
 from streams.web.rendering import is_text, path_part
@@ -192,7 +192,7 @@ def _of_message(page: Page, batch: Batch) -> dict[str, Any]:
 # -- publishing
 
 
-def publish(page: Page) -> Done | Response:
+def publish(page: Page) -> ActionDone | Response:
     """Check the input, write the message, and show its position."""
     topic, log = topic_of(page), page.log
     info = log.describe_topic(topic)
@@ -211,7 +211,7 @@ def publish(page: Page) -> Done | Response:
         raise outcome
     place = f"{outcome.partition}/{log.format_offset(outcome.offset)}"
     address = f"/topics/{path_part(topic)}/messages/{place}"
-    return Done(
+    return ActionDone(
         page._("Published as %(place)s.", place=f"{topic}/{place}"),
         count=1,
         back=(page.url(address), page._("Show it"))

@@ -36,7 +36,7 @@ from streams.patterns.saga import (
     abandon_entry,
     resume_entry,
 )
-from streams.web.action_results import Confirm, Done
+from streams.web.action_results import ActionDone, Confirmation
 from streams.web.documents import pretty
 from streams.web.group_index import LOOK
 from streams.web.page import Action, Page, Screen
@@ -105,7 +105,7 @@ class SagaRow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
+class _ReadJournals:
     """The journals that are shown together, as far as they were read."""
 
     indexes: dict[str, SagaIndex]
@@ -123,7 +123,7 @@ def _names(page: Page) -> list[str]:
     return saga_names(page.dashboard.groups.look(LOOK).topics)
 
 
-def _look(page: Page, names: Sequence[str], seconds: float) -> _Looked:
+def _read_journals(page: Page, names: Sequence[str], seconds: float) -> _ReadJournals:
     deadline = time.monotonic() + seconds
     found: dict[str, SagaIndex] = {}
     for name in names:
@@ -132,7 +132,7 @@ def _look(page: Page, names: Sequence[str], seconds: float) -> _Looked:
             found[name] = page.dashboard.sagas.look(name, left)
         except NotFound:
             continue
-    return _Looked(found)
+    return _ReadJournals(found)
 
 
 def list_sagas(page: Page) -> Response:
@@ -143,7 +143,7 @@ def list_sagas(page: Page) -> Response:
         raise NotFound(page._("There are no sagas of that name."))
     state, text = page.fields.text("state") or "open", page.fields.raw("q")
     shown_names = [chosen] if chosen else names[:MAX_NAMES]
-    looked = _look(page, shown_names, READ)
+    looked = _read_journals(page, shown_names, READ)
     counts: Counter[str] = Counter()
     for index in looked.indexes.values():
         counts.update(index.counts())
@@ -184,7 +184,7 @@ def _wanted(state: str) -> frozenset[Status] | None:
 
 def _chosen(
     page: Page,
-    looked: _Looked,
+    looked: _ReadJournals,
     wanted: frozenset[Status] | None,
     text: str,
     *,
@@ -370,11 +370,11 @@ def _why_it_stands(entry: JournalEntry) -> str:
 # -- actions
 
 
-def resume(page: Page) -> Done | Confirm:
+def resume(page: Page) -> ActionDone | Confirmation:
     """Resume a saga that was stopped, or whose compensation failed."""
     journal = _saga_of(page)
     id, last = _last(page, journal)
-    following = _checked(lambda: resume_entry(last.entry, page.now))
+    following = _make_checked(lambda: resume_entry(last.entry, page.now))
     back = _address(page, journal.saga, id, last.partition, last.offset)
     if page.fields.text("confirm") != _version(last.entry):
         steps = ", ".join(following.current_steps) or page._("none")
@@ -386,7 +386,7 @@ def resume(page: Page) -> Done | Confirm:
         else:
             facts.append(page._("It resumes where it stopped: %(steps)s", steps=steps))
             facts.append(page._("Deploy first what it was stopped for."))
-        return Confirm(
+        return Confirmation(
             title=page._("Resume this saga of %(name)s?", name=journal.saga),
             count=1,
             confirm=_version(last.entry),
@@ -395,23 +395,23 @@ def resume(page: Page) -> Done | Confirm:
             facts=facts,
         )
     entry = _append(journal, id, lambda found: resume_entry(found, page.now))
-    return Done(
+    return ActionDone(
         page._("The saga is %(state)s again.", state=page._(STATES[entry.status])),
         back=(back, page._("Back to the saga")),
         subject=f"saga {journal.saga} {id}",
     )
 
 
-def abandon(page: Page) -> Done | Confirm:
+def abandon(page: Page) -> ActionDone | Confirmation:
     """Take no further step of a saga."""
     journal = _saga_of(page)
     id, last = _last(page, journal)
     reason = page.fields.text("reason")[:1_000]
-    _checked(lambda: abandon_entry(last.entry, page.now))
+    _make_checked(lambda: abandon_entry(last.entry, page.now))
     back = _address(page, journal.saga, id, last.partition, last.offset)
     if page.fields.text("confirm") != _version(last.entry):
         rest = ", ".join(last.entry.uncompensated_steps) or page._("none")
-        return Confirm(
+        return Confirmation(
             title=page._("Abandon this saga of %(name)s?", name=journal.saga),
             count=1,
             confirm=_version(last.entry),
@@ -425,7 +425,7 @@ def abandon(page: Page) -> Done | Confirm:
             warning=page._("This cannot be taken back."),
         )
     _append(journal, id, lambda found: abandon_entry(found, page.now, reason))
-    return Done(
+    return ActionDone(
         page._("The saga is abandoned."),
         back=(back, page._("Back to the saga")),
         subject=f"saga {journal.saga} {id}",
@@ -444,7 +444,7 @@ def _version(entry: JournalEntry) -> str:
     return f"{entry.n}:{entry.status}"
 
 
-def _checked(make: Callable[[], JournalEntry]) -> JournalEntry:
+def _make_checked(make: Callable[[], JournalEntry]) -> JournalEntry:
     try:
         return make()
     except SagaError as error:  # it can be neither resumed nor abandoned
@@ -465,7 +465,7 @@ def _append(journal: Journal, id: str, make: Callable[[Any], Any]) -> JournalEnt
 
 def problems(page: Page) -> Iterator[Problem]:
     """Sagas that do not advance, by their names and reasons."""
-    looked = _look(page, _names(page)[:MAX_NAMES], READ)
+    looked = _read_journals(page, _names(page)[:MAX_NAMES], READ)
     for name, index in looked.indexes.items():
         found: dict[str, Sequence[KnownSaga]] = {
             "stopped": index.sagas(frozenset(("stopped",))),

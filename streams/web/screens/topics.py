@@ -52,7 +52,7 @@ def list_topics(page: Page) -> Response:
     )
 
 
-class PartitionRow(NamedTuple):
+class TopicPartitionRow(NamedTuple):
     """A partition of a topic."""
 
     partition: int
@@ -65,12 +65,12 @@ def show_topic(page: Page) -> Response:
     """One topic."""
     topic, log = topic_of(page), page.log
     info = log.describe_topic(topic)
-    rows: list[PartitionRow] = []
+    rows: list[TopicPartitionRow] = []
     for partition in range(min(info.partitions, MAX_PARTITIONS)):
         first, end = log.watermarks(topic, partition)
         messages = log.lag(topic, partition, first)
         rows.append(
-            PartitionRow(partition, log.format_offset(first), log.format_offset(end), messages)
+            TopicPartitionRow(partition, log.format_offset(first), log.format_offset(end), messages)
         )
     groups = page.dashboard.groups.look(LOOK)
     readers = groups.readers(topic)

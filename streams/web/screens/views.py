@@ -23,7 +23,7 @@ from streams.eventsourcing.views.inspection import (
 from streams.eventsourcing.views.operations import ViewOperationRefused, connected_operator
 from streams.log.documents import DocumentLog
 from streams.text import get_logger
-from streams.web.action_results import Background, Confirm, Done
+from streams.web.action_results import ActionDone, BackgroundAction, Confirmation
 from streams.web.group_index import LOOK
 from streams.web.keys import key_of, visible_key_fields
 from streams.web.page import Action, Page, Screen
@@ -36,8 +36,8 @@ from streams.web.view_samples import view_subject
 if TYPE_CHECKING:
     from streams.eventsourcing.views.operations import ViewOperator
     from streams.log.protocol import Log
-    from streams.web.action_results import Report
-    from streams.web.figures import Figures
+    from streams.web.action_results import ReportProgress
+    from streams.web.figures import SubjectFigures
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class VersionRow(NamedTuple):
     version: int
     state: str
     subject: str
-    figures: Figures
+    figures: SubjectFigures
 
 
 def list_views(page: Page) -> Response:
@@ -123,7 +123,7 @@ def list_views(page: Page) -> Response:
     )
 
 
-class StoppedRow(NamedTuple):
+class StoppedDocumentRow(NamedTuple):
     """A stopped document."""
 
     key: Shown
@@ -138,11 +138,11 @@ class VersionPage(NamedTuple):
     version: int
     state: str
     subject: str
-    figures: Figures
+    figures: SubjectFigures
     inspector: VersionInspector
     members: tuple[str, ...]
     partitions: list[InspectedPartition]
-    stopped: list[StoppedRow]
+    stopped: list[StoppedDocumentRow]
     more_stopped: bool
     error: str
 
@@ -201,13 +201,13 @@ def _version_page(
     name: str,
     view: KnownView,
     inspector: VersionInspector,
-    figures: dict[str, Figures],
+    figures: dict[str, SubjectFigures],
     after: int,
 ) -> VersionPage:
     number = inspector.known.version
     subject = view_subject(name, number)
     partitions: list[InspectedPartition] = []
-    stopped: list[StoppedRow] = []
+    stopped: list[StoppedDocumentRow] = []
     members: tuple[str, ...] = ()
     more, error = False, ""
     try:
@@ -228,11 +228,11 @@ def _version_page(
     )  # fmt: skip
 
 
-def _stopped_row(page: Page, inspector: VersionInspector, found: StoppedKey) -> StoppedRow:
+def _stopped_row(page: Page, inspector: VersionInspector, found: StoppedKey) -> StoppedDocumentRow:
     topic = inspector.tracker.folded_topic
     key = page.payloads.key(topic, found.key)
     reason = page.payloads.error(topic, found.reason)
-    return StoppedRow(key, visible_key_fields(found.key, key), found, reason)
+    return StoppedDocumentRow(key, visible_key_fields(found.key, key), found, reason)
 
 
 # -- actions
@@ -259,7 +259,7 @@ def _back(page: Page, name: str) -> tuple[str, str]:
     return page.url("/views/show", {"view": name}), page._("Back to the view")
 
 
-def promote(page: Page) -> Done | Confirm:
+def promote(page: Page) -> ActionDone | Confirmation:
     """Have a version serve."""
     name, view, inspector = _version_of(page)
     number, force = inspector.known.version, page.fields.flag("force")
@@ -274,7 +274,7 @@ def promote(page: Page) -> Done | Confirm:
         share = inspector.tracker.progress().share
         if share is not None:
             facts.append(page._("Of its events %(share)s are folded.", share=f"{share:.1%}"))
-        return Confirm(
+        return Confirmation(
             title=page._("Promote version %(number)s of %(name)s?", number=number, name=name),
             count=1,
             confirm=expected,
@@ -289,12 +289,12 @@ def promote(page: Page) -> Done | Confirm:
         if is_new
         else page._("Version %(number)s of %(name)s already serves.", number=number, name=name)
     )
-    return Done(
+    return ActionDone(
         text, count=int(is_new), back=_back(page, name), subject=f"view {name} version {number}"
     )
 
 
-def rebuild(page: Page) -> Background | Confirm:
+def rebuild(page: Page) -> BackgroundAction | Confirmation:
     """Delete a version's documents, so that they are built again."""
     name, view, inspector = _version_of(page)
     known = inspector.known
@@ -322,7 +322,7 @@ def rebuild(page: Page) -> Background | Confirm:
                 "It serves now, and nothing does meanwhile. A new version, declared beside it, "
                 "avoids that."
             )
-        return Confirm(
+        return Confirmation(
             title=page._("Rebuild version %(number)s of %(name)s?", number=number, name=name),
             count=1,
             confirm=expected,
@@ -338,15 +338,15 @@ def rebuild(page: Page) -> Background | Confirm:
     )
     back = _back(page, name)
 
-    def work(report: Report) -> Done:
+    def work(report: ReportProgress) -> ActionDone:
         cleared = _run(page, name, lambda found: found.rebuild(number, on_cleared=report))
-        return Done(done, count=cleared, back=back, subject=f"view {name} version {number}")
+        return ActionDone(done, count=cleared, back=back, subject=f"view {name} version {number}")
 
     title = page._("Clearing version %(number)s of %(name)s", number=number, name=name)
-    return Background(title, work, back, f"view {name} version {number}", is_alone=True)
+    return BackgroundAction(title, work, back, f"view {name} version {number}", is_alone=True)
 
 
-def drop(page: Page) -> Background | Confirm:
+def drop(page: Page) -> BackgroundAction | Confirmation:
     """Delete a version: its documents, its keyed topic and its groups."""
     name, view, inspector = _version_of(page)
     known = inspector.known
@@ -354,7 +354,7 @@ def drop(page: Page) -> Background | Confirm:
     _run(page, name, lambda found: found.check_drop(number, force=force))
     expected = f"{view.promoted}:{known.builds}"
     if page.fields.text("confirm") != expected:
-        return Confirm(
+        return Confirmation(
             title=page._("Drop version %(number)s of %(name)s?", number=number, name=name),
             count=1,
             confirm=expected,
@@ -373,15 +373,15 @@ def drop(page: Page) -> Background | Confirm:
     done = page._("Version %(number)s of %(name)s is dropped.", number=number, name=name)
     back = page.url("/views"), page._("Views")
 
-    def work(report: Report) -> Done:
+    def work(report: ReportProgress) -> ActionDone:
         _run(page, name, lambda found: found.drop(number, force=force))
-        return Done(done, back=back, subject=f"view {name} version {number}")
+        return ActionDone(done, back=back, subject=f"view {name} version {number}")
 
     title = page._("Dropping version %(number)s of %(name)s", number=number, name=name)
-    return Background(title, work, back, f"view {name} version {number}", is_alone=True)
+    return BackgroundAction(title, work, back, f"view {name} version {number}", is_alone=True)
 
 
-def retry(page: Page) -> Background:
+def retry(page: Page) -> BackgroundAction:
     """Have a stopped document folded further, by the process that folds it."""
     name, _, inspector = _version_of(page)
     number, key = inspector.known.version, key_of(page)
@@ -395,13 +395,13 @@ def retry(page: Page) -> Background:
     back = _back(page, name)
     subject = f"view {name} version {number}"
 
-    def work(report: Report) -> Done:
+    def work(report: ReportProgress) -> ActionDone:
         found = _run(page, name, lambda view: view.retry(number, key, RETRY_PATIENCE))
         text = nobody if found is None else goes_on if found else again
-        return Done(text, count=int(bool(found)), back=back, subject=subject)
+        return ActionDone(text, count=int(bool(found)), back=back, subject=subject)
 
     title = page._("Resuming a document of %(name)s", name=name)
-    return Background(title, work, back, f"{subject} {key.hex()}", is_alone=True)
+    return BackgroundAction(title, work, back, f"{subject} {key.hex()}", is_alone=True)
 
 
 # -- problems
