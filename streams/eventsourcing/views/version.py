@@ -49,7 +49,7 @@ PAGE = 1_000
 """Documents of a partition that are read at once, where many are."""
 
 
-class FoundDocument(NamedTuple):
+class ReadDocument(NamedTuple):
     """A document as it was read.
 
     :param document: None: there is none.
@@ -62,7 +62,7 @@ class FoundDocument(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-class FoundDocuments(NamedTuple):
+class ReadDocuments(NamedTuple):
     """Documents as they were read.
 
     :param documents: with their keys.
@@ -296,7 +296,7 @@ class ViewVersion:
         count = store.find(collection).partitions if partitions is None else partitions
         return store, collection, count
 
-    def read(self, log: Log, key: bytes, partitions: int | None = None) -> FoundDocument:
+    def read(self, log: Log, key: bytes, partitions: int | None = None) -> ReadDocument:
         """A document as it is now (blocks).
 
         :param partitions: of the documents; None: the log is asked.
@@ -306,7 +306,7 @@ class ViewVersion:
         found = self.read_stored(log, key, partitions)
         return found._replace(document=self.decode_document(key, found.document))
 
-    def read_stored(self, log: Log, key: bytes, partitions: int | None = None) -> FoundDocument:
+    def read_stored(self, log: Log, key: bytes, partitions: int | None = None) -> ReadDocument:
         """A document as it is stored (blocks).
 
         :param partitions: of the documents; None: the log is asked.
@@ -325,11 +325,11 @@ class ViewVersion:
                         found, partition = elsewhere, other
                         break
         checkpoint = self._if_current(log, found.checkpoint)
-        return FoundDocument(found.documents[0], partition, checkpoint)
+        return ReadDocument(found.documents[0], partition, checkpoint)
 
     def read_many(
         self, log: Log, keys: Sequence[bytes], partitions: int | None = None
-    ) -> FoundDocuments:
+    ) -> ReadDocuments:
         """The documents of these keys; those that there are (blocks).
 
         :param partitions: of the documents; None: the log is asked.
@@ -353,11 +353,11 @@ class ViewVersion:
                 document = self.decode_document(key, stored)
                 if document is not None:
                     documents[key] = document
-        return FoundDocuments(list(documents.items()), positions, checkpoints)
+        return ReadDocuments(list(documents.items()), positions, checkpoints)
 
     def scan(
         self, log: Log, start: bytes, end: bytes | None, limit: int, *, with_positions: bool
-    ) -> FoundDocuments:
+    ) -> ReadDocuments:
         """The first documents in the order of their keys, without those that stand still
         (blocks).
 
@@ -381,7 +381,7 @@ class ViewVersion:
         for partition in range(count) if with_positions else ():
             checkpoint = store.checkpoint(collection, partition)
             _add_positions(positions, self.source_positions(partition, checkpoint))
-        return FoundDocuments(documents, positions, {})
+        return ReadDocuments(documents, positions, {})
 
     def decode_document(self, key: bytes, stored: StoredDocument | None) -> Any:
         """A document.
