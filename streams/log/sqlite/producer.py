@@ -6,10 +6,11 @@ processes delay each other as little as possible.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, repeat, starmap
+from itertools import repeat
 from typing import Any, NamedTuple
+
+import msgspec
 
 from streams.errors import EventTopicError, Fenced, LogError, NotFound, TooLarge
 from streams.log.events import events_only
@@ -33,6 +34,8 @@ UPDATE streams_partitions SET next = u.value ->> 0, time = u.value ->> 1, loose 
 FROM json_each(?) AS u WHERE no = u.value ->> 3
 """
 
+
+_encode_json = msgspec.json.Encoder().encode
 
 WriteCheck = Callable[[SqliteConnection], None]
 """Called in a transaction before it writes; raises if nothing of it may be written."""
@@ -347,15 +350,15 @@ def write_blocks(
     :returns: None if the topic has other partitions than these by now.
     """
     written: list[WrittenRun] = []
-    rows: list[BlockRow] = []
+    values: list[Any] = []
     ends: list[_PartitionEnd] = []
     to_merge: list[tuple[int, int]] = []
     found = db.fetch_json(
         "SELECT json_group_array(json_array(next, time, loose, no)) FROM streams_partitions"
         " WHERE no IN (SELECT value FROM json_each(?)) AND topic = ?",
-        (json.dumps([number for number, _ in runs]), topic),
+        (_encode_json([run.number for run in runs]).decode(), topic),
     )
-    ends_by_number = {end.number: end for end in starmap(_PartitionEnd, found)}
+    ends_by_number = {end.number: end for end in map(_PartitionEnd._make, found)}
     if len(ends_by_number) != len(runs):
         return None
     for number, encoded in runs:
@@ -363,7 +366,7 @@ def write_blocks(
         offset, time, small_blocks = end.next_offset, max(end.time, now), end.small_blocks
         written.append(WrittenRun(offset, time))
         for count, data in encoded:
-            rows.append(BlockRow(block_key(number, offset), count, time, data))
+            values += (block_key(number, offset), count, time, data)
             offset += count
             is_small = count < blocks.SMALL_MESSAGES and len(data) <= blocks.SMALL_BYTES
             small_blocks = small_blocks + 1 if is_small else 0
@@ -371,11 +374,11 @@ def write_blocks(
             to_merge.append((number, small_blocks))
             small_blocks = 0
         ends.append(_PartitionEnd(offset, time, small_blocks, number))
-    for start in range(0, len(rows), _INSERT_ROWS):
-        chunk = rows[start : start + _INSERT_ROWS]
-        sql = _INSERT_BLOCK + ", (?, ?, ?, ?)" * (len(chunk) - 1)
-        db.execute(sql, tuple(chain.from_iterable(chunk)))
-    db.execute(_UPDATE_PARTITIONS, (json.dumps(ends),))
+    width = _INSERT_BLOCK.count("?")
+    for start in range(0, len(values), width * _INSERT_ROWS):
+        chunk = values[start : start + width * _INSERT_ROWS]
+        db.execute(_INSERT_BLOCK + ", (?, ?, ?, ?)" * (len(chunk) // width - 1), chunk)
+    db.execute(_UPDATE_PARTITIONS, (_encode_json(ends).decode(),))
     for number, small_blocks in to_merge:
         _merge_small_blocks(db, number, small_blocks)
     return written
