@@ -23,7 +23,7 @@ from streams.text import one_line
 
 if TYPE_CHECKING:
     from streams.app import Streams
-    from streams.inspection.doctor.app_inspection import Finding, CheckVerdict
+    from streams.inspection.doctor.app_inspection import CheckVerdict, Finding
     from streams.inspection.doctor.prometheus import PrometheusClient
     from streams.log.protocol import Log
 
