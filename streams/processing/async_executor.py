@@ -383,6 +383,8 @@ class AsyncExecutor(Executor):
                 self._tick_at_latest(moment + job.timeout)
             result: Any = None
             failure: BaseException | None = None
+            if transaction is not None:
+                transaction.begin_handler()
             try:
                 try:
                     if value_only:

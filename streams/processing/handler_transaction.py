@@ -156,14 +156,25 @@ class HandlerTransaction:
         self._lock = lock
         self._may_block = may_block
         self._held = False
+        self._ended = False
         self._open_flag = _OpenFlag()
         self._transaction: Any = None
+
+    def begin_handler(self) -> None:
+        """A handler is about to be called. It ends with :meth:`rollback`, whatever its outcome."""
+        self._ended = False
 
     async def __aenter__(self) -> Self:
         """Wait for other handlers' transactions to end; ours ends with the handler."""
         if not self._held:
+            self._refuse_after_end()
             self._refuse_in_block()
             await self._lock.acquire_async()
+            try:
+                self._refuse_after_end()
+            except ConfigError:
+                self._lock.release()
+                raise
             self._held = self._open_flag.held = True
         _open_flag.set(self._open_flag)
         return self
@@ -183,6 +194,7 @@ class HandlerTransaction:
         """
         if self._transaction is None:
             if not self._held:
+                self._refuse_after_end()
                 self._refuse_in_block()
                 if not self._lock.acquire(LOCK_TIMEOUT if self._may_block else 0):
                     raise Unavailable(
@@ -195,6 +207,13 @@ class HandlerTransaction:
             _open_flag.set(self._open_flag)
         rows: list[tuple[Any, ...]] = self._transaction.execute(sql, parameters)
         return rows
+
+    def _refuse_after_end(self) -> None:
+        if self._ended:  # nobody would commit it, and all other writers would wait for it
+            raise ConfigError(
+                "message.transaction after its handler has ended: tasks and threads that the "
+                "handler started must end before it"
+            )
 
     @staticmethod
     def _refuse_in_block() -> None:
@@ -213,7 +232,8 @@ class HandlerTransaction:
             self._release()
 
     def rollback(self) -> None:
-        """The handler failed, or did not use the transaction."""
+        """The handler has ended: if its transaction was not committed, it is undone."""
+        self._ended = True
         transaction, self._transaction = self._transaction, None
         try:
             if transaction is not None:

@@ -333,6 +333,8 @@ class ThreadExecutor(Executor):
         result: Any = None
         failure: BaseException | None = None
         self._changed.release()
+        if transaction is not None:
+            transaction.begin_handler()
         try:
             decoded = calls.decode(unit)
             if type(decoded) is not NotCalled:
@@ -400,6 +402,8 @@ class ThreadExecutor(Executor):
         now, settled, size = self._now, fetched.settled, self.job.batch
         assignment = fetched.state.assignment
         index = 0
+        if transaction is not None:
+            transaction.begin_handler()
         try:
             call = self._fast_call(fetched, transaction)
             if size is None:

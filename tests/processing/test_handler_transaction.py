@@ -99,6 +99,40 @@ async def test_what_a_handler_leaves_behind_may_publish(url: str) -> None:
         assert [message.value for message in await h.messages(out)] == [1]
 
 
+@pytest.mark.parametrize("kind", ["async", "async, waiting", "plain", "plain, fast"])
+async def test_what_a_handler_leaves_behind_begins_no_transaction(url: str, kind: str) -> None:
+    """Nobody would end it, and every other writer to the file would wait."""
+    app, ended = Streams(url), asyncio.Event()
+    topic = app.topic("t", int)
+    tasks: list[asyncio.Task[object]] = []
+    messages: list[Message[int]] = []
+
+    async def later(message: Message[int]) -> None:
+        await ended.wait()
+        if kind == "async, waiting":
+            async with message.transaction:
+                pass
+        message.transaction.execute(TABLE)
+
+    async def handle(value: int, message: Message[int]) -> None:
+        tasks.append(asyncio.create_task(later(message)))
+
+    def plain(value: int, message: Message[int]) -> None:
+        messages.append(message)
+
+    app.processor(
+        topic, group="g", flow=QUICK, concurrency=2 if kind == "plain" else 1
+    )(plain if "plain" in kind else handle)  # fmt: skip
+    async with harness(app, url=url) as h:
+        await topic.publish(1)
+        await h.settled()
+        ended.set()
+        with pytest.raises(ConfigError, match="after its handler has ended"):
+            await (tasks[0] if tasks else asyncio.to_thread(messages[0].transaction.execute, TABLE))
+        await topic.publish(2)
+        await h.settled()
+
+
 async def test_a_message_that_moved_on_is_no_dead_letter(url: str) -> None:
     app, calls = Streams(url), []
     topic = app.topic("t", int, partitions=1)
