@@ -19,10 +19,17 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from typing_extensions import override
 
-from streams.cancellation import run_in_thread
+from streams.cancellation import run_to_completion
 from streams.config import CloudEvents
 from streams.declarations import Declarations
-from streams.errors import ConfigError, NotRunning, ProcessorDied, StreamsError, exit_status
+from streams.errors import (
+    ConfigError,
+    LogError,
+    NotRunning,
+    ProcessorDied,
+    StreamsError,
+    exit_status,
+)
 from streams.event_loop import enter_in_thread, loop_factory, running_loop
 from streams.failure_report import FailureReport
 from streams.health import Health, Stats
@@ -120,6 +127,7 @@ class Streams(Declarations):
 
         For what handlers have written there through ``message.transaction``. Reading holds up no
         writer, and no writer holds up reading. What a handler has not committed yet is not seen.
+        If the caller is cancelled, as by ``asyncio.timeout``, the statement ends.
 
         :param parameters: a sequence for ``?``, a mapping for ``:name``.
         :raises NotRunning: the app is not entered.
@@ -132,7 +140,17 @@ class Streams(Declarations):
             raise ConfigError(
                 f"app.query reads the file of a sqlite:// log with SQL; this is a {kind} log"
             )
-        return await run_in_thread(log.query, sql, parameters)
+        cancelled = threading.Event()
+
+        def run() -> list[tuple[Any, ...]]:
+            try:
+                return log.query(sql, parameters, cancelled.is_set)
+            except LogError:
+                if cancelled.is_set():
+                    return []  # nobody waits for the rows
+                raise
+
+        return await run_to_completion(asyncio.to_thread(run), cancelled.set)
 
     def transaction(self, *, timeout: float = TIMEOUT) -> TransactionBlock:
         """One transaction of a SQLite log's file, for SQL of your own and what you publish.

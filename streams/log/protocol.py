@@ -746,11 +746,14 @@ class Log(Protocol):
 class Queryable(Protocol):
     """A log whose file can be read with SQL."""
 
-    def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+    def query(
+        self, sql: str, parameters: Any = (), is_cancelled: Callable[[], bool] = lambda: False
+    ) -> list[tuple[Any, ...]]:
         """The rows of one read-only SQL statement; blocks, from any thread.
 
+        :param is_cancelled: asked while the statement runs; True: end it.
         :raises ConfigError: it also writes, or is more than one statement.
-        :raises LogError: it is refused.
+        :raises LogError: it is refused, or was ended.
         """
         ...
 

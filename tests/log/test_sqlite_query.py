@@ -123,6 +123,18 @@ async def test_what_is_wrong_with_a_statement_is_said(path: Path) -> None:
         assert isinstance(caught.value.__cause__, apsw.SQLError)
 
 
+async def test_a_statement_whose_caller_is_cancelled_ends(path: Path) -> None:
+    """The rows to count would take minutes."""
+    count = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000)"
+    async with shop(path).connected() as app:
+        running = asyncio.create_task(app.query(f"{count} SELECT count(*) FROM n"))
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait((running,), timeout=60)
+        assert running.cancelled()
+        assert await app.query("SELECT 1") == [(1,)]
+
+
 async def test_another_log_has_no_sql() -> None:
     async with Streams("memory://").connected() as app:
         with pytest.raises(ConfigError, match=r"app\.query.*sqlite.*memory log"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +221,11 @@ class SqliteLog(DenseOffsets, Log, HistoryLog[Events]):
 
     # -- the rest
 
-    def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+    def query(
+        self, sql: str, parameters: Any = (), is_cancelled: Callable[[], bool] = lambda: False
+    ) -> list[tuple[Any, ...]]:
         """The rows of one read-only SQL statement."""
-        return self._queries.run(sql, parameters)
+        return self._queries.run(sql, parameters, is_cancelled)
 
     def begin_file_transaction(self) -> SqliteFileTransaction:
         """Begin a transaction of the user's own SQL and messages. Blocks while others write.

@@ -113,6 +113,11 @@ class ReadConnection(GuardedConnection):
         return "the statement does not only read; a handler writes through message.transaction"
 
 
+STEPS = 100_000
+"""Instructions of SQLite's virtual machine between two checks for a cancellation: a millisecond or
+some."""
+
+
 class QueryRunner:
     """Runs statements that read one log's file. Usable from any thread."""
 
@@ -120,16 +125,20 @@ class QueryRunner:
         self._database = database
         self._pool = ConnectionPool(lambda: ReadConnection(database.settings))
 
-    def run(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+    def run(
+        self, sql: str, parameters: Any = (), is_cancelled: Callable[[], bool] = lambda: False
+    ) -> list[tuple[Any, ...]]:
         """See :meth:`streams.log.protocol.Queryable.query`."""
         self._database.require_open()
         try:
             connection = self._pool.acquire()
         except apsw.Error as error:
             raise translate(error, self._database.path) from error
+        connection.set_progress_handler(is_cancelled, STEPS)
         try:
             return connection.run(sql, parameters)
         finally:
+            connection.set_progress_handler(None)
             self._pool.release(connection)
 
     def close(self) -> None:
