@@ -59,7 +59,7 @@ from streams.cli.command_errors import (
     print_error,
 )
 from streams.errors import EXIT_FENCED, StreamsError
-from streams.text import get_logger
+from streams.text import count_with_noun, get_logger
 
 if TYPE_CHECKING:
     from streams.app import Streams
@@ -265,16 +265,20 @@ class Supervisor:
 
     def _handle_signal(self, number: signal.Signals) -> None:
         if not self._stop_requested.is_set():
-            logger.info("%s: %d workers finish what is in flight", number.name, len(self._running))
+            logger.info("%s: waiting for %s to finish", number.name, self._count_workers())
             self._stop_workers(number)
             return
-        killed = f"{len(self._running)} workers are killed, not everything was finished"
-        logger.warning("%s again: %s", number.name, killed)
+        logger.warning(
+            "%s again: killing %s, not everything was finished", number.name, self._count_workers()
+        )
         self._signal_workers(signal.SIGKILL)
         if number == signal.SIGTERM:
             asyncio.get_running_loop().remove_signal_handler(number)
             os.kill(os.getpid(), number)
         os._exit(INTERRUPTED)
+
+    def _count_workers(self) -> str:
+        return count_with_noun(len(self._running), "worker")
 
     def _stop_workers(self, number: signal.Signals) -> None:
         self._signal = number
