@@ -44,6 +44,11 @@ async def bill(order):
 """
 
 
+@pytest.fixture
+def tmp_path(disk_path: Path) -> Path:
+    return disk_path
+
+
 def app(shell: Shell, text: str = WELL, **changes: str) -> None:
     """An app in ``clinic.py``; each change replaces text that is there."""
     for before, after in changes.items():

@@ -39,6 +39,11 @@ accounts = Aggregate(
 """
 
 
+@pytest.fixture
+def tmp_path(disk_path: Path) -> Path:
+    return disk_path
+
+
 class Clinic:
     """An app with aggregates on one log, and the doctor beside it."""
 

@@ -27,6 +27,11 @@ desk = Desk(app, "clinic")
 NAME = "clinic-desk"
 
 
+@pytest.fixture
+def tmp_path(disk_path: Path) -> Path:
+    return disk_path
+
+
 class Clinic:
     """An app with a manager on one log, and the doctor beside it."""
 

@@ -266,7 +266,7 @@ def test_tables_are_as_they_were_after_a_look(
 
     async def declare() -> None:
         async with code["app"].connected():
-            await code["app"].projections[0].look()
+            await code["app"].projections[0].poll_once()
 
     asyncio.run(declare())
     left = shell.folder / "left"

@@ -281,8 +281,8 @@ def test_the_next_owner_waits_for_the_positions_of_an_open_transaction(
 
     def has_tried() -> bool:
         poll()
-        pending = subscription._consumer.partitions.pending.values()
-        return bool(listener.owned) or any(each.retry_pause for each in pending)
+        pending = subscription._consumer.partitions.pending
+        return bool(listener.owned) or pending.was_tried((topic, 0))
 
     def owns() -> bool:
         poll()

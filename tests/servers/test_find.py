@@ -54,7 +54,7 @@ def test_again(kafka):
 
 def run_suite(folder: Path, settings: Mapping[str, str]) -> str:
     """A suite of its own, on a machine without Java, Maven and container engine."""
-    (folder / "conftest.py").write_text("from tests.conftest import *\n")
+    (folder / "conftest.py").write_text('pytest_plugins = ["tests.conftest"]\n')
     (folder / "test_suite.py").write_text(SUITE)
     env = {
         name: value
