@@ -116,14 +116,6 @@ class Refused(NamedTuple):
     """The end of the history when the append was refused."""
 
 
-class RecordedRefusal(NamedTuple):
-    """A refusal that a history holds."""
-
-    version: int
-    """The version of the event before it."""
-    offset: int
-
-
 AppendOutcome = Appended | Refused | LogError
 OnEventsAppended = Callable[[Sequence[AppendOutcome]], None]
 """Called once with the outcome of each append."""
@@ -226,7 +218,7 @@ class StoredRefusal(NamedTuple):
     """A refusal in a history, whose record says what was refused
     (:func:`~streams.log.event_headers.cause_of`, :func:`~streams.log.event_headers.refused_by`).
 
-    :param version: of the history when the refusal was appended.
+    :param version: of the history when the refusal was appended: that of the event before it.
     :param offset: of its record, which only :meth:`EventLog.raw_reader` returns.
     """
 

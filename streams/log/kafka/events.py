@@ -369,10 +369,8 @@ class Events:
             index.wait(self.indexes.ends(topic, [partition]))
             with index.lock:
                 entry = index.partitions[partition].entry(key)
-                found = (
-                    [] if entry is None or entry.refusals is None else [*entry.refusals.values()]
-                )
-            return sorted((StoredRefusal(*each) for each in found), key=lambda each: each.offset)
+                refusals = {} if entry is None else entry.refusals or {}
+                return sorted(refusals.values(), key=lambda each: each.offset)
 
         return self.indexes.using(topic, use)
 

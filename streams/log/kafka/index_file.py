@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from streams.log.events import Base, Caused, Head, RecordedRefusal
+from streams.log.events import Base, Caused, Head, StoredRefusal
 from streams.log.kafka.cache_file import (
     FACTS,
     CacheFile,
@@ -204,7 +204,7 @@ class PartitionRows:
             )
             with self._file.translated():
                 refusals = {
-                    text(id): RecordedRefusal(
+                    text(id): StoredRefusal(
                         *_PAIR.unpack(self._file.unseal(sealed, _OF_REFUSAL, key + id, len(key)))
                     )
                     for id, sealed in refused

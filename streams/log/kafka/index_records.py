@@ -37,7 +37,7 @@ from zlib import crc32
 
 import msgspec
 
-from streams.log.events import Caused, Head, RecordedRefusal
+from streams.log.events import Caused, Head, StoredRefusal
 from streams.log.kafka.cache_file import IndexFileDamaged
 from streams.log.kafka.partition_index import KeyEntry, PartitionIndex, PartitionState
 from streams.message import Headers
@@ -422,7 +422,7 @@ def _decode_all(decode: Any, parts: Sequence[bytes]) -> Any:
 
 def _read(entry: _Entry) -> tuple[bytes, KeyEntry]:
     refusals = {
-        text(each.append_id): RecordedRefusal(each.version, each.offset) for each in entry.refusals
+        text(each.append_id): StoredRefusal(each.version, each.offset) for each in entry.refusals
     }
     read = KeyEntry(_offsets(entry.offsets), entry.last_id, entry.is_final, refusals or None)
     return entry.key, read

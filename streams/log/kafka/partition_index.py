@@ -33,7 +33,7 @@ from streams.log.events import (
     Base,
     Caused,
     Head,
-    RecordedRefusal,
+    StoredRefusal,
 )
 from streams.log.kafka.arbitration import Arbiter, Counted, PendingAppend
 from streams.message import ID, Headers
@@ -64,7 +64,7 @@ class KeyEntry(msgspec.Struct, gc=False):
     last_id: bytes = b""
     """The ID of its last record."""
     is_final: bool = False
-    refusals: dict[str, RecordedRefusal] | None = None
+    refusals: dict[str, StoredRefusal] | None = None
     """By the IDs of their records."""
 
     @property
@@ -141,7 +141,7 @@ class ChangedRefusal(NamedTuple):
 
     key: bytes
     append_id: str
-    refusal: RecordedRefusal
+    refusal: StoredRefusal
 
 
 class Changes(msgspec.Struct):
@@ -455,7 +455,7 @@ class PartitionIndex:
         if counted.is_refusal:
             if entry.refusals is None:
                 entry.refusals = {}
-            refusal = RecordedRefusal(version, offsets[0])
+            refusal = StoredRefusal(version, offsets[0])
             entry.refusals[counted.append_id] = refusal
             if self._changed is not None:
                 self._changed_refusals.append(ChangedRefusal(key, counted.append_id, refusal))

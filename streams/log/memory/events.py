@@ -21,7 +21,6 @@ from streams.log.events import (
     History,
     HistoryKey,
     HistoryRequest,
-    RecordedRefusal,
     Refused,
     StoredEvent,
     StoredRefusal,
@@ -45,7 +44,7 @@ class KeyHistory:
         self.offsets: list[int] = []
         """The offsets of the events, by version - 1."""
         self.causes: dict[str, Caused] = {}
-        self.refusals: dict[str, RecordedRefusal] = {}
+        self.refusals: dict[str, StoredRefusal] = {}
         """By the IDs of their records."""
 
     def id_at(self, version: int) -> str | None:
@@ -68,7 +67,7 @@ class KeyHistory:
         """Note an append that was written."""
         first_version = append.base.version + 1
         if append.is_refusal:
-            refusal = RecordedRefusal(append.base.version, offsets[0])
+            refusal = StoredRefusal(append.base.version, offsets[0])
             self.refusals[append.records[0].id] = refusal
         else:
             self.offsets += offsets
@@ -149,7 +148,11 @@ class EventIndex:
 
     def delete_snapshots(self, fingerprint: str | None) -> int:
         """Delete the snapshots of one fingerprint, or all."""
-        names = [(key, stored) for key, stored in self._snapshots if fingerprint in (None, stored)]
+        names = [
+            name
+            for name, each in self._snapshots.items()
+            if fingerprint in (None, each.fingerprint)
+        ]
         for name in names:
             del self._snapshots[name]
         return len(names)
@@ -163,9 +166,7 @@ class EventIndex:
         """The refusals of one key, in their order."""
         number = partition_for(key, "", len(self._histories))
         history = self._histories[number].get(key)
-        return (
-            [] if history is None else [StoredRefusal(*each) for each in history.refusals.values()]
-        )
+        return [] if history is None else list(history.refusals.values())
 
     def list_keys(self, partition: int, after: bytes | None, limit: int) -> list[HistoryKey]:
         """The keys behind ``after``, in order."""
