@@ -136,7 +136,7 @@ async def test_processes_agree_why_a_command_was_refused(
     decisions, name = [give_back, notice, take_ten], unique()
     one, two = (World(stage.app(), name, decisions=decisions) for _ in range(2))
     first, second = (each.transfers._definition.commands for each in (one, two))
-    note, changes = first._record_request, list(cents[1:])
+    note, changes = first._note_reason, list(cents[1:])
 
     async def note_and_change(*args: Any) -> Any:
         noted = await note(*args)
@@ -144,7 +144,7 @@ async def test_processes_agree_why_a_command_was_refused(
             await two.open(ada=changes.pop())
         return noted
 
-    monkeypatch.setattr(first, "_record_request", note_and_change)
+    monkeypatch.setattr(first, "_note_reason", note_and_change)
     async with one.app.connected(), two.app.connected():
         await two.open(ada=cents[0])
         command = first.stored_command(Command(one.purses, "ada", take_ten, "t"))

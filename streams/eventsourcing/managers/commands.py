@@ -65,24 +65,24 @@ class UnknownCommand(InvalidValue, CodeTooOld):
     have, or with arguments that its decision does not take."""
 
 
-class _DecisionRefused(NamedRefusal):
-    """A decision refuses, or has come to no event; why has been noted."""
+class _CommandRefused(NamedRefusal):
+    """The decision refuses, or comes to no event, and a note says so."""
 
 
-class _RefusalNotRecorded(Exception):
-    """The same, and why is to be noted first."""
+class _ReasonNotNoted(Exception):
+    """The decision refuses, or comes to no event, and the note that says so is still missing."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-class _OnlyRequestRecorded(NamedRefusal):
-    """What is noted is that it was asked for, and no event."""
+class _ReasonNoted(NamedRefusal):
+    """By this the decision that writes a note refuses: the record of its refusal is the note."""
 
 
-class _RequestNotRecorded(Exception):
-    """The decision comes to something else by now."""
+class _ReasonOutdated(Exception):
+    """The command's decision does not refuse for that reason any more."""
 
 
 class _DecisionSignature(NamedTuple):
@@ -241,20 +241,20 @@ class Commands:
         """
         aggregate = self._aggregate_of(command)
         is_noted = False
-        """Why is noted, so the decision may refuse."""
+        """Whether a note has the reason, so that the decision may refuse."""
 
         def decide(state: Any) -> Any:
             found, reason = self._take_decision(aggregate, command, state)
             if reason is None:
                 return found
-            raise _DecisionRefused(reason) if is_noted else _RefusalNotRecorded(reason)
+            raise _CommandRefused(reason) if is_noted else _ReasonNotNoted(reason)
 
-        options = aggregate.with_options(cause=cause, refusals=_DecisionRefused)
+        options = aggregate.with_options(cause=cause, refusals=_CommandRefused)
         while True:
             try:
                 await options.decide(command.id, decide)
             except DecisionRefused:
-                # Why is asked of the log, as everybody does: somebody else may have noted before.
+                # The log has the reason, for everybody: another process may have noted one before.
                 outcome = await self._read_outcome(command, cause)
                 if outcome.outcome == "unknown":
                     raise UnknownCommand(
@@ -266,8 +266,8 @@ class Commands:
                 is_noted = False
             except AggregateClosed:
                 return CLOSED
-            except _RefusalNotRecorded as found:
-                is_noted = await self._record_request(aggregate, command, cause, found.reason)
+            except _ReasonNotNoted as found:
+                is_noted = await self._note_reason(aggregate, command, cause, found.reason)
             else:
                 return None
 
@@ -309,21 +309,20 @@ class Commands:
     def _reason_of(self, error: Exception) -> str:
         return next(name for name, kind in self._refusals.items() if isinstance(error, kind))
 
-    async def _record_request(
+    async def _note_reason(
         self, aggregate: Aggregate[Any, Any], command: StoredCommand, cause: str, reason: str
     ) -> bool:
-        """Note why a command is about to be refused; False: it would not be for that any more."""
+        """Write a note of why a command is about to be refused; False: it would not be refused for
+        that reason any more."""
 
         def note(state: Any) -> NoReturn:
             _, found = self._take_decision(aggregate, command, state)
-            raise _OnlyRequestRecorded(reason) if found == reason else _RequestNotRecorded
+            raise _ReasonNoted(reason) if found == reason else _ReasonOutdated
 
-        options = aggregate.with_options(
-            cause=_note_cause(cause, reason), refusals=_OnlyRequestRecorded
-        )
+        options = aggregate.with_options(cause=_note_cause(cause, reason), refusals=_ReasonNoted)
         try:
             await options.decide(command.id, note)
-        except _RequestNotRecorded:
+        except _ReasonOutdated:
             return False
         except (DecisionRefused, AggregateClosed):
             pass

@@ -141,8 +141,8 @@ class ManagerDefinition(Generic[S]):
     def decide(self, instance: Instance, trigger: Trigger, done: int) -> Reacted | None:
         """How an instance reacts; None: it passes it over.
 
-        :param done: up to which version actions were carried out.
-        :raises Unfinished: not yet up to the last one.
+        :param done: the version up to which actions were carried out.
+        :raises UnfinishedReaction: the actions of the last version were not.
         """
         if instance.has_ended:
             return None

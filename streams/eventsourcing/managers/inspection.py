@@ -326,26 +326,26 @@ class ManagerInspector:
         log = self._log
         if not isinstance(log, EventLog):
             return None
-        reading = _InstanceReader(number)
+        reader = _InstanceReader(number)
         for page in history_pages(log, self.reactions_topic, _key_bytes(key)):
-            reading.partition, reading.head = page.partition, page.head.base.version
+            reader.partition, reader.head = page.partition, page.head.base.version
             for stored in page.events:
-                reading.add_reaction(stored, *self._decode_reaction(stored.record.value))
-        if not reading.head:
+                reader.add_reaction(stored, *self._decode_reaction(stored.record.value))
+        if not reader.head:
             return None
-        reactions = [self._with_outcomes(log, key, each, reading) for each in reading.last]
+        reactions = [self._with_outcomes(log, key, each, reader) for each in reader.last]
         return InspectedInstance(
-            reading.partition,
-            reading.head,
-            reading.instance,
+            reader.partition,
+            reader.head,
+            reader.instance,
             reactions,
-            [*reading.waiting.values(), *reading.over],
-            reading.count - len(reactions),
-            reading.stopped,
+            [*reader.waiting.values(), *reader.over],
+            reader.count - len(reactions),
+            reader.stopped,
         )
 
     def _with_outcomes(
-        self, log: EventLog, key: str, found: InspectedReaction, reading: _InstanceReader
+        self, log: EventLog, key: str, found: InspectedReaction, reader: _InstanceReader
     ) -> InspectedReaction:
         """The same, with what became of its commands."""
         if found.reacted is None:
@@ -363,7 +363,7 @@ class ManagerInspector:
                 outcome = self._definition.commands.inspect_outcome(log, action, cause)
             except LogError as error:
                 outcome = CommandOutcome("unknown", error_text(error))
-            if outcome.outcome == "open" and sequence in reading.refused:
+            if outcome.outcome == "open" and sequence in reader.refused:
                 outcome = outcome._replace(outcome="refused")  # its aggregate was closed
             commands.append(InspectedCommand(sequence, action, outcome))
         return found._replace(commands=commands)

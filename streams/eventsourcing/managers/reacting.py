@@ -129,7 +129,7 @@ class Reactor:
         instances = self._instances.with_options(cause=trigger.cause)
         while True:
             try:
-                decided = await instances.decide(key, self._append_reaction, key, trigger)
+                decided = await instances.decide(key, self._decide_reaction, key, trigger)
             except UnfinishedReaction as unfinished:
                 found = unfinished.instance
                 await self._carry_out(key, found.version, found.actions, depth)
@@ -142,7 +142,7 @@ class Reactor:
         (reacted,) = decided.events
         await self._carry_out(key, decided.version, reacted.actions, depth)
 
-    def _append_reaction(self, instance: Instance, key: str, trigger: Trigger) -> Reacted | None:
+    def _decide_reaction(self, instance: Instance, key: str, trigger: Trigger) -> Reacted | None:
         return self._definition.decide(instance, trigger, self._done.get(key, 0))
 
     async def _carry_out(
