@@ -3,7 +3,7 @@
 with all its set-up, and ``setup``, which is the set-up of the tests alone.
 
 ``python3 scripts/dev.py COMMAND [-- ARGUMENTS]``: the arguments are passed to the program (the
-demo, pytest, the benchmarks). The set-up is :mod:`environment`'s; this file defines the steps of
+demo, pytest, the benchmarks). The set-up is ``environment.py``'s; this file defines the steps of
 each command. The checks run at the same time, and the output of each is printed in one piece. All
 of them run even if one fails; the exit status is the first failure's.
 """

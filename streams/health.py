@@ -103,7 +103,8 @@ class ProcessorStats:
 class AggregateStats:
     """Statistics of one aggregate type in this process, since the app was entered.
 
-    :param decisions: calls of :meth:`Aggregate.decide` and :meth:`Aggregate.append`.
+    :param decisions: calls of :meth:`streams.Aggregate.decide` and
+        :meth:`streams.Aggregate.append`.
     :param conflicts: appends that lost to a concurrent append.
     :param retries: decisions that were called again because of a conflict.
     :param appends: appends that succeeded.

@@ -191,7 +191,7 @@ class Batch:
     since the epoch. ``assignment`` is that of the subscription that polled this batch, None for a
     plain read. ``unreadable`` says, by index, why the log's driver cannot read a message's headers;
     such a message has the single header :data:`UNREADABLE`. It is complete once ``ids`` or
-    :meth:`marks` were read.
+    :meth:`identity_suffixes` were read.
 
     A log whose driver stores headers and times in its own objects subclasses this and overrides
     :meth:`headers`, :meth:`extra_headers` and :meth:`time`, so that they are converted only when

@@ -1,9 +1,8 @@
 """The terms: a database, a session in it, a statement, and the kinds of failure.
 
 **A session is one transaction on one connection.** It begins when the session does, and ends with
-``commit`` or ``rollback``, each of which also releases the connection; a session of a
-:class:`PlainDatabase` belongs to one thread at a time, that of an :class:`AsyncDatabase` to one
-task.
+``commit`` or ``rollback``, each of which also releases the connection. A :class:`Session` belongs
+to one thread at a time, an :class:`AsyncSession` to one task.
 
 **The toolkit's statements are written once**, as a generator (:data:`Steps`) that yields statements
 and gets their rows; :func:`run_steps` and :func:`run_steps_async` drive it. A :class:`Statement`

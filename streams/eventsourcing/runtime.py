@@ -158,7 +158,7 @@ class AggregateRuntime:
     async def decide(
         self, id: str, decision: Callable[[Any], Any], options: DecisionOptions
     ) -> Decided[Any, Any]:
-        """See :meth:`Aggregate.decide`."""
+        """See :meth:`streams.Aggregate.decide`."""
         histories, states = self._require_open()
         key = states.key_of(id)
         self._refuse_in_transaction()
@@ -429,7 +429,7 @@ class AggregateRuntime:
     # -- reading
 
     async def load(self, id: str, at: int | datetime | None) -> Loaded[Any]:
-        """See :meth:`Aggregate.load`."""
+        """See :meth:`streams.Aggregate.load`."""
         _, states = self._require_open()
         key = states.key_of(id)
         try:
@@ -443,7 +443,7 @@ class AggregateRuntime:
         return Loaded(known.state, known.head.base.version, known.head.is_final)
 
     async def read(self, id: str, start: int) -> AsyncIterator[ReadEvent]:
-        """See :meth:`Aggregate.read`."""
+        """See :meth:`streams.Aggregate.read`."""
         _, states = self._require_open()
         async for each in states.read(id, states.key_of(id), start):
             yield each

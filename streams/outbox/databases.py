@@ -633,7 +633,7 @@ def open_database(dsn: str, tables: TableNames, mode: OpenMode = "rwc") -> Relay
     :param dsn: a URL; on PostgreSQL also libpq's form (``host=... dbname=...``).
     :param mode: for a SQLite file: ``ro`` only reads, ``rw`` uses an existing file, ``rwc`` creates
         it if it does not exist. If the file is missing and must not be created, connecting raises
-        :class:`NotFound`.
+        :class:`~streams.errors.NotFound`.
     :raises ConfigError: ``dsn`` is no valid address, or the driver is missing.
     """
     if not isinstance(dsn, str) or not dsn.strip():

@@ -163,7 +163,8 @@ def create_handler(
     Over a log a step that raises is retried as ``retry=`` says (:class:`~streams.Retry`, five
     attempts by default), then it has failed. On a local bus the first attempt decides.
 
-    :param listen_to: the topic, or on a :class:`PatternEventBus` a pattern, of its events.
+    :param listen_to: the topic, or on a :class:`~streams.patterns.PatternEventBus` a pattern, of
+        its events.
     :param execute: its work, called with a :class:`SagaEvent`; it returns the data of
         ``on_success``, or None to pass on the event's data.
     :param on_success: the topic of its answer if it succeeds; None: it publishes nothing.

@@ -483,9 +483,9 @@ class Job:
     """Asked before a dead letter is written."""
     builds_messages: bool = False
     """The function builds the messages itself, where it needs them; ``wants_message`` is set. It
-    takes the value and what :func:`~streams.message.deliver` takes beside it: batch, index, attempt
-    and transaction. Of a batch handler, it takes the values and a function that makes the messages.
-    """
+    takes the value and what :func:`~streams.message.make_message` takes beside it: batch, index,
+    attempt and transaction. Of a batch handler, it takes the values and a function that makes the
+    messages."""
     reset_context: Callable[[], None] | None = None
     """Called in the handler's task when a call of an async function that builds messages has ended:
     undoes what the function did to the task's context."""

@@ -13,7 +13,7 @@ class ActionDone:
 
     :param text: a sentence, translated.
     :param count: how many messages, keys or groups it concerned.
-    :param back: the address to go on to (made by :meth:`Page.url`), and its name.
+    :param back: the address to go on to (made by :meth:`streams.web.page.Page.url`), and its name.
     :param details: more lines.
     :param subject: the target, for the log line: a topic, a group, a saga.
     :param changed: the names of topics and groups that were changed, so that they are

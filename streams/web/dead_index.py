@@ -1,8 +1,9 @@
 """An index of all topics of dead letters: the sources of their letters, how many letters wait.
 
-There may be thousands of topics, and any may hold dead letters (:mod:`streams.inspection
-.letter_topics`): each request makes a thread check, for a moment, the topics that were checked
-longest ago; those that are named as dead letter topics come first. With each visit more are known.
+There may be thousands of topics, and any may hold dead letters
+(:mod:`streams.inspection.letter_topics`): each request makes a thread check, for a moment, the
+topics that were checked longest ago; those that are named as dead letter topics come first. With
+each visit more are known.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ any thread and have taken effect when they return. It knows nothing of the proto
 it works for Redis as it is, and for Kafka where the broker advertises the proxy's port.
 
 * :meth:`Proxy.cut` resets every connection (new ones are let in);
-* :meth:`Proxy.is_shut` resets them and lets no new one in until :meth:`Proxy.open`;
+* :meth:`Proxy.shut` resets them and lets no new one in until :meth:`Proxy.open`;
 * :meth:`Proxy.turn_to` resets them and carries new ones to another server;
 * :meth:`Proxy.block` resets a connection instead of letting a certain request through;
 * :attr:`Proxy.delay` holds back each piece, in both directions, without changing the order;

@@ -160,7 +160,7 @@ class OutputWriter:
         offsets: Sequence[KTopicPartition],
         group_metadata: Callable[[], object],
     ) -> None:
-        """Store records and offsets; see :meth:`Subscription.commit_outputs`.
+        """Store records and offsets; see :meth:`~streams.log.protocol.Subscription.commit_outputs`.
 
         :param group_metadata: the member's, as it is now.
         """
@@ -193,7 +193,7 @@ class OutputWriter:
 
     @property
     def limit(self) -> int | None:
-        """See :attr:`Subscription.outputs_limit`."""
+        """See :attr:`~streams.log.protocol.Subscription.outputs_limit`."""
         return CLOSE_LOOK_RECORDS if time.monotonic() < self._close_look_until else None
 
     # -- the producer

@@ -6,7 +6,8 @@ the calls: the driver's own retries keep it (``enable.idempotence``), and calls 
 a time. A record can end in these ways:
 
 * a full queue makes ``append`` wait (backpressure), and never drops a record;
-* a record that the broker or the driver finds too large fails alone (:class:`TooLarge`);
+* a record that the broker or the driver finds too large fails alone
+  (:class:`~streams.errors.TooLarge`);
 * a record that timed out may have been written (:class:`OutcomeUnknown`), and is not retried;
 * a fatal state of the driver ends this producer and fails what it held; the next append makes a
   new one. The same happens to a producer that is cut off while another client reaches the brokers

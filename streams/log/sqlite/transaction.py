@@ -12,7 +12,7 @@ SQLite has one writer at a time: from its beginning to its end a transaction blo
 writers of the file, publishers and other handlers included. Keep it short.
 
 The log's own tables (``streams_…``) may be read but not written, and nothing may end the
-transaction but :meth:`commit` and :meth:`rollback`.
+transaction but its own ``commit`` and ``rollback``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A Django app for the outbox: ``INSTALLED_APPS = [..., "streams.outbox.django"]``.
 
-Its migration creates the tables, on PostgreSQL or SQLite; the model :class:`OutboxRow` shows what
-waits there, in the admin as elsewhere. :func:`publish_on_commit` publishes with what is open there.
+Its migration creates the tables, on PostgreSQL or SQLite; the model
+:class:`~streams.outbox.django.models.OutboxRow` shows what waits there, in the admin as elsewhere.
+:func:`publish_on_commit` publishes with the transaction that is open there.
 """
 
 from __future__ import annotations

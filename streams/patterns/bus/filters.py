@@ -24,10 +24,10 @@ _MISSING: Any = object()
 class EventFilter:
     """Selects events: those that meet all of these conditions.
 
-    :param topic: a topic or a pattern as in :class:`PatternEventBus`, or a compiled regular
-        expression that matches the event's own topic from its beginning (``re.match``; say ``$``
-        where it must end). Patterns are looked up; every regular expression is tried on every
-        event. None: any topic.
+    :param topic: a topic or a pattern as in :class:`~streams.patterns.PatternEventBus`, or a
+        compiled regular expression that matches the event's own topic from its beginning
+        (``re.match``; say ``$`` where it must end). Patterns are looked up; every regular
+        expression is tried on every event. None: any topic.
     :param type: the type of the data: a class (or several, as ``isinstance`` takes them), or a str
         that is the data's ``type`` field, or the tag of its Struct.
     :param attributes: the required values of the data's fields (a mapping's keys, an object's

@@ -283,7 +283,8 @@ class LogRouter:
     async def read(
         self, topic: str, start: OffsetSpec, end: OffsetSpec, errors: Literal["raise", "skip"]
     ) -> AsyncGenerator[Event, None]:
-        """The events that the log holds of a topic or pattern; see :meth:`EventBus.read`."""
+        """The events that the log holds of a topic or pattern; see
+        :meth:`streams.patterns.EventBus.read`."""
         topics: Trie[None] = Trie()
         topics.add(topic, None)
         source = self._event_source(lambda found: bool(topics.match(found)), keep_undecodable=False)

@@ -46,7 +46,7 @@ class SubscriptionOwner(Protocol):
 
 
 class Subscription:
-    """The handle that :meth:`EventBus.subscribe` returns: call it to unsubscribe.
+    """The handle that :meth:`streams.patterns.EventBus.subscribe` returns: call it to unsubscribe.
 
     Unsubscribing is safe at any time, also from a handler, also twice. No call begins after it;
     one that runs goes on to its end.

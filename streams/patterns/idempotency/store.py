@@ -198,7 +198,7 @@ class IdempotencyStore:
         :param lease: seconds after which another caller may claim it, unless :meth:`renew` is
             called.
         :param fingerprint: of the request, for others to compare; see
-            :meth:`IdempotentProcessor.process`.
+            :meth:`streams.patterns.IdempotentProcessor.process`.
         """
         token = new_token()
         fingerprint_hash = hash_fingerprint(fingerprint)
