@@ -227,7 +227,7 @@ def _read_words(text: str) -> PostgresAddress:
 
 
 class _DatabaseTarget(NamedTuple):
-    """A database's place, and the settings that choose the schema of an unqualified table name:
+    """Where a database is, and the settings that choose the schema of an unqualified table name:
     options, and the user, as PostgreSQL's ``search_path`` begins with the schema of the user's
     name."""
 
@@ -243,12 +243,12 @@ def is_same_database(one: str, other: str, *, any_user: bool = False) -> bool:
 
     :param any_user: ignore the users: the table's name has a schema.
     """
-    place = _target_of(one, any_user=any_user)
-    return one == other or place == _target_of(other, any_user=any_user) is not None
+    target = _target_of(one, any_user=any_user)
+    return one == other or target == _target_of(other, any_user=any_user) is not None
 
 
 def _target_of(address: str, *, any_user: bool) -> _DatabaseTarget | None:
-    """The place of an address; None: it cannot be known."""
+    """The target of an address; None: it cannot be known."""
     kind, _, _ = scheme_of(address)
     if kind == "sqlite":
         file = sqlite_file(address)

@@ -192,8 +192,8 @@ class Dispatcher:
         self._cursor: Iterator[tuple[int, bytes | None, str | None]] = iter(())
         self.ready: deque[Delivery] = deque()
         """Messages to be given out next: they waited behind another of their key, or for a time."""
-        self._timers: list[_DelayedDelivery] = []
-        self._timer_number = 0
+        self._delayed: list[_DelayedDelivery] = []
+        self._delay_number = 0
         self.paused = False
         """Nothing is given out while set; handlers that run are not stopped."""
         self.counts = DispatchCounts()
@@ -217,12 +217,12 @@ class Dispatcher:
         if self.current is not None and self.current.state is state:
             self.current, self._cursor = None, iter(())
         in_flight = state.in_flight
-        for delivery in (*self.ready, *(timer.delivery for timer in self._timers)):
+        for delivery in (*self.ready, *(each.delivery for each in self._delayed)):
             if delivery.fetched.state is state:  # its key is in flight, but no handler runs for it
                 in_flight.pop(delivery.ordering_key, None)
         self.ready = deque(each for each in self.ready if each.fetched.state is not state)
-        self._timers = [each for each in self._timers if each.delivery.fetched.state is not state]
-        self._timers.sort()
+        self._delayed = [each for each in self._delayed if each.delivery.fetched.state is not state]
+        self._delayed.sort()
         for ordering_key in in_flight:
             in_flight[ordering_key] = None
         if in_flight:
@@ -267,29 +267,29 @@ class Dispatcher:
 
     def release_due(self, now: float) -> None:
         """Make ready what has waited long enough."""
-        timers = self._timers
-        while timers and timers[0].due <= now:
-            self.ready.append(heappop(timers).delivery)
+        delayed = self._delayed
+        while delayed and delayed[0].due <= now:
+            self.ready.append(heappop(delayed).delivery)
 
     @property
     def next_due(self) -> float | None:
         """When the next waiting message may be tried again, in monotonic seconds."""
-        first = self._timers[:1]  # others may look on while the executor takes it out
+        first = self._delayed[:1]  # others may look on while the executor takes it out
         return first[0].due if first else None
 
     @property
     def waiting(self) -> int:
         """How many messages wait to be tried again."""
-        return len(self._timers)
+        return len(self._delayed)
 
     @property
     def held_back(self) -> int:
         """How many of them wait for newer code (any thread)."""
-        return sum(timer.held_back for timer in self._timers.copy())
+        return sum(each.held_back for each in self._delayed.copy())
 
     def waiting_keys(self, limit: int = 10) -> list[tuple[str, int, OrderingKey, int]]:
         """Topic, partition, ordering key and attempt of messages waiting to be tried again."""
-        waiting = [timer.delivery for timer in sorted(self._timers)[:limit]]
+        waiting = [each.delivery for each in sorted(self._delayed)[:limit]]
         return [
             (each.fetched.batch.topic, each.fetched.batch.partition, each.ordering_key,
              each.attempt)
@@ -671,8 +671,8 @@ class Dispatcher:
         if not delivery.fetched.state.is_owned:
             self.abandon(delivery)
             return
-        self._timer_number += 1
-        heappush(self._timers, _DelayedDelivery(due, self._timer_number, delivery, held_back))
+        self._delay_number += 1
+        heappush(self._delayed, _DelayedDelivery(due, self._delay_number, delivery, held_back))
 
     def abandon(self, delivery: Delivery) -> None:
         """The handler stopped without an outcome; the message is not settled."""

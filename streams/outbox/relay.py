@@ -51,7 +51,7 @@ KEYS_RELEASED_AT_ONCE, ROWS_RELEASED_AT_ONCE = 100, 5_000
 """The most keys that are checked, and rows that are released, at once: the connection has other
 work, too, and a SQLite file other writers."""
 
-TICKS = 5
+HEARTBEATS = 5
 """Heartbeats of a relay in the time of a lease."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -277,7 +277,7 @@ class _RelaySession:
         self._has_topic_index = False
         self._listener: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
-        self._next_tick = self._next_sample = self._next_release = 0.0
+        self._next_heartbeat = self._next_sample = self._next_release = 0.0
 
     async def __aenter__(self) -> _RelaySession:
         try:
@@ -333,17 +333,18 @@ class _RelaySession:
             if self._failure is not None:
                 raise self._failure
             now = monotonic()
-            if now >= self._next_tick:
-                await self._tick(now)
+            if now >= self._next_heartbeat:
+                await self._run_periodic_work(now)
                 if now - began > self._options.lease:
                     self._relay.record_success()
             self._awake.clear()  # before reading: rows written from here on set it again
             if not await self._start_groups():
                 if not self._skipped and not self._paused_until:  # there is no more work
                     self._relay.record_success()
-                await self._wait_for_work(max(0.0, self._next_tick - monotonic()))
+                await self._wait_for_work(max(0.0, self._next_heartbeat - monotonic()))
 
-    async def _tick(self, now: float) -> None:
+    async def _run_periodic_work(self, now: float) -> None:
+        """Send a heartbeat, release rows and measure the backlog, each as often as it has to be."""
         await self._keep_buckets(now)
         if now >= self._next_release and self._buckets.owned:
             self._next_release = now + RELEASE_EVERY
@@ -359,7 +360,7 @@ class _RelaySession:
         self._relay.record_owned_buckets(len(self._buckets.owned))
         if self._buckets.owned - before:
             self._next_release = now
-        self._next_tick = now + self._options.lease / TICKS
+        self._next_heartbeat = now + self._options.lease / HEARTBEATS
 
     async def _release_waiting(self) -> None:
         """Release the rows whose wait is over."""
@@ -375,7 +376,7 @@ class _RelaySession:
             key = {"first": first, "limit": -(-room // (len(keys) - number))}
             room -= len(await database.execute(dialect.release_waiting(), key))
         if room < ROWS_RELEASED_AT_ONCE:  # there may be more: soon again
-            self._next_release = self._next_tick = 0.0
+            self._next_release = self._next_heartbeat = 0.0
 
     def _ownership_parameters(self) -> dict[str, object]:
         """The parameters of a statement about rows of this relay's buckets."""
@@ -523,7 +524,7 @@ class _RelaySession:
     async def _relay_group(self, group: RowGroup) -> None:
         """Publish rows of one topic, and delete or mark them."""
         if not self._owns_group(group):  # others may own its keys: read again what is owned
-            self._next_tick = 0.0
+            self._next_heartbeat = 0.0
             self._handle_outcome(group, GroupOutcome())
             self._stop_skipping(group)
             return

@@ -104,11 +104,11 @@ RETRY_PAUSE = 0.5
 class ReturnedBatch(FetchedBatch):
     """Parked messages that come back to the handler, as they were in their source."""
 
-    __slots__ = ("generations",)
+    __slots__ = ("recall_numbers",)
 
-    def __init__(self, state: PartitionState, batch: Batch, generations: list[int]) -> None:
+    def __init__(self, state: PartitionState, batch: Batch, recall_numbers: list[int]) -> None:
         super().__init__(state, batch)
-        self.generations = generations
+        self.recall_numbers = recall_numbers
 
 
 class DurableKeyParking:
@@ -344,7 +344,7 @@ class _ReturnCandidate(NamedTuple):
 
     key: bytes
     queue: ParkedQueue
-    generation: int
+    recall_number: int
     source_offset: int
     position: int
 
@@ -532,7 +532,7 @@ class PartitionParking:
                         break
                     offset = queue.source_offsets[index]
                     candidates.append(
-                        _ReturnCandidate(key, queue, queue.generation, offset, position)
+                        _ReturnCandidate(key, queue, queue.recall_number, offset, position)
                     )
                 if len(candidates) >= FETCH_LIMIT:
                     break
@@ -553,7 +553,7 @@ class PartitionParking:
                     continue
                 handed_out = queue.handed_out
                 if (
-                    queue.generation != candidate.generation
+                    queue.recall_number != candidate.recall_number
                     or candidate.position not in rows
                     or handed_out >= len(queue)
                     or queue.source_offsets[handed_out] != candidate.source_offset
@@ -593,7 +593,7 @@ class PartitionParking:
             self.assignment,
             unreadable=_unreadable_reasons([row for _, row in chosen]),
         )
-        return ReturnedBatch(partition_state, batch, [each.generation for each, _ in chosen])
+        return ReturnedBatch(partition_state, batch, [each.recall_number for each, _ in chosen])
 
     def _commit_floor(self) -> None:
         """Commit the floor, from which the next owner has to read; it never moves back."""
@@ -650,7 +650,7 @@ class PartitionParking:
             if (
                 queue is not None
                 and not queue.is_dead
-                and queue.generation == fetched.generations[index]
+                and queue.recall_number == fetched.recall_numbers[index]
                 and queue.source_offsets[0] == fetched.batch.offsets[index]
             ):
                 return None

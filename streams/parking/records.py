@@ -322,15 +322,15 @@ class ParkedQueue:
     """The queue of one closed key."""
 
     __slots__ = (
-        "generation",
         "handed_out",
         "head_position",
         "is_dead",
+        "recall_number",
         "record_positions",
         "source_offsets",
     )
 
-    def __init__(self, generation: int) -> None:
+    def __init__(self, recall_number: int) -> None:
         self.source_offsets: deque[int] = deque()
         """Source offsets, ascending."""
         self.record_positions: deque[int] = deque()
@@ -340,7 +340,7 @@ class ParkedQueue:
         self.head_position = -1
         """The position of the record with the head's current bytes, if it failed again or was
         edited. Its first record is still needed: later records refer to it."""
-        self.generation = generation
+        self.recall_number = recall_number
         """Changes when messages that were handed out are recalled."""
         self.handed_out = 0
         """How many messages, from the head on, were handed out to be handled."""
@@ -421,7 +421,7 @@ class ParkingState:
         self._done_unread: dict[int, int] = {}
         """Source offsets whose done record was written and not read yet, with the position of the
         message's record: it is still needed, in case the done record is ignored."""
-        self._generation = 0
+        self._recall_number = 0
 
     # -- reading
 
@@ -532,15 +532,15 @@ class ParkingState:
 
     def recall_queue(self, queue: ParkedQueue) -> None:
         """Recall the messages of a queue that were handed out: they must not be handled."""
-        self._generation += 1
-        queue.generation = self._generation
+        self._recall_number += 1
+        queue.recall_number = self._recall_number
         queue.handed_out = 0
 
     # -- inside
 
     def _close_key(self, key: bytes) -> ParkedQueue:
-        self._generation += 1
-        queue = self.keys[key] = self.returning[key] = ParkedQueue(self._generation)
+        self._recall_number += 1
+        queue = self.keys[key] = self.returning[key] = ParkedQueue(self._recall_number)
         return queue
 
     def _enqueue(self, queue: ParkedQueue, offset: int, position: int) -> None:

@@ -146,15 +146,16 @@ class OffsetCommitter:
         return Unsettled(messages, size)
 
     def count_unsettled(self, is_too_much: Callable[[Unsettled], bool]) -> Unsettled:
-        """:meth:`unsettled`; what is settled lets go of its bytes first if that ``is_too_much``."""
+        """:meth:`unsettled`; if that ``is_too_much``, the bytes of settled messages are released
+        first."""
         with self._progress_lock:
-            held = self._sum_unsettled()
-            if is_too_much(held):
+            unsettled = self._sum_unsettled()
+            if is_too_much(unsettled):
                 for each in self._owned.values():
                     each.state.progress.release_settled()
-                held = self._sum_unsettled()
-        self._unsettled = held.messages
-        return held
+                unsettled = self._sum_unsettled()
+        self._unsettled = unsettled.messages
+        return unsettled
 
     def progress(self) -> tuple[PartitionProgress, ...]:
         """How far each partition is (any thread)."""

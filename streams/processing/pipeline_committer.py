@@ -75,7 +75,7 @@ class PipelineCommitter(OffsetCommitter):
         self._is_paced = job.clock is SYSTEM
         self._last_ended = float("-inf")
         self._fenced_since: float | None = None
-        self._doubtful: list[Assignment] = []
+        self._uncertain: list[Assignment] = []
         self._is_storing = False
         """Entries are taken out to be stored."""
 
@@ -153,8 +153,8 @@ class PipelineCommitter(OffsetCommitter):
 
     def take_uncertain(self) -> list[Assignment]:
         """Partitions of which it is not known what was stored: they are to be begun anew."""
-        doubtful, self._doubtful = self._doubtful, []
-        return doubtful
+        uncertain, self._uncertain = self._uncertain, []
+        return uncertain
 
     def _commit(
         self, subscription: Subscription, partitions: Sequence[PartitionCommitState]
@@ -162,7 +162,7 @@ class PipelineCommitter(OffsetCommitter):
         """Store everything there is of these partitions; whether there was anything."""
         # Progress upon what is not known to be stored would take it back, if it was.
         wanted = {
-            each.assignment: each for each in partitions if each.assignment not in self._doubtful
+            each.assignment: each for each in partitions if each.assignment not in self._uncertain
         }
         postponed: list[AnyEntry] = []
         ends: dict[PartitionState, int] = {}
@@ -215,7 +215,7 @@ class PipelineCommitter(OffsetCommitter):
                     self._outputs.put_back(entries)
                 continue
             except OutcomeUnknown:
-                self._doubtful += [each.assignment for each in commits]
+                self._uncertain += [each.assignment for each in commits]
                 self._outputs.put_back(waiting)
                 raise
             except BaseException:
@@ -357,8 +357,8 @@ class PipelineCommitter(OffsetCommitter):
 
     @override
     def _sum_unsettled(self) -> Unsettled:
-        held = super()._sum_unsettled()
-        return held._replace(bytes=held.bytes + self._outputs.bytes)
+        unsettled = super()._sum_unsettled()
+        return unsettled._replace(bytes=unsettled.bytes + self._outputs.bytes)
 
 
 def _split_at_ends(

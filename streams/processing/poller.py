@@ -180,11 +180,11 @@ class Poller:
 
     def stats(self) -> PollerStats:
         """Figures of this moment."""
-        held, partitions = self._committer.unsettled(), self._partitions
+        unsettled, partitions = self._committer.unsettled(), self._partitions
         return PollerStats(
             len(self._owned),
-            held.messages,
-            held.bytes,
+            unsettled.messages,
+            unsettled.bytes,
             self._committer.commits,
             partitions.rebalances,
             partitions.losses,
@@ -461,7 +461,7 @@ class Poller:
         """How many more messages may be taken in."""
         gate = self._gate
         messages, size = self._committer.count_unsettled(
-            lambda held: gate.is_byte_bound(held.bytes) and gate.capacity(*held) == 0
+            lambda found: gate.is_byte_bound(found.bytes) and gate.capacity(*found) == 0
         )
         if messages == 0:
             size = 0  # a single message is taken, however large

@@ -125,17 +125,17 @@ def _batch_function(job: Job) -> Callable[..., Any]:
         origins: list[int] = []
         numbers: list[int] = []
         for index, value in enumerate(values):
-            several = type(value) is SeveralValues
-            for number, each in enumerate(value.values if several else (value,)):
-                if several and accepts is not None and not accepts(each):
+            has_several = type(value) is SeveralValues
+            for number, each in enumerate(value.values if has_several else (value,)):
+                if has_several and accepts is not None and not accepts(each):
                     continue
                 flat.append(each)
                 origins.append(index)
-                numbers.append(number if several else -1)
+                numbers.append(number if has_several else -1)
                 if messages is not None:
                     message = messages[index]
                     flat_messages.append(
-                        numbered_message(message, each, number) if several else message
+                        numbered_message(message, each, number) if has_several else message
                     )
         return _ExpandedBatch(
             (flat,) if messages is None else (flat, flat_messages), origins, numbers

@@ -674,7 +674,7 @@ async def test_a_topic_of_a_newer_version_waits_for_a_relay_that_declares_it(
 ) -> None:
     """As it happens in a rolling deployment: the older version may relay for a while."""
     monkeypatch.setattr("streams.outbox.relay.SAMPLE_EVERY", 0.02)
-    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    monkeypatch.setattr("streams.outbox.relay.HEARTBEATS", 300)  # ten a second
     url = f"memory://outbox-{uuid4().hex}"
     new, refunds, refunded = newer(place, url)
     async with running(place.dsn, url) as old:
@@ -984,7 +984,7 @@ async def test_a_relay_whose_keys_others_relay_is_well(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was too slow for them, and has nothing to read now."""
-    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    monkeypatch.setattr("streams.outbox.relay.HEARTBEATS", 300)  # ten a second
     reading, look, taken = Reading(place, monkeypatch), Buckets.send_heartbeat, False
 
     async def meanwhile(database: RelayDatabase, limit: int) -> None:
@@ -1032,7 +1032,7 @@ async def test_what_was_read_before_it_was_taken_for_dead_is_forgotten(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its successor has relayed that."""
-    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    monkeypatch.setattr("streams.outbox.relay.HEARTBEATS", 300)  # ten a second
     reading = Reading(place, monkeypatch)
     async with running(place.dsn) as world:
         log: Any = world.app.log

@@ -177,7 +177,7 @@ def test_the_doctor(module: str, place: Place, run: Run) -> None:
 
 async def test_figures_and_health(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.outbox.relay.SAMPLE_EVERY", 0.02)
-    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    monkeypatch.setattr("streams.outbox.relay.HEARTBEATS", 300)  # ten a second
     async with running(place.dsn) as world:
         with MonitoringServer(world.app, port=0) as server:
             commit(world, place, "a", 1, 2)
@@ -211,7 +211,7 @@ async def test_figures_of_what_is_to_be_relayed(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streams.outbox.relay.SAMPLE_EVERY", 0.02)
-    monkeypatch.setattr("streams.outbox.relay.TICKS", 300)  # of the usual lease: ten in a second
+    monkeypatch.setattr("streams.outbox.relay.HEARTBEATS", 300)  # ten a second
     async with running(place.dsn) as world:
         refuse(world, lambda *_: Unavailable("away"))
         commit(world, place, "a", 1)

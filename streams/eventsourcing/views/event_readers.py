@@ -106,7 +106,7 @@ class SourceReader(ViewEventReader):
         self._batch: Batch | None = None
         self._opened: Any = None
         """The batch, with its CloudEvents of structured mode opened."""
-        self._taken = BatchRepeats(NO_REPEATS, None)
+        self._batch_repeats = BatchRepeats(NO_REPEATS, None)
 
     @override
     def begin(self, batch: Batch, start: int) -> None:
@@ -114,15 +114,15 @@ class SourceReader(ViewEventReader):
             return
         opened = self._decoding.unwrap(batch)
         if self._repeats is not None:
-            self._taken = self._repeats.take_batch(opened)
+            self._batch_repeats = self._repeats.take_batch(opened)
         self._batch, self._opened = batch, opened
 
     @override
     def fast_events(self, batch: Batch) -> Sequence[Any] | None:
-        if self._taken.repeated:
+        if self._batch_repeats.repeated:
             return None
-        if self._taken.values is not None:
-            return self._taken.values
+        if self._batch_repeats.values is not None:
+            return self._batch_repeats.values
         batch = self._opened
         decoding, values = self._decoding, batch.values
         if batch.unreadable or batch.decode_errors:
@@ -138,11 +138,11 @@ class SourceReader(ViewEventReader):
 
     def is_repeat(self, index: int) -> bool:
         """Whether a message of the batch is passed over, as it was published twice."""
-        return index in self._taken.repeated
+        return index in self._batch_repeats.repeated
 
     @override
     def read(self, batch: Batch, index: int) -> Sequence[Unit]:
-        if index in self._taken.repeated:
+        if index in self._batch_repeats.repeated:
             raise Skip
         return _decode_units(self._decoding, self._opened, index)
 

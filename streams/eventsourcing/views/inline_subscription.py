@@ -195,7 +195,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         self._partitions: dict[Assignment, InlinePartition[H]] = {}
         self._given_up: dict[Assignment, float] = {}
         """To be assigned anew, and when (on :func:`time.monotonic`)."""
-        self._setbacks: dict[TopicPartition, _PartitionRestart] = {}
+        self._restarts: dict[TopicPartition, _PartitionRestart] = {}
         """Partitions that were given up and did not get on since."""
         self._not_begun: list[Assignment] = []
         """Those of them that are to be paused: while they are assigned that cannot be."""
@@ -257,8 +257,8 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
             self._partitions[assignment] = partition
             counts = self._counts_of(assignment)
             counts.position = partition.handler.position
-            setback = self._setbacks.get(assignment.topic_partition)
-            if setback is None or setback.position < 0 or not setback.pause:
+            restart = self._restarts.get(assignment.topic_partition)
+            if restart is None or restart.position < 0 or not restart.pause:
                 counts.waiting = ""
         for assignment, reason in refused.items():
             self._schedule_restart(assignment, -1, reason)
@@ -356,7 +356,7 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
                 f"{count_with_noun(len(found.stopped), 'document')} stopped",
             )  # fmt: skip
         if found.error is None:
-            self._setbacks.pop(assignment.topic_partition, None)
+            self._restarts.pop(assignment.topic_partition, None)
             if counts.waiting:
                 logger.warning("%s: partition %d goes on", self._name, assignment.partition)
             counts.waiting, partition.pause = "", RETRY_PAUSE
@@ -405,19 +405,19 @@ class InlineSubscription(WrappedSubscription, Generic[H]):
         assignment = partition.assignment
         self.lost([assignment])
         self._schedule_restart(assignment, partition.handler.position, error)
-        if self._setbacks[assignment.topic_partition].pause:
+        if self._restarts[assignment.topic_partition].pause:
             self._subscription.pause([assignment])
 
     def _schedule_restart(self, assignment: Assignment, position: int, error: LogError) -> None:
         """Have a partition assigned again, as it then is: at the next poll, or later where it has
         not got on since it was begun anew the last time."""
-        before = self._setbacks.get(assignment.topic_partition)
+        before = self._restarts.get(assignment.topic_partition)
         pause, reason = 0.0, ""
         if position < 0 or (before is not None and before.position == position):
             longest = OUTAGE_PAUSE if isinstance(error, Unavailable) else MAX_RETRY_PAUSE
             pause = min(longest, max(RETRY_PAUSE, 2 * before.pause if before else 0.0))
             reason = shorten(describe_error(error), 300)
-        self._setbacks[assignment.topic_partition] = _PartitionRestart(position, pause)
+        self._restarts[assignment.topic_partition] = _PartitionRestart(position, pause)
         self._given_up[assignment] = time.monotonic() + pause
         level = logger.info if isinstance(error, Fenced) else logger.warning
         level(

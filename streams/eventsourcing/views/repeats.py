@@ -112,9 +112,9 @@ class RepeatDetector:
 
     def begin_at(self, position: int) -> RepeatDetector:
         """The same for batches from another position on."""
-        place = self._topic, self._partition
+        source = self._topic, self._partition
         return RepeatDetector(
-            self._log, self._decoding, place, self._size, position, self._keep_alive
+            self._log, self._decoding, source, self._size, position, self._keep_alive
         )
 
     def take_batch(self, batch: Batch) -> BatchRepeats:
