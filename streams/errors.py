@@ -65,7 +65,7 @@ def _find(error: BaseException, kind: type[E]) -> E | None:
 
 def attribute_of(error: BaseException | None, name: str) -> Any:
     """An attribute of an error that may be the user's; None if it has none, or if the class's
-    ``__getattr__`` raises something else than ``AttributeError``."""
+    ``__getattr__`` raises something other than ``AttributeError``."""
     try:
         return getattr(error, name, None)
     except Exception:

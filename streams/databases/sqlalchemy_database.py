@@ -283,7 +283,7 @@ class SQLAlchemy(Database[C], Generic[C]):
     def _new_session(self) -> Any:
         """A new session of the user's maker.
 
-        :raises ConfigError: the user's function returned something else than a maker for it.
+        :raises ConfigError: the user's function returned something other than a maker for it.
         """
         maker = self._source()
         wanted = self._makers[self.asynchronous]

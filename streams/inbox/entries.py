@@ -74,8 +74,8 @@ class Entries:
     # -- a message that is given up
 
     def given_up(self, delivery: Delivery) -> list[Message[Any]]:
-        """The messages whose entries a message has that is given up: itself, or, if it has several
-        values, one for each that its handler takes."""
+        """The messages that have the entries of a message that is given up: the message itself, or,
+        if it has several values, one for each value that its handler takes."""
         batch, index = delivery.fetched.batch, delivery.index
         value = self._value_of(delivery)
         message = make_message(value, batch, index, delivery.attempt)

@@ -161,7 +161,7 @@ class HandlerTransaction:
         self._transaction: Any = None
 
     def begin_handler(self) -> None:
-        """A handler is about to be called. It ends with :meth:`rollback`, whatever its outcome."""
+        """Note that a handler is about to run; :meth:`rollback` is called once it has ended."""
         self._ended = False
 
     async def __aenter__(self) -> Self:
@@ -224,7 +224,7 @@ class HandlerTransaction:
             )
 
     def commit(self, deliveries: Sequence[Delivery]) -> None:
-        """The handler succeeded."""
+        """Commit, as the handler succeeded."""
         transaction, self._transaction = self._transaction, None
         try:
             self._commit(transaction, deliveries)
@@ -232,7 +232,7 @@ class HandlerTransaction:
             self._release()
 
     def rollback(self) -> None:
-        """The handler has ended: if its transaction was not committed, it is undone."""
+        """Note that the handler has ended; undo its transaction, if that was not committed."""
         self._ended = True
         transaction, self._transaction = self._transaction, None
         try:

@@ -1007,8 +1007,8 @@ class BatchCalls(Calls[list[Delivery]]):
 
 
 def failure_of(error: BaseException, name: str) -> BaseException:
-    """What a function of the user's failed with, which nobody has cancelled: a ``CancelledError``
-    comes from something that it ran or awaited, as with ``asyncio.run``.
+    """The failure of a user's function that nobody has cancelled: a ``CancelledError`` of it comes
+    from something that it ran or awaited, as with ``asyncio.run``, and becomes a ``RuntimeError``.
 
     :param name: the processor's.
     """

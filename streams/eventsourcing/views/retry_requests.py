@@ -34,11 +34,11 @@ class RetryRequests:
         self._waiting: dict[str, RetryRequest] = {}
         self._taken: set[str] = set()
         self._on_done = on_done
-        self._is_stale = False
+        self._restart_requested = False
         self._error: ConfigError | None = None
 
     def resume(self) -> None:
-        """Let the threads go on folding."""
+        """Let the threads continue folding."""
         self._error = None
 
     def fail(self, error: ConfigError) -> None:
@@ -54,18 +54,19 @@ class RetryRequests:
             raise self._error
 
     def request_restart(self) -> None:
-        """The documents were deleted: have their writer start over, even if no event arrives."""
-        self._is_stale = True
+        """Have the writer of the documents start over, even if no event arrives: they were
+        deleted."""
+        self._restart_requested = True
 
     def take_restart(self) -> bool:
-        """Whether to begin anew now."""
-        if not self._is_stale:
+        """Whether a restart was requested; resets that."""
+        if not self._restart_requested:
             return False
-        self._is_stale = False
+        self._restart_requested = False
         return True
 
     def add_requests(self, requests: Iterable[RetryRequest]) -> None:
-        """Have these carried out, unless that is done or being done, and no others."""
+        """Replace the waiting requests by these, without those that were taken already."""
         with self._lock:
             listed = {each.id: each for each in requests}
             self._taken &= listed.keys()
@@ -85,10 +86,10 @@ class RetryRequests:
         return found
 
     def put_back(self, requests: Iterable[RetryRequest]) -> None:
-        """They could not be carried out now."""
+        """Return requests that could not be carried out now."""
         with self._lock:
             self._taken.difference_update(each.id for each in requests)
 
     def finish_request(self, request: RetryRequest, goes_on: bool) -> None:
-        """It was carried out."""
+        """Report that a request was carried out."""
         self._on_done(request, goes_on)

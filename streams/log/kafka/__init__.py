@@ -20,11 +20,11 @@ honest edges. Where another log has the same thing, its file has the same name.
 
 ``subscription``           a group's member
 ``consumer``               its consumer, and what the driver calls back
-``driver_reports``         whether that consumer is cut off, or has stopped to fetch
+``driver_reports``         whether that consumer is cut off, or has stopped fetching
 ``member_errors``          errors that its next poll raises
 ``assignment``             what it owns and fetches
 ``assignment_starter``     starting the partitions that it was given
-``assignment_ender``       ending assignments: revoked, lost, to be started anew
+``assignment_ender``       ending assignments: revoked, lost, started anew
 ``ownership``              until when it certainly owns what it reads
 ``offsets``                committing as a member, and reading what was committed
 ``fetch_watch``            finding partitions from which nothing comes although there is more

@@ -56,20 +56,20 @@ class PendingPartitions:
         return bool(self._retries)
 
     def add(self, keys: Iterable[TopicPartition]) -> None:
-        """Have the listener told of these."""
+        """Add partitions, of which the listener is to be told."""
         self._retries.update((key, _Retry()) for key in keys)
 
     def remove(self, keys: Iterable[TopicPartition]) -> None:
-        """These were started, or are no longer ours."""
+        """Remove partitions that were started, or that are no longer this member's."""
         for key in keys:
             self._retries.pop(key, None)
 
     def clear(self) -> None:
-        """Start none of them."""
+        """Remove all partitions: none of them is started."""
         self._retries.clear()
 
     def never_tried(self) -> list[TopicPartition]:
-        """Those that were not tried yet."""
+        """The partitions that were not tried yet."""
         return [key for key, each in self._retries.items() if not each.pause]
 
     def was_tried(self, key: TopicPartition) -> bool:
@@ -78,11 +78,12 @@ class PendingPartitions:
         return found is not None and found.pause > 0.0
 
     def due_for_retry(self, now: float) -> list[TopicPartition]:
-        """Those that could not be started, and are due to be tried again."""
+        """The partitions that could not be started, and are due to be tried again."""
         return [key for key, each in self._retries.items() if each.pause and each.at <= now]
 
     def schedule_retry(self, key: TopicPartition, now: float) -> bool:
-        """Try one again later, each time after twice as long; returns whether it is pending."""
+        """Try a partition again after a pause, which doubles each time; returns whether the
+        partition is pending."""
         found = self._retries.get(key)
         if found is None:
             return False
@@ -92,7 +93,7 @@ class PendingPartitions:
 
 
 class AssignedPartitions:
-    """The partitions of one member. Whatever the driver raises comes out as it is."""
+    """The partitions of one member. The driver's errors are raised as they are."""
 
     def __init__(self, consumer: Consumer, eager: bool) -> None:
         self._consumer = consumer
@@ -102,13 +103,13 @@ class AssignedPartitions:
         self._fetched: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
         self._valid_until = float("-inf")
-        """The ``valid_until`` of all that is owned."""
+        """The ``valid_until`` of all owned assignments."""
 
     # -- what is owned
 
     @property
     def owns_any(self) -> bool:
-        """Whether anything is owned."""
+        """Whether any partition is owned."""
         return bool(self._owned)
 
     def owns(self, assignment: Assignment) -> bool:
@@ -116,35 +117,35 @@ class AssignedPartitions:
         return self._owned.get(assignment.topic_partition) is assignment
 
     def owned_assignments(self) -> list[Assignment]:
-        """All that is owned."""
+        """All owned assignments."""
         return list(self._owned.values())
 
     def owned_among(self, keys: Iterable[TopicPartition]) -> list[Assignment]:
-        """What is owned of these partitions."""
+        """The owned assignments of these partitions."""
         return [self._owned[key] for key in keys if key in self._owned]
 
     def add_owned(self, assignments: Collection[Assignment]) -> None:
-        """These are ours from now on."""
+        """Add assignments that are this member's from now on."""
         for assignment in assignments:
             assignment.valid_until = self._valid_until
             self._owned[assignment.topic_partition] = assignment
 
     def remove_owned(self, assignments: Iterable[Assignment]) -> None:
-        """These are no longer ours."""
+        """Remove assignments that are no longer this member's."""
         for assignment in assignments:
             assignment.valid_until = float("-inf")
             if self.owns(assignment):
                 del self._owned[assignment.topic_partition]
 
     def set_valid_until(self, moment: float) -> None:
-        """Until when ownership of all that is owned is certain."""
+        """Set the time until which ownership of all owned assignments is certain."""
         if moment != self._valid_until:
             self._valid_until = moment
             for assignment in self._owned.values():
                 assignment.valid_until = moment
 
     def invalidate(self, keys: Iterable[TopicPartition]) -> None:
-        """Somebody else owns these already."""
+        """End the validity of partitions that another member owns already."""
         for assignment in self.owned_among(keys):
             assignment.valid_until = float("-inf")
 
@@ -157,17 +158,17 @@ class AssignedPartitions:
 
     @property
     def all_paused(self) -> bool:
-        """All that is fetched is paused: no message can come."""
+        """Whether all fetched partitions are paused, so that no message can come."""
         return bool(self._fetched) and self._fetched <= self._paused
 
     def fetched_assignment(self, topic: str, partition: int) -> Assignment | None:
-        """The assignment to which a message from the driver belongs; None: to none any more, or not
-        to the present one."""
+        """The assignment of a message that the driver returned; None: it has ended, or its
+        partition is not fetched."""
         key = (topic, partition)
         return self._owned.get(key) if key in self._fetched else None
 
     def may_deliver(self, assignment: Assignment) -> bool | None:
-        """Whether messages of an assignment may be given out; None: it is ours no more."""
+        """Whether messages of an assignment may be given out; None: it has ended."""
         key = assignment.topic_partition
         if not self.owns(assignment) or key not in self._fetched:
             return None

@@ -1,7 +1,7 @@
-"""Ending the assignments of a member: revoked by the group, lost, or to be started anew.
+"""Ends the assignments of a member: the group revokes them, they are lost, or they start anew.
 
-What the driver calls back runs inside ``consume`` and ``close``, so nothing is raised in here: what
-the listener raises ends the member at its next poll.
+The driver's callbacks run inside ``consume`` and ``close``, so nothing is raised in here: an error
+of the listener ends the member at its next poll.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = get_logger("streams.kafka")
 
 
 class AssignmentEnder:
-    """Tells the listener which assignments end, and stops their fetch. Used by the thread that
+    """Tells the listener which assignments end, and stops fetching them. Used by the thread that
     polls."""
 
     def __init__(
@@ -48,7 +48,8 @@ class AssignmentEnder:
         self._give_up(topic_partitions_of(partitions), self._listener.revoked)
 
     def expel(self, partitions: Collection[KTopicPartition]) -> None:
-        """The group has expelled this member: these partitions are somebody else's already."""
+        """Give up partitions that belong to other members already, as the group has expelled this
+        one."""
         logger.warning(
             "group %s: this member was expelled from the group; %d partitions lost",
             self._group,
@@ -72,24 +73,24 @@ class AssignmentEnder:
     # -- what this member decides
 
     def lose(self, assignments: Sequence[Assignment]) -> None:
-        """These are over, and nothing of them can be committed."""
+        """End assignments under which nothing can be committed any more."""
         self._consumer.remove_owned(assignments)
         self._notify(self._listener.lost, assignments)
 
     def lose_all(self) -> None:
-        """All that is owned is over."""
+        """:meth:`lose` all owned assignments."""
         self.lose(self._consumer.partitions.owned_assignments())
 
     def restart(self, assignments: Sequence[Assignment]) -> None:
-        """Have these partitions started anew: fetch nothing of them until the listener was told of
-        new assignments."""
+        """End assignments and start their partitions anew: nothing of them is fetched until the
+        listener was told of new assignments."""
         keys = [each.topic_partition for each in assignments]
         self._consumer.remove_owned(assignments)
         self._consumer.stop_fetching(keys)
         self._consumer.partitions.pending.add(keys)
 
     def close(self) -> None:
-        """Give up all that is owned, as the member leaves the group."""
+        """Give up all owned assignments, as the member leaves the group."""
         partitions = self._consumer.partitions
         ended = partitions.owned_assignments()
         self._tell_leaving(self._listener.revoked, ended)

@@ -50,7 +50,7 @@ class AssignmentStarter:
         self._errors = errors
         self._group = group
         self.has_outputs = False
-        """Positions are stored in transactions, so those of a former owner are waited for."""
+        """Whether positions are stored in transactions: then a former owner's has to end first."""
         self._partitions_with_leader = clients.readers.metadata.partitions_with_leader
         self._watermarks = clients.readers.watermarks
         self._offsets = OffsetReader(
@@ -131,8 +131,8 @@ class AssignmentStarter:
     ) -> Mapping[TopicPartition, Committed | None]:
         """The group's offsets. A broker answers nothing over the member's own connection while that
         waits for others to join the group again, which they do at their next heartbeats or later.
-        Another connection is asked then; and where the member's own consumer would not wait for the
-        end of a transaction."""
+        Another connection is asked then, and where the member's own consumer would not wait for the
+        end of a transaction that is needed."""
         if self._consumer.waits_for_transactions or not self.has_outputs:
             try:
                 return self._consumer.read_committed(keys, OWN_TIMEOUT)

@@ -5,9 +5,9 @@ previous one are ignored. The driver's callbacks run inside ``consume`` and ``cl
 them raises (see :mod:`streams.log.kafka.subscription`): what goes wrong in one is kept in
 :class:`~streams.log.kafka.member_errors.MemberErrors`.
 
-With each consumer begin its partitions, the commits under them and the time until which they are
-owned. All three change in step here; those who start and end assignments call this module, and
-learn of the group's decisions through :class:`GroupCallbacks`.
+Each consumer has its own partitions, commits under them, and time until which they are owned; they
+are replaced together with it, and change together here. The modules that start and end assignments
+call this one, and learn of the group's decisions through :class:`GroupCallbacks`.
 """
 
 from __future__ import annotations
@@ -86,19 +86,19 @@ class MemberOptions(NamedTuple):
 
 
 class GroupCallbacks(NamedTuple):
-    """What a member is told of its group; called inside ``consume`` and ``close``, so nothing may
-    be raised."""
+    """How a member learns what its group has decided. They are called inside ``consume`` and
+    ``close``, so they must not raise."""
 
     revoked: Callable[[list[KTopicPartition]], None]
-    """These partitions go elsewhere in a rebalance."""
+    """A rebalance gives these partitions to other members."""
     lost: Callable[[list[KTopicPartition]], None]
-    """These partitions are somebody else's already."""
+    """These partitions are other members' already."""
     group_changed: Callable[[], None]
-    """Partitions were started, or the group epoch is another one."""
+    """Partitions were started, or the group epoch has changed."""
 
 
 class GroupConsumer:
-    """One member's consumer. Used by one thread at a time; :meth:`join` comes first."""
+    """One member's consumer. Used by one thread at a time, which calls :meth:`join` first."""
 
     _callbacks: GroupCallbacks
     _consumer: Consumer
@@ -127,7 +127,7 @@ class GroupConsumer:
         end_of = readers.end if options.uncommitted else readers.end_of_committed
         self.reports = DriverReports(options.session_timeout, readers.probe_broker, end_of)
         self._consumer_number = 0
-        """How many there were; only the last one's callbacks are heard."""
+        """The number of consumers so far; callbacks of all but the last one are ignored."""
 
     # -- joining, and leaving
 
@@ -172,7 +172,7 @@ class GroupConsumer:
         return consumer
 
     def _use(self, consumer: Consumer) -> None:
-        """This is the consumer from now on; the previous one is ignored."""
+        """Use this consumer from now on; the previous one is ignored."""
         settings = self._settings
         self._ownership = Ownership(
             self.session_timeout, settings.max_poll_interval, settings.kip848, time.monotonic()
@@ -205,7 +205,7 @@ class GroupConsumer:
         close_in_background(old)
 
     def refuse_partitions(self) -> None:
-        """Take no new partitions any more: the member is going to leave."""
+        """Accept no more partitions: the member is about to leave."""
         self._accepts_partitions = False
 
     def close(self) -> None:
@@ -292,13 +292,13 @@ class GroupConsumer:
     # -- partitions that come and leave
 
     def add_owned(self, assignments: Sequence[Assignment]) -> None:
-        """These are ours from now on."""
+        """Add assignments that are this member's from now on."""
         self._extend_ownership()
         self.partitions.add_owned(assignments)
         self.commits.add_assignments(assignments)
 
     def start_fetching(self, assignments: Sequence[Assignment]) -> None:
-        """Fetch these, each from its position: they are started.
+        """Fetch these, each from its position; they are no longer pending.
 
         :raises KafkaException: the driver refuses.
         """
@@ -308,7 +308,7 @@ class GroupConsumer:
         self._callbacks.group_changed()
 
     def remove_owned(self, assignments: Sequence[Assignment]) -> None:
-        """These are no longer ours."""
+        """Remove assignments that are no longer this member's."""
         self.commits.remove_assignments(assignments)
         self.partitions.remove_owned(assignments)
 
@@ -369,7 +369,7 @@ class GroupConsumer:
             logger.exception("group %s: the driver's statistics were not understood", self._group)
 
     def _extend_ownership(self) -> None:
-        """Set ``valid_until`` of all that is owned to what has been confirmed."""
+        """Set ``valid_until`` of all owned assignments to what has been confirmed."""
         self.partitions.set_valid_until(self._ownership.valid_until)
 
     def expelled(self) -> None:

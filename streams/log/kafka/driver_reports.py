@@ -1,5 +1,5 @@
-"""What the driver's statistics say of a member's consumer beside ownership: whether it is cut off
-from brokers that others reach (``reconnect.py``), and which partitions it has stopped to fetch
+"""What the driver's statistics say of a member's consumer, beside ownership: whether it is cut off
+from brokers that others reach (``reconnect.py``), and which partitions it has stopped fetching
 (``fetch_watch.py``)."""
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from streams.log.protocol import TopicPartition
 
 
 class DriverReports:
-    """The findings about one member's consumers, of which one follows the other. Never waits; used
-    by the thread that polls.
+    """The findings about the consumers of one member, of which one replaces the other. Never waits;
+    used by the thread that polls.
 
     :param session_timeout: seconds after which the coordinator gives up a silent member.
     :param probe_broker: see :class:`~streams.log.kafka.reconnect.IsolationCheck`.
@@ -55,20 +55,20 @@ class DriverReports:
         return self._stalled is not None
 
     def take_stalled(self) -> Stalled | None:
-        """These partitions, once."""
+        """Those partitions; the next call returns None unless there are new ones."""
         stalled, self._stalled = self._stalled, None
         return stalled
 
     def consumer_failed(self) -> None:
-        """Another consumer is tried: wait longer until the next."""
+        """Note that a consumer was given up: wait longer before the next one is."""
         self._connectivity.back_off()
 
     def consumer_replaced(self) -> None:
-        """The next reports are about another consumer."""
+        """Note that the next reports are about another consumer."""
         self._fetch_watch.close()
         self._fetch_watch = FetchWatch(self._end_of)
         self._stalled = None
 
     def close(self) -> None:
-        """Ask the log no more."""
+        """Stop asking the log."""
         self._fetch_watch.close()

@@ -100,8 +100,8 @@ class KnownTopics:
             return False
 
     def have_only_events(self, topics: Sequence[str], group: str) -> bool:
-        """Whether these are marked as event topics, or are those of the dead letters that are put
-        back for a group, which nobody writes in transactions."""
+        """Whether each of these is marked as an event topic, or is the retry topic of one for this
+        group, which nobody writes in transactions."""
         marked = [topic for topic in topics if self._is_known_or_marked(topic)]
         put_back = [DeadLetters.RETRY.format(topic=each, group=group) for each in marked]
         return bool(marked) and set(topics) <= {*marked, *put_back}

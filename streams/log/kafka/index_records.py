@@ -311,7 +311,7 @@ class IndexSnapshot:
                 case [kind, *_] if kind in parts:
                     parts[kind].append(record.value)
                 case _:
-                    raise SnapshotUnusable("it has a record of a kind that is not known")
+                    raise SnapshotUnusable("it has a record of an unknown kind")
         if (count, found_sum) != (end.records, end.checksum):
             raise SnapshotUnusable(f"{end.records} records were written, and they are not there")
         with _refused():

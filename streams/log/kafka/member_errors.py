@@ -37,13 +37,13 @@ class MemberErrors:
             self._fatal = error
 
     def fail_driver(self, error: BaseException) -> None:
-        """End the member because of what the driver raised; that says more than what its callbacks
-        were told before."""
+        """End the member because of an error that the driver raised: it says more than those that
+        its callbacks were given before."""
         self._fatal = error
 
     def defer(self, error: StreamsError) -> None:
-        """Have the next poll raise an error, unless one that says more is kept already: a Fatal one
-        says most, and that no broker answers says least."""
+        """Have the next poll raise an error, unless one is kept already that says more. A Fatal one
+        says most; that no broker answers says least."""
         if self._deferred is None or _weight(error) >= _weight(self._deferred):
             self._deferred = error
 
@@ -53,7 +53,7 @@ class MemberErrors:
             self._deferred = None
 
     def raise_fatal(self) -> None:
-        """Raise what ended the member."""
+        """Raise the error that ended the member, if one has."""
         if self._fatal is not None:
             raise self._fatal
 
@@ -64,11 +64,11 @@ class MemberErrors:
             raise deferred
 
     def begin_close(self) -> None:
-        """Put aside what ended the member before, so that it can still commit while it closes."""
+        """Put aside the error that ended the member: it can still commit while it closes."""
         self._fatal_before_close, self._fatal = self._fatal, None
 
     def end_close(self) -> None:
-        """From now on the member is closed; raise what went wrong while it closed."""
+        """Close the member for good; raise the error that occurred while it closed."""
         error = self._fatal
         self._fatal = self._fatal_before_close or LogError("this subscription is closed")
         if error is not None:

@@ -58,7 +58,7 @@ UNANSWERED_TIMEOUT = 120.0
 """Seconds after which the driver has surely given up a commit whose result it never reports."""
 
 MAX_UNREPORTED = 100
-"""Commits whose reports are still expected, at most. The driver reports each one."""
+"""Commits that are kept until the driver reports them, at most. It reports each one."""
 
 MAX_ASKED = 400
 """Partitions that are asked for at once: what the driver does with them costs their number squared.
@@ -100,7 +100,7 @@ class _SentCommit(NamedTuple):
 
     offsets: Mapping[TopicPartition, Committed]
     sent_at: float
-    """Monotonic time just before."""
+    """Monotonic time, just before it was sent."""
 
 
 class OffsetCommits:
@@ -248,8 +248,8 @@ class OffsetCommits:
         self._in_flight = {}
 
     def _verify_stored(self) -> bool:
-        """Whether what was sent is what the coordinator has. (It may have had just that before, or
-        from the partitions' next owner: so this does not show that it took the commit.)"""
+        """Whether the coordinator has what was sent. (It may have had the same before, or from the
+        partitions' next owner: so this does not show that it has accepted the commit.)"""
         if self._read_committed(list(self._in_flight)) != self._in_flight:
             return False
         self._finish(stored=True)
@@ -269,8 +269,8 @@ class OffsetCommits:
     ) -> float | None:
         """The driver's report, inside a poll, of how a commit ended.
 
-        :returns: a moment before the commit was sent, if the coordinator has accepted it: we were
-            a member then. None: it has not.
+        :returns: when the commit was sent, if the coordinator has accepted it: then this process
+            was a member at that time. None: it has not.
         """
         ended = {(part.topic, part.partition): part for part in partitions}
         sent_at = self._take_sent({key: _committed_of(part) for key, part in ended.items()})
@@ -309,7 +309,7 @@ class OffsetCommits:
                 logger.warning("positions were not committed again: %s", error)
 
     def membership_lost(self) -> None:
-        """This member is none any more: nothing more comes of what it sent."""
+        """Note that this member was expelled: what it sent has no effect any more."""
         self._unreported.clear()
         self._finish(stored=False)
 

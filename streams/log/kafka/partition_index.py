@@ -65,7 +65,7 @@ class KeyEntry(msgspec.Struct, gc=False):
     """The ID of its last record."""
     is_final: bool = False
     refusals: dict[str, StoredRefusal] | None = None
-    """By the IDs of their records."""
+    """The key's refusals, by the IDs of their records."""
 
     @property
     def head(self) -> Head:
@@ -80,7 +80,7 @@ class StoredPendingAppend(NamedTuple):
     append_id: bytes
     record_count: int
     offsets: list[int]
-    """Of those that were read."""
+    """The offsets of those of its records that were read."""
     cause: bytes
 
 
@@ -234,7 +234,7 @@ class PartitionIndex:
         self._watched: dict[str, OnDecided] = {}
         """By append: who waits for what becomes of it."""
         self._ends: dict[str, WrittenAppend] = {}
-        """By the IDs of appends that are watched: those that were written."""
+        """The watched appends that were written, by their IDs."""
         self._decided: list[Decided] = []
         self._changed: dict[bytes, int] | None = {} if is_written else None
         """Keys that are to be written to the file, and how many events it has of each."""
@@ -497,7 +497,7 @@ class PartitionIndex:
         self._ends.pop(append_id, None)
 
     def written(self, append: WrittenAppend) -> None:
-        """An append that is watched stands in the log."""
+        """Note that an append was written, if it is watched."""
         if append.append_id in self._watched:
             self._ends[append.append_id] = append
 

@@ -23,14 +23,14 @@ ownership and version. ``ownership.py`` says how long ownership is certain.
 Who owns what; each calls only those below:
 
 =============================  ==================================================================
-here                           the calls of the protocol; wakeup, outputs, forced resets
-``AssignmentStarter``          pending partitions are started
-``AssignmentEnder``            assignments end; whether the listener is being told of it
+``KafkaSubscription``          the calls of the protocol; wakeup, outputs, forced resets
+``AssignmentStarter``          how pending partitions are started
+``AssignmentEnder``            how assignments end; whether the listener is being told of it
 ``GroupConsumer``              the driver's consumer, which may be replaced by another one
 ``AssignedPartitions``         what is pending, owned, fetched and paused, and where fetches begin
 ``OffsetCommits``              the commits under these assignments
 ``Ownership``                  the time until which they are certainly owned
-``DriverReports``              whether the consumer is cut off, or has stopped to fetch
+``DriverReports``              whether the consumer is cut off, or has stopped fetching
 ``MemberErrors``               errors of callbacks, until a poll raises them
 =============================  ==================================================================
 
@@ -149,7 +149,7 @@ class KafkaSubscription(Subscription):
         self._consumer.switch_to(fresh)
 
     def _restart_stalled(self) -> None:
-        """Fetch anew what the driver has stopped to fetch; where that has not helped, with another
+        """Fetch anew what the driver has stopped fetching; where that has not helped, with another
         consumer (``fetch_watch.py``)."""
         stalled = self._consumer.reports.take_stalled()
         if stalled is None:

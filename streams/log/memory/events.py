@@ -45,7 +45,7 @@ class KeyHistory:
         """The offsets of the events, by version - 1."""
         self.causes: dict[str, Caused] = {}
         self.refusals: dict[str, StoredRefusal] = {}
-        """By the IDs of their records."""
+        """The key's refusals, by the IDs of their records."""
 
     def id_at(self, version: int) -> str | None:
         """The ID of the event at a version."""

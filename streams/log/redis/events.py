@@ -67,7 +67,7 @@ CALL_ARGUMENTS = 50_000
 _APPENDED = 1
 """State that the script ``append_events`` returns for an append: its entry IDs follow."""
 _UNREADABLE = 2
-"""The same: nothing was appended, as the history cannot be read; why follows."""
+"""State of an append to a history that cannot be read: nothing was appended, and why follows."""
 
 
 class _RefusedReply(NamedTuple):

@@ -38,11 +38,11 @@ class LeaseSnapshot(NamedTuple):
 NOT_OWNED = 0
 """State of a lease in a :class:`Renewal`: somebody else has it, or nobody."""
 RENEWED = 1
-"""It is this member's, and was confirmed."""
+"""The lease is this member's, and was confirmed."""
 STREAM_TRUNCATED = 2
-"""So was it, but the stream ends below what was read of it."""
+"""The same, but the stream ends below what was read of it."""
 STREAM_UNCERTAIN = 3
-"""So was it, but the stream may be another one."""
+"""The same, but the stream may be another one."""
 
 
 class Renewal(NamedTuple):
@@ -66,7 +66,7 @@ def parse_renewal(row: Sequence[Any]) -> Renewal:
 _HELD = 0
 """State of a lease that the script ``acquire`` did not take: another member holds it."""
 _DAMAGED = -1
-"""The same: what is stored in place of the group's position is none."""
+"""State of a lease that it did not take, as what is stored as the group's position is not one."""
 
 
 class _Acquired(NamedTuple):

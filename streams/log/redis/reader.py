@@ -63,7 +63,7 @@ def parse_stream_info(
 
 
 class _GroupLag(NamedTuple):
-    """What Redis says of a native group: the entries from a position on."""
+    """The lag of a native group according to Redis: the entries from a position on."""
 
     position: int
     lag: int

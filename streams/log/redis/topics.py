@@ -42,7 +42,7 @@ _OTHER_PARTITIONS = 0
 """State that the script ``create_topic`` returns: the topic exists, with another number of
 partitions."""
 _OTHER_KIND = 2
-"""The same: it exists, and is an event topic or not, unlike what was asked for."""
+"""The same: it exists, as an event topic although none was asked for, or the other way round."""
 
 
 class _TopicFields(NamedTuple):

@@ -64,7 +64,7 @@ class Block(msgspec.Struct, array_like=True, gc=False):
     times: list[int] | None = None
     """The messages' times in microseconds; None: all have the block's."""
     invalid_text: dict[int, InvalidText] | None = None
-    """By a message's index: its ID and headers, if they are not valid text."""
+    """What is not valid text, by the indexes of its messages."""
 
 
 class InvalidText(NamedTuple):

@@ -201,7 +201,7 @@ class _HeadRow(NamedTuple):
 
 
 class _EventRange(NamedTuple):
-    """The events of a history behind one version, up to another one."""
+    """The events of a history after one version, up to another one."""
 
     number: int
     """The partition's number in the file."""
@@ -706,7 +706,7 @@ def _fetch_events(
 ) -> tuple[list[str], list[_EventData]]:
     """The IDs of events and the events, in order.
 
-    :param asked: all of these events are there.
+    :param asked: ranges of events that are in the file.
     :raises Fatal: the file is damaged.
     """
     if not asked:

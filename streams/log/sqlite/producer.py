@@ -62,7 +62,7 @@ class _PartitionEnd(NamedTuple):
 
     next_offset: int
     time: int
-    """Of its last message, in microseconds since the epoch."""
+    """The time of its last message, in microseconds since the epoch."""
     small_blocks: int
     """How many blocks at the end are small."""
     number: int
@@ -345,7 +345,7 @@ def write_blocks(
 ) -> list[WrittenRun] | None:
     """Write blocks at the ends of partitions, within a transaction.
 
-    :param runs: the blocks for each partition, of which none comes twice.
+    :param runs: the new blocks, of each partition once.
     :param now: microseconds since the epoch; times of a partition never go back.
     :returns: None if the topic has other partitions than these by now.
     """

@@ -114,8 +114,8 @@ class ReadConnection(GuardedConnection):
 
 
 STEPS = 100_000
-"""Instructions of SQLite's virtual machine between two checks for a cancellation: a millisecond or
-some."""
+"""Instructions of SQLite's virtual machine between two checks for a cancellation: they take about a
+millisecond."""
 
 
 class QueryRunner:

@@ -401,7 +401,7 @@ class _SpanContext:
             return
         if isinstance(error, Exception) and span.is_recording():
             span.set_attribute("error.type", _type_name(type(error)))
-            with suppress(Exception):  # it cannot be printed; then its type has to do
+            with suppress(Exception):  # it cannot be printed: then its type has to suffice
                 span.record_exception(error)
             description = f"{type(error).__name__}: {error_text(error)}"
             span.set_status(Status(StatusCode.ERROR, description))

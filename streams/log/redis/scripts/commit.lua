@@ -1,5 +1,5 @@
--- Store a position, if the partition is still one's own; that also confirms the lease, even if the
--- position is not stored, as a newer one is.
+-- Store a position, if the partition is still the member's own. That also confirms the lease, even if
+-- a newer position is stored already.
 --
 -- KEYS  the group's hash in the partition, stream.
 -- ARGV  owner, epoch, lease (ms), group, version, position, progress, entries read, the greatest

@@ -11,9 +11,8 @@ local stream, refusals, refused, causes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local answers = {}
 local has_refused = call('EXISTS', refused) == 1
 
--- While a script runs, the server does nothing else: when so many entries were read, about as many
--- as one request may ask for, each of the others is answered with a few, and whoever wants more asks
--- again.
+-- While a script runs, the server does nothing else. So once it has read about as many entries as one
+-- request may ask for, it answers each of the other requests with a few, and the client asks again.
 local budget, LEAST = 1000, 16
 
 local function read(history, snapshots, at, number_of)
