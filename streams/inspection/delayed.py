@@ -143,7 +143,7 @@ class DelayIndex(CountingReader[PendingCounts]):
         if found.due is not None:
             pending.add(found.id_digest, found.due, position)
         elif parse_outcome(found.mark) is not None:
-            pending.remove(found.id_digest, position)
+            pending.remove(found.id_digest, found.end)
 
     @override
     def _counts(self, is_complete: bool) -> PendingCounts:

@@ -119,12 +119,13 @@ class DueIndex:
         heappush(self._heap, entry)
         self._enforce_limit()
 
-    def remove(self, id_digest: int, position: int) -> bool:
-        """Apply the mark of an ID at ``position``; returns whether an entry before it was pending
-        here. The mark also ends an entry that is due after the horizon, when the log is read.
+    def remove(self, id_digest: int, end: int) -> bool:
+        """Apply the mark that ends the entries of an ID before ``end``; returns whether one was
+        pending here. The mark also ends an entry that is due after the horizon, when the log is
+        read.
         """
         found = self._by_id.get(id_digest)
-        if found is None or log_position(found) >= position:
+        if found is None or log_position(found) >= end:
             return False
         self._discard(id_digest, found)
         return True

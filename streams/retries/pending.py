@@ -13,7 +13,7 @@ from streams.log.floor import floor_group
 from streams.log.protocol import Log
 from streams.log.range_reader import newest_of, read_batches
 from streams.message import Record
-from streams.retries.records import id_digest, parse_entry, scan_record
+from streams.retries.records import parse_entry, scan_record
 
 T = TypeVar("T")
 
@@ -61,6 +61,8 @@ def read_pending(
         start, has_all = newest_of(log, topic, partition, start, end, newest)
         is_complete = is_complete and has_all
         pending: dict[int, PendingEntry[T]] = {}
+        positions: dict[int, int] = {}
+        """The positions of the last entries, by ID digest."""
         for batch in read_batches(log, topic, partition, start, end):
             for at, key in enumerate(batch.keys):
                 if key is None:
@@ -69,11 +71,16 @@ def read_pending(
                 scanned = scan_record(batch.offsets[at], key, value, headers)
                 if scanned is None:
                     continue
-                pending.pop(id_digest(key), None)
+                id_digest = scanned.id_digest
+                if scanned.due is not None:
+                    positions[id_digest] = scanned.position
+                elif scanned.end <= positions.get(id_digest, -1):
+                    continue  # the mark of an earlier entry
+                pending.pop(id_digest, None)
                 entry = parse_entry(key, value, headers)
                 made = None if entry is None else read(entry.topic, entry.record)
                 if entry is not None and made is not None:
-                    pending[id_digest(key)] = PendingEntry(partition, entry.due, made)
+                    pending[id_digest] = PendingEntry(partition, entry.due, made)
         found += pending.values()
     found.sort(key=lambda each: each.due)
     return PendingEntries(found, is_complete)

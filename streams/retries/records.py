@@ -6,8 +6,9 @@ message:
 * an *entry*: the message's bytes, with headers that say when it is due, where it goes, and the
   key it has there. A later entry of the same ID replaces the earlier one;
 * a *mark*: a null value (a tombstone to compaction) that says how the entry ended:
-  ``delivered``, ``cancelled``, or ``dead`` (it could not be delivered). It ends every entry of its
-  ID before it;
+  ``delivered``, ``cancelled``, or ``dead`` (it could not be delivered). It ends the entries of its
+  ID before the position in its header (:data:`END`): one that was written meanwhile is another
+  message's;
 * a *request* to cancel, answered by a mark that names it: ``cancelled``, or ``delivered`` where it
   was too late, or ``unknown``.
 
@@ -38,6 +39,9 @@ MARK = "streams_delay"
 """The type of a record without :data:`DUE`: a request (:data:`CANCEL`), or a mark's outcome."""
 REQUEST = "streams_delay_of"
 """The request that a mark answers."""
+END = "streams_delay_end"
+"""The position before which a mark ends the entries of its ID, in decimal. A mark without it, as
+former versions wrote, ends all entries before itself."""
 
 CHECKPOINT = "streams_delay_checkpoint"
 """The header of a part of a checkpoint."""
@@ -53,10 +57,13 @@ Outcome = Literal["cancelled", "delivered", "unknown", "dead"]
 
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-_OWN_HEADERS = frozenset({DUE, TOPIC, KEY, NULL, MESSAGE, MARK, REQUEST, CHECKPOINT, ID})
+_OWN_HEADERS = frozenset({DUE, TOPIC, KEY, NULL, MESSAGE, MARK, REQUEST, END, CHECKPOINT, ID})
 
 LATEST_DUE = 1 << 60
 """The latest due time, in milliseconds."""
+
+_POSITION_DIGITS = 40
+"""Digits of a position, at most; on Redis it has up to 32."""
 
 
 class DelayEntry(NamedTuple):
@@ -118,9 +125,16 @@ def read_due(headers: Headers) -> int | None:
     return None
 
 
-def mark_record(key: bytes, outcome: Outcome, id: str, request_id: str | None = None) -> Record:
-    """A mark, which ends the entries of an ID before it."""
+def mark_record(
+    key: bytes, outcome: Outcome, id: str, request_id: str | None = None, *, end: int | None = None
+) -> Record:
+    """A mark, which ends the entries of an ID.
+
+    :param end: the position before which it ends them; None: its own.
+    """
     headers: list[tuple[str, bytes | None]] = [(MARK, outcome.encode())]
+    if end is not None:
+        headers.append((END, str(end).encode()))
     if request_id is not None:
         headers.append((REQUEST, _bytes(request_id)))
     return Record(None, key, id, headers)
@@ -153,6 +167,8 @@ class ScannedRecord(NamedTuple):
     mark: str | None
     """A mark's outcome (``unknown`` if it is not one of this toolkit's outcomes), or
     :data:`CANCEL`."""
+    end: int
+    """The position before which a mark ends the entries of its ID; of other records their own."""
 
 
 def scan_record(
@@ -165,7 +181,15 @@ def scan_record(
         return None
     if mark is not None and mark != CANCEL:
         mark = parse_outcome(mark) or "unknown"  # outcomes are cached: no foreign text
-    return ScannedRecord(position, id_digest(key), due, mark)
+    end = position if mark is None else min(position, _read_end(headers, position))
+    return ScannedRecord(position, id_digest(key), due, mark, end)
+
+
+def _read_end(headers: Headers, otherwise: int) -> int:
+    for name, value in headers:
+        if name == END and (end := parse_int(value, _POSITION_DIGITS)) is not None:
+            return end
+    return otherwise
 
 
 def parse_outcome(mark_text: str | None) -> Outcome | None:

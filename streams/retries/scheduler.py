@@ -527,14 +527,16 @@ class PartitionScheduler:
         if record.due is not None and is_news:
             self.index.add(record.id_digest, record.due, record.position)
         elif record.mark is not None:
-            self.index.remove(record.id_digest, record.position)
+            self.index.remove(record.id_digest, record.end)
 
     def _note_outcome(self, record: ScannedRecord) -> bool:
         """Remember the outcome in a mark; False: the record is an entry that has ended."""
         if record.due is not None:
-            return self._recent_outcomes.begin(record.id_digest, record.position)
+            known = self.index.find(record.id_digest)
+            replaces = known is not None and log_position(known) < record.position
+            return self._recent_outcomes.begin(record.id_digest, record.position, replaces=replaces)
         if record.mark is not None:
-            self._recent_outcomes.add(record.id_digest, record.mark, record.position)
+            self._recent_outcomes.add(record.id_digest, record.mark, record.end)
         return True
 
     async def receive(self, message: Message[Any], at_hand: Sequence[Message[Any]]) -> None:
@@ -597,12 +599,12 @@ class PartitionScheduler:
         id = f"{request}/answer"
         entry = None
         if outcome == _PENDING:
-            answer = records.mark_record(key, "cancelled", id, request)
+            answer = records.mark_record(key, "cancelled", id, request, end=position)
             entry = self.index.find(id_digest)  # None: it is due after the horizon
             self.index.remove(id_digest, position)
             self._recent_outcomes.add(id_digest, "cancelled", position)
         else:
-            # Not a mark of that ID: it would end a newer entry that may be in the log meanwhile.
+            # Not a mark of that ID: compaction would remove a newer entry that may be in the log.
             known = records.parse_outcome(outcome) or "unknown"
             answer = records.mark_record(request.encode(), known, id, request)
         answer.partition = self._partition
@@ -682,6 +684,8 @@ class PartitionScheduler:
         :param requests: the ID digests of the entries, by the positions of the requests.
         """
         found: dict[int, str | None] = dict.fromkeys(requests)
+        last_entries: dict[int, int] = {}
+        """The position of the last entry before each request."""
         positions: dict[int, list[int]] = {}
         for position, id_digest in requests.items():
             positions.setdefault(id_digest, []).append(position)
@@ -689,8 +693,12 @@ class PartitionScheduler:
         for batch in self._scan_log(start, max(self._known_end, *requests)):
             for record in batch.records:
                 for position in positions.get(record.id_digest, ()):
+                    if record.due is None and record.end <= last_entries.get(position, -1):
+                        continue  # the mark of an earlier entry
                     if record.position < position:
                         found[position] = None if record.due is None else _PENDING
+                        if record.due is not None:
+                            last_entries[position] = record.position
                     elif found[position] == _PENDING:
                         found[position] = record.mark  # of another entry: None
         return found
@@ -780,7 +788,9 @@ class PartitionScheduler:
         marks: list[Outgoing] = []
         for entry, key, error in outcomes:
             mark: records.Outcome = "delivered" if error is None else "dead"
-            record = records.mark_record(key, mark, f"{text(key)}/{log_position(entry)}/{mark}")
+            position = log_position(entry)
+            id = f"{text(key)}/{position}/{mark}"
+            record = records.mark_record(key, mark, id, end=position + 1)
             record.partition = self._partition
             marks.append((self._topic, record))
         for answer in await self._write_records(marks):
@@ -894,9 +904,9 @@ def _undeliverable_error(entry: records.DelayEntry | None) -> InvalidValue:
 
 
 class _EndedEntries(NamedTuple):
-    """The outcome of all entries of an ID before a position."""
+    """The outcome of all entries of an ID before a position; None: the one there is pending."""
 
-    outcome: str
+    outcome: str | None
     end: int
 
 
@@ -912,22 +922,32 @@ class OutcomeCache:
         self._old: dict[int, _EndedEntries] = {}
 
     def add(self, id_digest: int, outcome: str, end: int) -> None:
-        """Remember an outcome.
+        """Remember an outcome, unless a later entry is known.
 
         :param end: all entries of that ID before this position have this outcome.
         """
-        self._new[id_digest] = _EndedEntries(outcome, end)
-        if len(self._new) >= self._size:
-            self._new, self._old = {}, self._new
+        known = self._find(id_digest)
+        first_end = 0 if known is None else known.end + (known.outcome is None)
+        if end >= first_end:
+            self._remember(id_digest, _EndedEntries(outcome, end))
 
-    def begin(self, id_digest: int, position: int) -> bool:
+    def begin(self, id_digest: int, position: int, *, replaces: bool = False) -> bool:
         """Note an entry of that ID at this position; returns whether it is pending. False: it has
-        ended, and was read again."""
+        ended, and was read again.
+
+        :param replaces: it replaces a pending one, whose mark may still come.
+        """
         known = self._find(id_digest)
         if known is not None and position < known.end:
             return False
-        self.forget(id_digest)
+        if known is not None or replaces:
+            self._remember(id_digest, _EndedEntries(None, position))
         return True
+
+    def _remember(self, id_digest: int, known: _EndedEntries) -> None:
+        self._new[id_digest] = known
+        if len(self._new) >= self._size:
+            self._new, self._old = {}, self._new
 
     def forget(self, id_digest: int) -> None:
         """Forget the outcome of an ID."""

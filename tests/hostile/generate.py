@@ -34,6 +34,7 @@ NAMES = [
     derived_records.ERROR_TIME, derived_records.ORIGIN,
     derived_records.FIRST_FAILED, derived_records.FIRST_ERROR, derived_records.EDITED,
     delay.DUE, delay.TOPIC, delay.KEY, delay.NULL, delay.MESSAGE, delay.MARK, delay.REQUEST,
+    delay.END,
     parking_records.KIND, parking_records.OWNER, parking_records.OFFSET, parking_records.TIME,
     parking_records.MESSAGE_ID, parking_records.TARGET, parking_records.AFTER_RESET,
     choreography.STEP_HEADER, choreography.STATUS_HEADER, choreography.ERROR_HEADER,
@@ -165,7 +166,7 @@ def delayed(n: int, to: str) -> list[Record]:
     return [
         delay.entry_record(inner, to, 1_700_000_000_000),
         delay.entry_record(inner, to, 4_000_000_000_000),
-        delay.mark_record(f"m{n}".encode(), "delivered", f"x{n}", "r"),
+        delay.mark_record(f"m{n}".encode(), "delivered", f"x{n}", "r", end=n),
         delay.cancel_record(f"m{n}", f"r{n}"),
     ]
 

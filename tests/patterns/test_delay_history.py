@@ -19,6 +19,7 @@ from streams.patterns import Delays
 from streams.retries import checkpoint_writer, checkpoints, scheduler
 from streams.retries import records as delay_records
 from streams.retries.checkpoints import CheckpointPlace, parse_place
+from streams.retries.pending import read_pending
 from streams.testing import Clock, harness
 from tests.conformance.stage import Stage
 from tests.patterns.counting import Counting, counting
@@ -467,13 +468,14 @@ async def test_what_was_delivered_after_a_request_was_not_cancelled(stage: Stage
         for number in range(2 * KEPT):
             await asks.publish(topic, number, delay=YEAR + number, id=f"m{number}")
         requests = [
-            asyncio.create_task(asks.cancel(f"m{number}", within=120)) for number in range(60, 64)
+            asyncio.create_task(asks.cancel(f"m{number}", within=120)) for number in range(60, 65)
         ]
-        await stage.until(lambda: written(asker, asks.name) == 2 * KEPT + 4, "asked")
+        await stage.until(lambda: written(asker, asks.name) == 2 * KEPT + 5, "asked")
         marks = [
             delay_records.mark_record(b"m60", "delivered", "mark-60"),
             delay_records.mark_record(b"m61", "dead", "mark-61"),
             delay_records.entry_record(topic.record(1), topic.name, 2**50, entry_id="m62"),
+            delay_records.mark_record(b"m64", "delivered", "mark-64", end=0),  # of an earlier one
         ]
         # More than are remembered, of other messages.
         marks += [
@@ -485,7 +487,56 @@ async def test_what_was_delivered_after_a_request_was_not_cancelled(stage: Stage
         delays_of(stage, app, pending=10)
         async with app:
             found = await asyncio.gather(*requests)
-    assert found == ["delivered", "dead", "unknown", "cancelled"]
+    assert found == ["delivered", "dead", "unknown", "cancelled", "cancelled"]
+
+
+@pytest.mark.everywhere
+@pytest.mark.parametrize("outcome", ["delivered", "cancelled"])
+async def test_a_late_mark_ends_no_later_message_of_its_id(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    """Its owner stood still before it wrote the mark, and the ID was published again meanwhile."""
+    is_marking, may_mark = asyncio.Event(), asyncio.Event()
+    write = scheduler.PartitionScheduler._write_records
+
+    async def write_late(self: Any, outgoing: Any, *owner: Any) -> Any:
+        marks = [record for _, record in outgoing if delay_records.read_mark(record.headers)[0]]
+        if marks and not may_mark.is_set():
+            is_marking.set()
+            await may_mark.wait()
+        return await write(self, outgoing, *owner)
+
+    monkeypatch.setattr(scheduler.PartitionScheduler, "_write_records", write_late)
+    app, again = stage.app(), stage.app()
+    topic = stage.topic(app, partitions=1)
+    delays = delays_of(stage, app)
+    async with app:
+        is_delivered = outcome == "delivered"
+        await delays.publish(topic, 1, delay=0 if is_delivered else YEAR, id="m")
+        asked = None if is_delivered else asyncio.create_task(delays.cancel("m", within=120))
+        await stage.until(is_marking.is_set, "the mark is about to be written")
+        await delays.publish(topic, 2, delay=YEAR, id="m")
+        may_mark.set()
+        assert asked is None or await asked == "cancelled"
+        await delays.publish(topic, 3, delay=0, id="n")
+        # The scheduler has received the mark by then.
+        count = 2 if is_delivered else 1
+        await stage.until(lambda: delays.stats().delivered == count, "the next is delivered")
+        assert delays.stats().pending == 1
+    index = DelayIndex(delays.name, lambda: stage.anchor)
+    assert await asyncio.to_thread(index.read_on, 60)
+    assert len(index.places(0, 2)) == 1
+    index.close()
+    found = await asyncio.to_thread(
+        read_pending, stage.anchor, delays.name, lambda _, record: record.value, None
+    )
+    assert [each.value for each in found.entries] == [b"2"]
+    stage.topic(again, partitions=1)
+    delays = delays_of(stage, again)
+    async with again:
+        await stage.until(lambda: delays.stats().pending == 1, "a new owner knows it")
+        assert await delays.cancel("m") == "cancelled"
+        assert delays.stats().pending == 0
 
 
 async def test_a_record_is_counted_once(stage: Stage) -> None:

@@ -27,8 +27,9 @@ class Pending(RuleBasedStateMachine):
         super().__init__()
         self.limit = 3
         self.index = DueIndex(self.limit)
-        self.log: list[tuple[int, int | None]] = []
-        """Name and due time, None for a mark; the position is the place in the list."""
+        self.log: list[tuple[int, int | None, int]] = []
+        """Name and due time, None for a mark, and the position before which a mark ends entries;
+        the position is the place in the list."""
         self.out: dict[int, int] = {}
         """What was given out, by slot: its name."""
         self.kept: tuple[list[Record], int] | None = None
@@ -39,10 +40,11 @@ class Pending(RuleBasedStateMachine):
     def pending(self, end: int | None = None) -> dict[int, int]:
         """What the log says: slots by name."""
         found: dict[int, int] = {}
-        for position, (name, due) in enumerate(self.log[:end]):
-            found.pop(name, None)
+        for position, (name, due, end_of_mark) in enumerate(self.log[:end]):
             if due is not None:
                 found[name] = due_entry(due, position)
+            elif name in found and log_position(found[name]) < end_of_mark:
+                del found[name]
         return found
 
     def held(self) -> dict[int, int]:
@@ -53,13 +55,13 @@ class Pending(RuleBasedStateMachine):
     def add(self, name: int, due: int) -> None:
         self.end_cancelling()
         self.index.add(name, due, len(self.log))
-        self.log.append((name, due))
+        self.log.append((name, due, 0))
 
     @rule(name=NAMES)
     def mark(self, name: int) -> None:
         self.end_cancelling()
         self.index.remove(name, len(self.log))
-        self.log.append((name, None))
+        self.log.append((name, None, len(self.log)))
 
     @rule(now=DUES, count=st.integers(1, 4))
     def take(self, now: int, count: int) -> None:
@@ -83,8 +85,10 @@ class Pending(RuleBasedStateMachine):
         each = data.draw(st.sampled_from(sorted(self.out)))
         name = self.out.pop(each)
         self.index.remove_delivered(name, each)
-        self.index.remove(name, len(self.log))
-        self.log.append((name, None))
+        has_end = data.draw(st.booleans(), "the mark says which entry it ends")
+        end = log_position(each) + 1 if has_end else len(self.log)
+        self.index.remove(name, end)
+        self.log.append((name, None, end))
 
     @precondition(lambda self: self.out)
     @rule(data=st.data())
@@ -146,9 +150,9 @@ class Pending(RuleBasedStateMachine):
         self.fill(position)
 
     def fill(self, start: int = 0) -> None:
-        for position, (name, due) in enumerate(self.log[start:], start):
+        for position, (name, due, end) in enumerate(self.log[start:], start):
             if due is None:
-                self.index.remove(name, position)
+                self.index.remove(name, end)
             else:
                 self.index.add(name, due, position)
 
@@ -294,6 +298,23 @@ def test_a_mark_that_is_none_of_ours_says_nothing_that_is_kept() -> None:
         assert found.mark == mark
 
 
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [(None, 7), (5, 5), (9, 7), (1 << 105, 7)],
+    ids=["none", "before", "after", "far"],
+)
+def test_a_mark_ends_entries_before_a_position(end: int | None, expected: int) -> None:
+    """That of its header, which former versions did not write; never those behind it."""
+    mark = records.mark_record(b"m1", "delivered", "x", end=end)
+    found = records.scan_record(7, b"m1", mark.value, mark.headers)
+    assert found is not None
+    assert found.end == expected
+    garbled = [(name, b"-1" if name == records.END else value) for name, value in mark.headers]
+    found = records.scan_record(7, b"m1", None, garbled)
+    assert found is not None
+    assert found.end == 7
+
+
 def join(position: int, found: list[Record]) -> list[int] | None:
     """What a checkpoint says is pending."""
     state = join_parts(position, [(each.key, each.headers, each.value) for each in found])
@@ -373,6 +394,19 @@ def test_an_outcome_is_that_of_the_last_entry() -> None:
         assert recent.get(name) == "delivered"
         assert recent.begin(name, 5)
         assert recent.get(name) is None
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_an_outcome_of_an_earlier_entry_is_not_that_of_the_last(has_ended: bool) -> None:
+    """Its mark came late: the entry that has replaced it is pending, or has another outcome."""
+    recent = OutcomeCache(10)
+    assert recent.begin(1, 3, replaces=True)
+    if has_ended:
+        recent.add(1, "dead", 4)
+    recent.add(1, "delivered", 3)
+    assert recent.get(1) == ("dead" if has_ended else None)
+    assert recent.begin(1, 3) is not has_ended
+    assert not recent.begin(1, 2)
 
 
 HEADERS: Any = st.lists(
