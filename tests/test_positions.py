@@ -99,10 +99,10 @@ def test_places_of_a_command_line(text: str, found: object) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("bills/0/17", "a place in bills, and not in orders"),
-        ("orders/17", "several places"),
+        ("bills/0/17", "a position in bills, and not in orders"),
+        ("orders/17", "several positions"),
         ("orders/0/17,0/9", "named twice"),
-        ("orders/x/17", "several places"),
+        ("orders/x/17", "several positions"),
     ],
 )
 def test_a_place_elsewhere_is_refused(text: str, words: str) -> None:

@@ -176,19 +176,19 @@ def begin_partition(
         yield Statement(
             f"DELETE FROM streams_inbox WHERE scope = CAST($1 AS bigint) "  # noqa: S608
             f"AND position >= {_position(dialect, 2)} "
-            f"AND substr(id, 9) = {_place(dialect, 'position')}",
+            f"AND substr(id, 9) = {_id_of_position(dialect, 'position')}",
             (number, position_text(start), f"{scope.topic}/{scope.partition}/"),
         )
         yield Statement(
             f"DELETE FROM streams_inbox WHERE first_scope = CAST($1 AS bigint) "  # noqa: S608
             f"AND first_position >= {_position(dialect, 2)} "
-            f"AND substr(id, 9) = {_place(dialect, 'first_position')}",
+            f"AND substr(id, 9) = {_id_of_position(dialect, 'first_position')}",
             (number, position_text(start), f"{scope.topic}/{scope.partition}/"),
         )
     return known
 
 
-def _place(dialect: DialectName, position: str) -> str:
+def _id_of_position(dialect: DialectName, position: str) -> str:
     """The ID of a message without one, from its position in this column. (On Redis, which never
     reuses a position, it has another form.)"""
     if dialect == "postgresql":

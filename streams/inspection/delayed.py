@@ -158,7 +158,7 @@ class DelayIndex(CountingReader[PendingCounts]):
             is_complete,
         )
 
-    def places(self, start: int, count: int) -> list[PendingPosition]:
+    def positions(self, start: int, count: int) -> list[PendingPosition]:
         """The pending messages, by due time.
 
         :param start: how many to skip at the beginning.
@@ -187,14 +187,14 @@ class DelayIndex(CountingReader[PendingCounts]):
 
 
 def read_entries(
-    log: Log, topic: str, places: Collection[tuple[int, int]]
+    log: Log, topic: str, positions: Collection[tuple[int, int]]
 ) -> dict[tuple[int, int], DelayEntry]:
     """The entries at these partitions and positions; blocks. Entries that are gone, or too large to
     be read with the others, are left out."""
     found: dict[tuple[int, int], DelayEntry] = {}
-    for partition in {each for each, _ in places}:
-        positions = sorted(position for each, position in places if each == partition)
-        rows, _ = RecordFetcher(log, topic, partition).fetch(positions, READ_BYTES)
+    for partition in {each for each, _ in positions}:
+        wanted = sorted(position for each, position in positions if each == partition)
+        rows, _ = RecordFetcher(log, topic, partition).fetch(wanted, READ_BYTES)
         for position, row in rows.items():
             entry = None if row is None else parse_entry(row.key, row.value, row.headers)
             if entry is not None:

@@ -129,7 +129,9 @@ def select_letters(
     return selection(is_complete=True)
 
 
-def select_places(topic: DeadLetterTopic, places: Collection[tuple[int, int]]) -> BulkSelection:
+def select_positions(
+    topic: DeadLetterTopic, positions: Collection[tuple[int, int]]
+) -> BulkSelection:
     """The letters at these partitions and offsets, all of which must wait; blocks.
 
     :raises NotFound: one of them does not exist, or no longer waits.
@@ -137,8 +139,8 @@ def select_places(topic: DeadLetterTopic, places: Collection[tuple[int, int]]) -
     log, resolved = topic.log, topic.read_resolved()
     sources: Counter[LetterSource | None] = Counter()
     end_offsets: dict[int, int] = {}
-    for partition in sorted({each for each, _ in places}):
-        left = sorted({offset for each, offset in places if each == partition})
+    for partition in sorted({each for each, _ in positions}):
+        left = sorted({offset for each, offset in positions if each == partition})
         first, end = log.watermarks(topic.name, partition)
         for offset in (left[0], left[-1]):
             if not first <= offset < end:
@@ -155,7 +157,9 @@ def select_places(topic: DeadLetterTopic, places: Collection[tuple[int, int]]) -
                     raise NotFound(f"letter {at} was put back or set aside already")
                 sources[letter_source(row.headers)] += 1
             left = [each for each in left if each not in rows]
-    return BulkSelection(len(set(places)), sources, end_offsets, len(places), is_complete=True)
+    return BulkSelection(
+        len(set(positions)), sources, end_offsets, len(positions), is_complete=True
+    )
 
 
 def _no_letter(topic: DeadLetterTopic, partition: int, offset: int) -> str:

@@ -49,9 +49,10 @@ def parse_duration(text: str, option: str) -> float:
 
 
 def parse_offset(text: str, option: str) -> OffsetSpec:
-    """Parse one place in a topic. An offset stays text: the log knows the format of its offsets.
+    """Parse one offset, as :data:`OFFSET_HELP` lists them. A log's own stays text: only the log
+    knows its format.
 
-    :raises InvalidValue: the text is not a place.
+    :raises InvalidValue: the text is none of these.
     """
     text = text.strip()
     name = _SYNONYMS.get(text.lower(), text.lower())
@@ -89,8 +90,8 @@ def parse_time(text: str, option: str) -> datetime:
 
 
 def parse_offsets(text: str, option: str, topic: str) -> OffsetSpec | Mapping[int, OffsetSpec]:
-    """Parse one place in a topic, or several, each in another partition: positions as they are
-    shown, ``TOPIC/PARTITION/OFFSET``, or shorter ``PARTITION/PLACE``, separated by commas.
+    """Parse one offset for all partitions, or several positions, each in another partition: as they
+    are shown, ``TOPIC/PARTITION/OFFSET``, or shorter, ``PARTITION/OFFSET``, separated by commas.
 
     :raises InvalidValue: the text is neither.
     """
@@ -101,8 +102,8 @@ def parse_offsets(text: str, option: str, topic: str) -> OffsetSpec | Mapping[in
         match = _PARTITION_AND_OFFSET.match(_without_topic(part.strip(), option, topic))
         if match is None:
             raise InvalidValue(
-                f"{option} {shorten(text, 60)!r}: several places are written as 0/1041,1/998 or as "
-                f"{topic}/0/1041,{topic}/1/998"
+                f"{option} {shorten(text, 60)!r}: several positions are written as 0/1041,1/998 or "
+                f"as {topic}/0/1041,{topic}/1/998"
             )
         if int(match[1]) in found:
             raise InvalidValue(f"{option} {text!r}: partition {match[1]} is named twice")
@@ -111,11 +112,11 @@ def parse_offsets(text: str, option: str, topic: str) -> OffsetSpec | Mapping[in
 
 
 def _without_topic(text: str, option: str, topic: str) -> str:
-    """A place without its topic, ``PARTITION/PLACE``."""
+    """A position without its topic, ``PARTITION/OFFSET``."""
     rest = text.removeprefix(f"{topic}/")
     if rest == text and text.count("/") > 1:
         other = text.rsplit("/", 2)[0]
         raise InvalidValue(
-            f"{option} {shorten(text, 60)!r}: a place in {other}, and not in {topic}"
+            f"{option} {shorten(text, 60)!r}: a position in {other}, and not in {topic}"
         )
     return rest

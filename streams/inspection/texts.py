@@ -1,4 +1,4 @@
-"""Formats numbers, ages, places and bounds, as the command line and the doctor write them."""
+"""Formats numbers, ages, positions and bounds, as the command line and the doctor write them."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ async def test_a_takeover_reads_what_is_pending_and_what_is_new(
     looked_at = counting(stage.anchor)
     index = DelayIndex(delays.name, lambda: looked_at)
     assert await asyncio.to_thread(index.read_on, 60)
-    assert len(index.places(0, 30)) == 20
+    assert len(index.positions(0, 30)) == 20
     index.close()
     most = 2 * 20 + BEHIND + 50 + 20 + KEPT
     assert looked_at.records <= most
@@ -525,7 +525,7 @@ async def test_a_late_mark_ends_no_later_message_of_its_id(
         assert delays.stats().pending == 1
     index = DelayIndex(delays.name, lambda: stage.anchor)
     assert await asyncio.to_thread(index.read_on, 60)
-    assert len(index.places(0, 2)) == 1
+    assert len(index.positions(0, 2)) == 1
     index.close()
     found = await asyncio.to_thread(
         read_pending, stage.anchor, delays.name, lambda _, record: record.value, None

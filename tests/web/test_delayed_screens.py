@@ -179,6 +179,6 @@ async def test_the_index_holds_what_is_due_first_and_follows_the_log(
         assert counts.has_more
         everything = read_pending(app.log, delays.name, lambda to, record: record.id, None)
         expected = [(each.due / 1000, each.partition) for each in everything.entries]
-        found = [(each.due, each.partition) for each in index.places(0, 10)]
+        found = [(each.due, each.partition) for each in index.positions(0, 10)]
         assert found == expected[:10]
-        assert [(each.due, each.partition) for each in index.places(3, 4)] == expected[3:7]
+        assert [(each.due, each.partition) for each in index.positions(3, 4)] == expected[3:7]

@@ -70,5 +70,7 @@ def decode_failure(data: bytes) -> DocumentFailure:
         parse_offset(found.offset)
         parse_sources(found.sources)
     except (msgspec.DecodeError, ValueError, RecursionError):
-        return DocumentFailure("0", 0, "an unknown place", "what is stored about it cannot be read")
+        return DocumentFailure(
+            "0", 0, "an unknown position", "what is stored about it cannot be read"
+        )
     return found

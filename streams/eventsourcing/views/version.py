@@ -402,7 +402,7 @@ class ViewVersion:
             raise DocumentStopped(
                 definition.name,
                 text(key),
-                "an unknown place",
+                "an unknown position",
                 f"what is stored is no {type_name(definition.document_type.type)}: {error}",
                 "fix the type of the documents, or rebuild them: streams views rebuild "
                 f"{definition.name} --version {definition.version}",

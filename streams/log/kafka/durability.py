@@ -68,7 +68,7 @@ def _offsets_topic_facts(requests: RequestRetry) -> tuple[DurabilityFact, ...]:
         replicas, _ = replica_counts(requests, OFFSETS_TOPIC)
     except LogError:  # there has been no group yet; or this login may not ask
         return ()
-    advice = "with its broker all groups lose their places: give it 3 replicas"
+    advice = "with its broker all groups lose their positions: give it 3 replicas"
     enough = replicas >= 2
     return (
         DurabilityFact("replicas of positions", str(replicas), enough, "" if enough else advice),

@@ -136,7 +136,7 @@ class IndexTopic:
         """The last warning logged."""
         self._has_topic = False
 
-    def _place(self, partition: int) -> str:
+    def _partition_name(self, partition: int) -> str:
         return f"the index of {self.of.topic}/{partition}"
 
     # -- reading
@@ -153,7 +153,7 @@ class IndexTopic:
         :param fits: whether the log has what a snapshot was made of; may raise.
         :param is_closed: the reading is given up.
         """
-        place, began = self._place(partition), time.monotonic()
+        name, began = self._partition_name(partition), time.monotonic()
         found = self._if_readable(partition, partial(self._find_end, partition))
         if found is None:
             return None
@@ -163,7 +163,7 @@ class IndexTopic:
             return None
         records = self._records(partition, found, is_closed)
         distrust = partial(self.distrust_used, partition)
-        read = partial(IndexSnapshot, place, found.end, records, distrust)
+        read = partial(IndexSnapshot, name, found.end, records, distrust)
         snapshot = self._if_readable(partition, read, offset)
         if snapshot is None:
             return None
@@ -171,7 +171,7 @@ class IndexTopic:
         self._stored[partition], self._used[partition] = state.next_offset, offset
         logger.info(
             "%s: a snapshot of %d events of %d aggregates was read in %.1f s",
-            place, state.event_count, state.key_count, time.monotonic() - began,
+            name, state.event_count, state.key_count, time.monotonic() - began,
         )  # fmt: skip
         return snapshot
 
@@ -183,7 +183,7 @@ class IndexTopic:
 
         :param offset: the offset of the end of the snapshot that is read.
         """
-        place = self._place(partition)
+        name = self._partition_name(partition)
         try:
             return read()
         except (NotFound, GivenUp):
@@ -192,12 +192,12 @@ class IndexTopic:
             self.distrust(partition, max(offset, error.offset))
             logger.warning(
                 "%s: its last snapshot is not used, and the index is built by reading the events: "
-                "%s", place, error,
+                "%s", name, error,
             )  # fmt: skip
         except StreamsError as error:
             logger.warning(
                 "%s: no snapshot can be read, so the index is built by reading the events: %s",
-                place, error,
+                name, error,
             )  # fmt: skip
         return None
 
@@ -310,28 +310,28 @@ class IndexTopic:
         :param lock: guards the index.
         :param is_closed: it is given up.
         """
-        place = self._place(index.partition)
+        name = self._partition_name(index.partition)
         try:
             self._write(index, lock, is_closed)
             self._failures = 0
         except (GivenUp, Fenced) as error:  # somebody else writes one
-            logger.debug("%s: no snapshot was written: %s", place, error)
+            logger.debug("%s: no snapshot was written: %s", name, error)
         except NotFound as error:
-            logger.debug("%s: the next one recreates its topic: %s", place, error)
+            logger.debug("%s: the next one recreates its topic: %s", name, error)
             self._has_topic = False
             self._forget_offsets()
         except Exception as error:
             if is_closed():
-                logger.debug("%s: no snapshot was written: %s", place, error)
+                logger.debug("%s: no snapshot was written: %s", name, error)
                 return
             self._failures += 1
             pause = min(LONGEST_PAUSE, RETRY_INTERVAL * 2.0 ** min(self._failures, 10))
             self._paused_until = time.monotonic() + pause
             if not isinstance(error, StreamsError):
-                logger.exception("%s: writing a snapshot failed", place)
+                logger.exception("%s: writing a snapshot failed", name)
             elif str(error) != self._told:
                 self._told = str(error)
-                logger.warning("%s: no snapshot was written: %s", place, error)
+                logger.warning("%s: no snapshot was written: %s", name, error)
         finally:
             # Of several processes not all come back at once.
             pause = RETRY_INTERVAL * random.uniform(0.75, 1.25)
@@ -368,7 +368,7 @@ class IndexTopic:
         self._told = ""
         logger.info(
             "%s: a snapshot of %d events of %d aggregates was written in %.1f s",
-            self._place(partition), written.state.event_count, written.state.key_count,
+            self._partition_name(partition), written.state.event_count, written.state.key_count,
             time.monotonic() - began,
         )  # fmt: skip
 

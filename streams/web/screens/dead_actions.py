@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from streams.errors import InvalidValue, NotFound
-from streams.inspection.letter_pages import select_letters, select_places
+from streams.inspection.letter_pages import select_letters, select_positions
 from streams.inspection.letter_topics import LetterSource, letter_source
 from streams.inspection.letters import decoding_problem
 from streams.log.protocol import Log
@@ -227,17 +227,17 @@ def _choose_named(page: Page, topic: DeadLetterTopic, named: list[str]) -> Chose
         raise InvalidValue(
             page._("At most %(most)s dead letters can be selected at once.", most=f"{AT_ONCE:,}")
         )
-    places = {_place(page, topic, at) for at in named}
-    found = select_places(topic, places)
+    positions = {_parse_letter_position(page, topic, at) for at in named}
+    found = select_positions(topic, positions)
     return ChosenLetters(
-        lambda row: (row.batch.partition, row.offset) in places,
+        lambda row: (row.batch.partition, row.offset) in positions,
         found.number,
         found.sources,
         found.end_offsets,
     )
 
 
-def _place(page: Page, topic: DeadLetterTopic, at: str) -> tuple[int, int]:
+def _parse_letter_position(page: Page, topic: DeadLetterTopic, at: str) -> tuple[int, int]:
     """The partition and offset of a letter.
 
     :raises NotFound: the text names no letter.

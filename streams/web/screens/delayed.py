@@ -93,8 +93,8 @@ def list_delayed(page: Page) -> Response:
     index = index_of(page, name)
     counts = index.counts(READ_SECONDS)
     number = page.fields.number("page", 1, low=1, high=MAX_PAGE)
-    places = index.places((number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
-    shown = places[:PAGE_SIZE]
+    positions = index.positions((number - 1) * PAGE_SIZE, PAGE_SIZE + 1)
+    shown = positions[:PAGE_SIZE]
     entries = read_entries(log, name, {(each.partition, each.position) for each in shown})
     rows: list[DelayedMessageRow] = []
     for each in shown:
@@ -116,7 +116,7 @@ def list_delayed(page: Page) -> Response:
                 page.payloads.value(name, None if record is None else record.value),
             )
         )
-    has_more = len(places) > PAGE_SIZE and number < MAX_PAGE
+    has_more = len(positions) > PAGE_SIZE and number < MAX_PAGE
     return page.render(
         "delayed.html",
         title=name,
@@ -225,20 +225,20 @@ def _named(page: Page, index: DelayIndex, name: str) -> list[tuple[int, DelayEnt
         raise InvalidValue(
             page._("At most %(most)s messages can be selected at once.", most=f"{MAX_NAMED:,}")
         )
-    places: list[tuple[int, int]] = []
+    positions: list[tuple[int, int]] = []
     for at in named:
         partition, _, offset = at[:200].partition("/")
         if not (partition.isascii() and partition.isdigit() and len(partition) < 10):
             raise NotFound(page._("No message waits at %(place)s.", place=f"{name}/{at[:200]}"))
-        places.append((int(partition), page.log.parse_offset(offset)))
-    there = [each for each in places if index.may_hold(*each)]
+        positions.append((int(partition), page.log.parse_offset(offset)))
+    there = [each for each in positions if index.may_hold(*each)]
     entries = read_entries(page.log, name, set(there))
     found: list[tuple[int, DelayEntry]] = []
-    for at, place in zip(named, places, strict=True):
-        entry = entries.get(place)
-        if entry is None or not index.is_pending(*place, entry.key):
+    for at, position in zip(named, positions, strict=True):
+        entry = entries.get(position)
+        if entry is None or not index.is_pending(*position, entry.key):
             raise NotFound(page._("No message waits at %(place)s.", place=f"{name}/{at[:200]}"))
-        found.append((place[0], entry))
+        found.append((position[0], entry))
     return found
 
 
