@@ -157,8 +157,8 @@ class Aggregate(Generic[E, S]):
         :param headers: headers of each event.
         :param retry: how often a decision is retried on conflicts.
         :param refusals: exceptions by which a decision refuses. A refusal is stored under its
-            cause: the call raises :class:`DecisionRefused`, and so does every later call for the
-            same cause, whatever was appended in between. Meant for process managers, which
+            cause: the call raises :class:`~streams.DecisionRefused`, and so does every later call
+            for the same cause, whatever was appended in between. Meant for process managers, which
             compensate a step that was refused.
         :raises InvalidValue: one of these values is invalid.
         """

@@ -374,8 +374,9 @@ class Calls(ABC, Generic[Unit]):
             )
 
     def _fail_on_config_error(self, deliveries: Sequence[Delivery], errors: Errors) -> bool:
-        """End the processor if one of these failures (by index) is a :class:`ConfigError`: it is
-        the program that is wrong, not the message. Messages that failed stay unsettled."""
+        """End the processor if one of these failures (by index) is a
+        :class:`~streams.errors.ConfigError`: it is the program that is wrong, not the message.
+        Messages that failed stay unsettled."""
         config_errors = (
             (at, found) for at, each in errors.items() if (found := find_config_error(each))
         )

@@ -37,14 +37,15 @@ class ProcessManager(Generic[S]):
 
     :param name: of the manager, of its group and of the aggregate of its instances.
     :param state: of an instance; frozen, and JSON can hold it.
-    :param react: the state after an event, and a list of :class:`Command`, :class:`Schedule`,
-        :class:`Cancel` and :class:`End`. It must not do anything else. Its events are those of the
-        topics, those of ``timeouts``, and :class:`Refused`.
+    :param react: the state after an event, and a list of :class:`~streams.Command`,
+        :class:`~streams.Schedule`, :class:`~streams.Cancel` and :class:`~streams.End`. It must not
+        do anything else. Its events are those of the topics, those of ``timeouts``, and
+        :class:`~streams.Refused`.
     :param topics: that it reads; of aggregates, or others.
     :param key: the instance that an event of the topics is for, or None.
     :param timeouts: the events that may be scheduled: a struct with a tag, or a union of them.
     :param refusals: exceptions by which a decision refuses a command, so that it comes back as
-        :class:`Refused`. By others it fails, and the message is tried again.
+        :class:`~streams.Refused`. By others it fails, and the message is tried again.
     :param decisions: functions that commands are for, other than methods of an aggregate's state;
         or functions by the names under which they are stored.
     :param initial: the state before the first event; ``state()`` unless said otherwise.

@@ -102,7 +102,8 @@ class MemoryLog(DenseOffsets, EventLog):
     # -- for tests
 
     def fault(self, hook: Fault | None) -> None:
-        """Call ``hook(point, name)`` at each of :data:`POINTS` from now on; None ends it.
+        """Call ``hook(point, name)`` from now on, at each of
+        :data:`~streams.log.memory.faults.POINTS`; None ends it.
 
         :class:`~streams.errors.Unavailable` at ``append``, ``commit.before`` or ``outputs.before``
         means that nothing was written; :class:`~streams.errors.OutcomeUnknown` at ``append.done``

@@ -77,8 +77,8 @@ class IdempotentProcessor(Generic[T]):
     :param wait: whether callers wait while another caller works under their key; False: they get
         :class:`InProgress`.
     :param errors: exception types that are outcomes: stored like a result, and raised for every
-        caller as :class:`OperationFailed`. After any other exception the key is free again, and
-        after a :class:`~streams.ConfigError` always.
+        caller as :class:`~streams.patterns.OperationFailed`. After any other exception the key is
+        free again, and after a :class:`~streams.ConfigError` always.
     :param type: the type of results; None, 0 and "" are results like any other. Every caller, also
         the one that ran the operation, gets the decoded result.
     :param codec: how results are encoded; by default as bytes, text or JSON, depending on the type.
