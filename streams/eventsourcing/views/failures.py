@@ -20,7 +20,7 @@ MAX_REASON = 500
 
 
 class DocumentFailure(msgspec.Struct, frozen=True):
-    """At which event a document stands still.
+    """The event at which a document is stopped, and why.
 
     :param offset: of the event's message, in the partition that the view reads. (A number as text:
         offsets may have more bits than JSON's numbers.)

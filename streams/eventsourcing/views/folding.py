@@ -46,7 +46,7 @@ from streams.processing import Skip
 
 
 class _FoldResult:
-    """What a batch comes to."""
+    """The result of folding a batch."""
 
     def __init__(self) -> None:
         self.changed: dict[bytes, KnownDocument] = {}

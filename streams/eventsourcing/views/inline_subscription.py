@@ -143,10 +143,10 @@ class SkippedBatch(Batch):
 
 
 class _PartitionRestart(NamedTuple):
-    """A partition was given up.
+    """The restart of a partition that was given up.
 
     :param position: where its handler was; -1: it had not begun.
-    :param pause: seconds until it was begun anew.
+    :param pause: seconds until it is begun anew.
     """
 
     position: int
@@ -157,7 +157,7 @@ H = TypeVar("H", bound=PartitionHandler)
 
 
 class InlinePartition(Generic[H]):
-    """A partition that is handled here."""
+    """A partition whose batches are handled in the poll."""
 
     def __init__(self, assignment: Assignment, handler: H) -> None:
         self.assignment = assignment

@@ -57,7 +57,7 @@ class VersionPromoted(msgspec.Struct, frozen=True, tag="promoted"):
 
 
 class RebuildStarted(msgspec.Struct, frozen=True, tag="rebuilding"):
-    """The documents of a version were deleted, and are made anew.
+    """The documents of a version were deleted, and are rebuilt.
 
     :param goal: as in :class:`VersionDeclared`.
     :param is_clearing: they are being deleted at this moment; the same without it follows.
@@ -70,7 +70,7 @@ class RebuildStarted(msgspec.Struct, frozen=True, tag="rebuilding"):
 
 
 class RebuildFinished(msgspec.Struct, frozen=True, tag="rebuilt"):
-    """A version that was made anew has reached its goal."""
+    """A rebuilt version has reached its goal."""
 
     version: int
 
@@ -82,7 +82,7 @@ class VersionDropped(msgspec.Struct, frozen=True, tag="dropped"):
 
 
 class RetryRequested(msgspec.Struct, frozen=True, tag="retry_asked"):
-    """A document that stands still is to be folded on.
+    """A stopped document is to be retried.
 
     :param id: of the request.
     """
@@ -98,9 +98,9 @@ class RetryRequested(msgspec.Struct, frozen=True, tag="retry_asked"):
 
 
 class RetryFinished(msgspec.Struct, frozen=True, tag="retry_done"):
-    """That was carried out.
+    """A requested retry was carried out.
 
-    :param goes_on: the document stands still no more.
+    :param goes_on: the document is not stopped any more.
     """
 
     id: str

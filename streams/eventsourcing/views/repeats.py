@@ -75,7 +75,7 @@ class RecentIdentities:
 
 
 class BatchRepeats(NamedTuple):
-    """What is known of a batch once its identities are.
+    """The repeats in a batch, and what was decoded to find them.
 
     :param repeated: the indices of its repeats.
     :param values: what all messages were decoded to for that; None: they were not.
@@ -86,7 +86,7 @@ class BatchRepeats(NamedTuple):
 
 
 class RepeatDetector:
-    """Tells the repeats among the messages of one source partition, batch by batch.
+    """Finds the repeats among the messages of one source partition, batch by batch.
 
     :param size: of the window.
     :param position: the first batch begins there.

@@ -49,8 +49,8 @@ PAGE = 1_000
 """Documents of a partition that are read at once, where many are."""
 
 
-class ReadDocument(NamedTuple):
-    """A document as it was read.
+class VersionDocument(NamedTuple):
+    """A document of a version, as it was read.
 
     :param document: None: there is none.
     :param partition: in which it was looked for.
@@ -62,8 +62,8 @@ class ReadDocument(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-class ReadDocuments(NamedTuple):
-    """Documents as they were read.
+class VersionDocuments(NamedTuple):
+    """Documents of a version, as they were read.
 
     :param documents: with their keys.
     :param positions: of the sources, where they are wanted; all before these is in the documents.
@@ -296,7 +296,7 @@ class ViewVersion:
         count = store.find(collection).partitions if partitions is None else partitions
         return store, collection, count
 
-    def read(self, log: Log, key: bytes, partitions: int | None = None) -> ReadDocument:
+    def read(self, log: Log, key: bytes, partitions: int | None = None) -> VersionDocument:
         """A document as it is now (blocks).
 
         :param partitions: of the documents; None: the log is asked.
@@ -306,7 +306,7 @@ class ViewVersion:
         found = self.read_stored(log, key, partitions)
         return found._replace(document=self.decode_document(key, found.document))
 
-    def read_stored(self, log: Log, key: bytes, partitions: int | None = None) -> ReadDocument:
+    def read_stored(self, log: Log, key: bytes, partitions: int | None = None) -> VersionDocument:
         """A document as it is stored (blocks).
 
         :param partitions: of the documents; None: the log is asked.
@@ -325,11 +325,11 @@ class ViewVersion:
                         found, partition = elsewhere, other
                         break
         checkpoint = self._if_current(log, found.checkpoint)
-        return ReadDocument(found.documents[0], partition, checkpoint)
+        return VersionDocument(found.documents[0], partition, checkpoint)
 
     def read_many(
         self, log: Log, keys: Sequence[bytes], partitions: int | None = None
-    ) -> ReadDocuments:
+    ) -> VersionDocuments:
         """The documents of these keys; those that there are (blocks).
 
         :param partitions: of the documents; None: the log is asked.
@@ -353,11 +353,11 @@ class ViewVersion:
                 document = self.decode_document(key, stored)
                 if document is not None:
                     documents[key] = document
-        return ReadDocuments(list(documents.items()), positions, checkpoints)
+        return VersionDocuments(list(documents.items()), positions, checkpoints)
 
     def scan(
         self, log: Log, start: bytes, end: bytes | None, limit: int, *, with_positions: bool
-    ) -> ReadDocuments:
+    ) -> VersionDocuments:
         """The first documents in the order of their keys, without those that stand still
         (blocks).
 
@@ -381,7 +381,7 @@ class ViewVersion:
         for partition in range(count) if with_positions else ():
             checkpoint = store.checkpoint(collection, partition)
             _add_positions(positions, self.source_positions(partition, checkpoint))
-        return ReadDocuments(documents, positions, {})
+        return VersionDocuments(documents, positions, {})
 
     def decode_document(self, key: bytes, stored: StoredDocument | None) -> Any:
         """A document.

@@ -53,7 +53,7 @@ MAX_SCAN = 10_000
 
 
 class ReadyVersion(NamedTuple):
-    """What is to be read.
+    """The version to read, and what is known of its documents.
 
     :param version: that serves.
     :param partitions: of its documents; None: the log was not asked.

@@ -40,13 +40,13 @@ class PartitionLag(NamedTuple):
 
 
 class LagReport(NamedTuple):
-    """The remaining work."""
+    """How far processors and views are behind."""
 
     partitions: Sequence[PartitionLag]
     views: Sequence[ViewBacklog]
 
 
-def measure_backlog(app: Streams, stats: Stats) -> LagReport:
+def report_lag(app: Streams, stats: Stats) -> LagReport:
     """Ask the log about the app's processors and views; blocks. Figures that it does not give are
     left out."""
     views: list[ViewBacklog] = []
@@ -118,7 +118,7 @@ class LagProbe:
     def _run(self, running: Future[LagReport | None], stats: Stats) -> None:
         found = None
         try:
-            found = measure_backlog(self._app, stats)
+            found = report_lag(self._app, stats)
         except StreamsError as error:  # the app is closing
             logger.debug("backlog: %s", error)
         finally:
