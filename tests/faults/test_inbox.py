@@ -423,10 +423,13 @@ class Stage:
     def _frozen(self, victim: Worker) -> Frozen:
         """Freeze it where nobody else waits for it."""
         ends = time.monotonic() + 2 * STALLED
+        stopped = 0
         while True:
             answer, order = None, b"freeze\n"
             while answer is None:
-                assert time.monotonic() < ends, "it is never frozen where nobody else waits for it"
+                assert time.monotonic() < ends, (
+                    f"{victim.kind} was stopped {stopped} times, never where nobody waits for it"
+                )
                 self.publish_more()
                 answer, order = victim.ask(order, 3), b""
             os.waitpid(victim.process.pid, os.WUNTRACED)  # it has stopped
@@ -434,6 +437,7 @@ class Stage:
             if not is_cut_off and not any(map(is_held, self._files())):
                 return Frozen(*answer)
             victim.process.send_signal(signal.SIGCONT)
+            stopped += 1
 
     def _files(self) -> Iterator[str]:
         if self.books.server is None:
