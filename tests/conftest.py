@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -229,6 +230,15 @@ def _or_skip() -> Generator[None]:
         if CI:
             raise
         pytest.skip(str(missing))
+
+
+@pytest.fixture
+def disk_path(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder beside the tests. ``tmp_path`` may be in memory, of which the doctor warns."""
+    cache = request.config.cache
+    assert cache is not None
+    with tempfile.TemporaryDirectory(dir=cache.mkdir("files")) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

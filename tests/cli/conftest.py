@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -159,15 +158,6 @@ class Shell:
     def write(self, name: str, text: str) -> None:
         """A file in the folder."""
         (self.folder / name).write_text(text)
-
-
-@pytest.fixture
-def disk_path(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder beside the tests. ``tmp_path`` may be in memory, of which the doctor warns."""
-    cache = request.config.cache
-    assert cache is not None
-    with tempfile.TemporaryDirectory(dir=cache.mkdir("files")) as folder:
-        yield Path(folder)
 
 
 @pytest.fixture
