@@ -9,6 +9,7 @@ several times a second, so that a worker that thaws comes upon purged ones.
 It takes orders on stdin, a line each, and ends when that does. ``freeze``: at the next message that
 it is about to record, it says on stdout what the inbox calls that one (:class:`Frozen`) and stops
 itself by SIGSTOP. ``below``: it says how many messages were refused by their partition's mark.
+``topics``: it says the topic of each partition that it owns.
 """
 
 from __future__ import annotations
@@ -294,6 +295,9 @@ def _obey(freezer: Freezer, inbox: Inbox) -> None:
                 freezer.armed.set()
             elif order == b"below\n":
                 say(inbox.stats.below_mark)
+            elif order == b"topics\n":
+                partitions = inbox.partitions
+                say([each.topic for each in partitions.owned() if partitions.is_owned(each)])
     os._exit(1)
 
 

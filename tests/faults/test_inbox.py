@@ -205,6 +205,12 @@ class Worker:
         assert isinstance(found, int), "a worker does not answer"
         return found
 
+    def owns(self, topic: str) -> bool:
+        """Whether it has a partition of a topic."""
+        found = self.ask(b"topics\n", 60)
+        assert isinstance(found, list), "a worker does not answer"
+        return topic in found
+
     def close(self, signum: int | None = None, seconds: float = 90) -> None:
         """Wait until it has ended; first it is sent a signal, if one is given."""
         if signum is not None:
@@ -247,7 +253,10 @@ class Fleet:
 
     def kill(self, random: Random) -> None:
         """``kill -9``, and another in its place."""
-        victim = random.choice(self.workers)
+        self.replace(random.choice(self.workers))
+
+    def replace(self, victim: Worker) -> None:
+        """``kill -9`` this one, and start another in its place."""
         self.workers.remove(victim)
         victim.close(signal.SIGKILL)
         self.start(victim.kind)
@@ -404,7 +413,7 @@ class Stage:
     def freeze(self) -> None:
         """Freeze one as it is about to record a message, until the message's row was purged."""
         plain = [each for each in self.fleet.workers if each.has_plain_handlers]
-        victim = self.random.choice(plain if self.frozen % 2 == 0 else self.fleet.workers)
+        victim = self._owner(plain if self.frozen % 2 == 0 else self.fleet.workers)
         before = victim.refused()
         frozen = self._frozen(victim)
         until(lambda: self._is_purged(frozen), 60, "it is handled by another one, and purged")
@@ -415,6 +424,20 @@ class Stage:
             self.refused += 1
         # An async handler is cancelled when its partition is lost: whether it is refused before
         # that is chance.
+
+    def _owner(self, workers: Sequence[Worker]) -> Worker:
+        """One of these that has a partition of the topic. Others have one of the retry topic alone:
+        if all of these do, partitions are moved by killing another worker."""
+        others = [each for each in self.fleet.workers if each not in workers]
+
+        def owners() -> list[Worker] | None:
+            return [each for each in workers if each.owns(self.topic)] or None
+
+        while True:
+            with suppress(TimeoutError):
+                return self.random.choice(until(owners, 30, "one has a partition"))
+            assert others, "no worker has a partition"
+            self.fleet.replace(others.pop())
 
     def _is_purged(self, frozen: Frozen) -> bool:
         self.fleet.check()
