@@ -24,6 +24,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -413,10 +414,16 @@ class Stage:
     def freeze(self) -> None:
         """Freeze one as it is about to record a message, until the message's row was purged."""
         plain = [each for each in self.fleet.workers if each.has_plain_handlers]
-        victim = self._owner(plain if self.frozen % 2 == 0 else self.fleet.workers)
-        before = victim.refused()
-        frozen = self._frozen(victim)
-        until(lambda: self._is_purged(frozen), 60, "it is handled by another one, and purged")
+        while True:
+            victim = self._owner(plain if self.frozen % 2 == 0 else self.fleet.workers)
+            before = victim.refused()
+            frozen = self._frozen(victim)
+            fate = until(
+                partial(self._fate, victim, frozen), 60, "it is handled by another one, and purged"
+            )
+            if fate == "purged":
+                break
+            victim.process.send_signal(signal.SIGCONT)
         victim.process.send_signal(signal.SIGCONT)
         self.frozen += 1
         if victim.has_plain_handlers:
@@ -439,9 +446,13 @@ class Stage:
             assert others, "no worker has a partition"
             self.fleet.replace(others.pop())
 
-    def _is_purged(self, frozen: Frozen) -> bool:
+    def _fate(self, victim: Worker, frozen: Frozen) -> str | None:
+        """What became of a message at which a worker is frozen. The server may notice late that a
+        statement of the worker is cut off."""
         self.fleet.check()
-        return self.books.is_purged(frozen)
+        if self.books.is_purged(frozen):
+            return "purged"
+        return "cut off" if self.books.is_cut_off(victim.process.pid) else None
 
     def _frozen(self, victim: Worker) -> Frozen:
         """Freeze it where nobody else waits for it."""
