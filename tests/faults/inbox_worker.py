@@ -8,8 +8,9 @@ several times a second, so that a worker that thaws comes upon purged ones.
 
 It takes orders on stdin, a line each, and ends when that does. ``freeze``: at the next message that
 it is about to record, it says on stdout what the inbox calls that one (:class:`Frozen`) and stops
-itself by SIGSTOP. ``below``: it says how many messages were refused by their partition's mark.
-``topics``: it says the topic of each partition that it owns.
+itself by SIGSTOP. ``disarm``: it does not do that any more, and says so, unless it has. ``below``:
+it says how many messages were refused by their partition's mark. ``topics``: it says the topic of
+each partition that it owns.
 """
 
 from __future__ import annotations
@@ -267,6 +268,13 @@ class Freezer:
 
             vars(handling)["take"] = take_or_stop
 
+    def disarm(self) -> bool:
+        """Stop at no message; whether it was still to stop at one."""
+        with self._turn:
+            was_armed = self.armed.is_set()
+            self.armed.clear()
+            return was_armed
+
     def _at(self, entries: Sequence[Entry]) -> None:
         entry = entries[0]
         if not self.armed.is_set() or entry.redrive:
@@ -293,6 +301,9 @@ def _obey(freezer: Freezer, inbox: Inbox) -> None:
         for order in orders:
             if order == b"freeze\n":
                 freezer.armed.set()
+            elif order == b"disarm\n":
+                if freezer.disarm():
+                    say("disarmed")
             elif order == b"below\n":
                 say(inbox.stats.below_mark)
             elif order == b"topics\n":

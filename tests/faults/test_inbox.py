@@ -414,16 +414,20 @@ class Stage:
     def freeze(self) -> None:
         """Freeze one as it is about to record a message, until the message's row was purged."""
         plain = [each for each in self.fleet.workers if each.has_plain_handlers]
-        while True:
+        ends = time.monotonic() + 5 * STALLED
+        fate = ""
+        while fate != "purged":
+            assert time.monotonic() < ends, "no worker is frozen until its message is purged"
             victim = self._owner(plain if self.frozen % 2 == 0 else self.fleet.workers)
             before = victim.refused()
             frozen = self._frozen(victim)
+            if frozen is None:
+                continue
             fate = until(
                 partial(self._fate, victim, frozen), 60, "it is handled by another one, and purged"
             )
-            if fate == "purged":
-                break
-            victim.process.send_signal(signal.SIGCONT)
+            if fate != "purged":
+                victim.process.send_signal(signal.SIGCONT)
         victim.process.send_signal(signal.SIGCONT)
         self.frozen += 1
         if victim.has_plain_handlers:
@@ -454,24 +458,32 @@ class Stage:
             return "purged"
         return "cut off" if self.books.is_cut_off(victim.process.pid) else None
 
-    def _frozen(self, victim: Worker) -> Frozen:
-        """Freeze it where nobody else waits for it."""
+    def _frozen(self, victim: Worker) -> Frozen | None:
+        """Freeze it where nobody else waits for it; None: it is handed nothing, as its partition
+        has moved."""
         ends = time.monotonic() + 2 * STALLED
-        stopped = 0
         while True:
-            answer, order = None, b"freeze\n"
-            while answer is None:
-                assert time.monotonic() < ends, (
-                    f"{victim.kind} was stopped {stopped} times, never where nobody waits for it"
-                )
-                self.publish_more()
-                answer, order = victim.ask(order, 3), b""
+            answer = self._stopped_at(victim)
+            if answer is None:
+                return None
             os.waitpid(victim.process.pid, os.WUNTRACED)  # it has stopped
             is_cut_off = self.books.is_cut_off(victim.process.pid)
             if not is_cut_off and not any(map(is_held, self._files())):
-                return Frozen(*answer)
+                return answer
             victim.process.send_signal(signal.SIGCONT)
-            stopped += 1
+            assert time.monotonic() < ends, "it is never frozen where nobody else waits for it"
+
+    def _stopped_at(self, victim: Worker) -> Frozen | None:
+        """The message at which a worker stops, if it comes to one soon."""
+        order = b"freeze\n"
+        for _ in range(10):
+            self.publish_more()
+            answer = victim.ask(order, 3)
+            if answer is not None:
+                return Frozen(*answer)
+            order = b""
+        answer = victim.ask(b"disarm\n", 60)
+        return None if answer == "disarmed" else Frozen(*answer)
 
     def _files(self) -> Iterator[str]:
         if self.books.server is None:
